@@ -1,0 +1,140 @@
+//! Every limit of the product in one place, each with its reason. Relations between limits are
+//! proven at compile time at the end of the file.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+// ---- what a client may send (CONTRACT.md) ----
+
+/// Largest request body after decompression: OTLP's own default.
+pub const MAX_BODY_BYTES: usize = 64 * MIB;
+/// Largest single event: far above telemetry's needs, far below what a record may hold.
+pub const MAX_EVENT_BYTES: usize = MIB;
+/// Most events in one request: one record's row index has 16 bits.
+pub const MAX_EVENTS_PER_REQUEST: usize = 65_536;
+/// Deepest nesting of one event: deeper is an attack on recursive readers, not telemetry.
+pub const MAX_JSON_DEPTH: usize = 32;
+/// Most members of one event, its map fields included.
+pub const MAX_EVENT_MEMBERS: usize = 4_096;
+/// Longest `Idempotency-Key`.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
+/// Row errors told to the client; the rest are counted in `errors_omitted`.
+pub const MAX_ROW_ERRORS: usize = 100;
+/// Most (table, ClickHouse partition) pairs of one request: each pair is one more insert.
+pub const MAX_PARTITIONS_PER_REQUEST: usize = 24;
+/// Most bytes of a client's text quoted back in an error message.
+pub const MAX_QUOTED_BYTES: usize = 120;
+
+// ---- the edge ----
+
+/// Body bytes (decompressed) that all requests of one edge may hold at once.
+pub const EDGE_BODY_BYTES: usize = 256 * MIB;
+/// Of these, what one tenant may hold: one burst cannot take all.
+pub const EDGE_TENANT_BODY_BYTES: usize = 128 * MIB;
+/// How long a request may wait in the edge's queue for a normalizer that said 429.
+pub const EDGE_QUEUE_DEADLINE: Duration = Duration::from_millis(1_000);
+/// How long an edge waits for the normalizer's answer once the request was passed on.
+pub const EDGE_FORWARD_DEADLINE: Duration = Duration::from_secs(30);
+/// From the first byte of a request head to its last.
+pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two pieces of a body.
+pub const BODY_IDLE_DEADLINE: Duration = Duration::from_secs(10);
+/// From the head to the body's end.
+pub const BODY_TOTAL_DEADLINE: Duration = Duration::from_secs(60);
+/// Connections of one public listener.
+pub const MAX_CONNECTIONS: usize = 10_000;
+/// HTTP/2 streams of one connection.
+pub const MAX_H2_STREAMS: u32 = 256;
+/// Bytes of a request head.
+pub const MAX_HEADER_BYTES: usize = 32 * KIB;
+/// Bytes read and dropped after an early refusal, so that the client sees the answer.
+pub const REFUSAL_DRAIN_BYTES: usize = 64 * KIB;
+/// How long such a drain may take.
+pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
+
+// ---- intake and the log ----
+
+/// Body bytes that one normalizer parses at once; over it the edge is answered 429.
+pub const INTAKE_BYTES: usize = 256 * MIB;
+/// Column bytes waiting for the log writer; over it the edge is answered 429.
+pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
+/// Rows of one record: the row index has 16 bits.
+pub const MAX_RECORD_ROWS: usize = 65_536;
+/// Bytes of one record: Kafka's default message limit is 1 MiB, headers included.
+pub const MAX_RECORD_BYTES: usize = 900 * KIB;
+/// Column bytes (before compression) at which a request's rows are cut into records; half of the
+/// record limit leaves room for columns that do not compress and for keys.
+pub const TARGET_RECORD_BYTES: usize = 448 * KIB;
+/// Bytes written by one group commit before its fsync.
+pub const GROUP_COMMIT_BYTES: usize = 8 * MIB;
+/// One segment file of the embedded log.
+pub const SEGMENT_BYTES: usize = 64 * MIB;
+/// Newest durable records kept in memory for the reader that follows the tail.
+pub const TAIL_CACHE_BYTES: usize = 64 * MIB;
+/// `log.reserve` where the config is silent: 5 % of the volume within these bounds (R5).
+pub const LOG_RESERVE_MIN: u64 = 512 * MIB as u64;
+/// Upper bound of the default reserve.
+pub const LOG_RESERVE_MAX: u64 = 4096 * MIB as u64;
+/// The watermark closes at 100 % of `log.max_bytes` and reopens at this percentage.
+pub const WATERMARK_REOPEN_PERCENT: u64 = 80;
+
+// ---- dedup ----
+
+/// Keys of the active bucket before it rotates (R8).
+pub const ACTIVE_BUCKET_KEYS: usize = 4_000_000;
+/// Sealed buckets probed for one key at most; more are merged (R8).
+pub const MAX_SEALED_BUCKETS: usize = 6;
+/// Longest dedup window of a dataset.
+pub const MAX_DEDUP_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long an event identified only by its request is remembered (R3).
+pub const REQUEST_WINDOW: Duration = Duration::from_secs(15 * 60);
+
+// ---- ranges and the sink-writer ----
+
+/// Rows of one sub-batch (R12): one ClickHouse block.
+pub const MAX_BLOCK_ROWS: usize = 500_000;
+/// Bytes of one sub-batch's block (R12).
+pub const MAX_BLOCK_BYTES: usize = 64 * MIB;
+/// Sub-batches of one range: the intent that names them has preallocated room.
+pub const MAX_SUB_BATCHES: usize = 256;
+/// Record bytes that calls to one sink-writer may hold at once; over it 429.
+pub const SINK_CALL_BYTES: usize = 256 * MIB;
+/// First time-out of an insert; it doubles with each attempt (R12).
+pub const INSERT_DEADLINE: Duration = Duration::from_secs(60);
+/// Last time-out of an insert.
+pub const INSERT_DEADLINE_MAX: Duration = Duration::from_secs(600);
+/// Blocks whose tokens our tables remember (R12).
+pub const TOKEN_WINDOW_BLOCKS: u32 = 10_000;
+/// One range in so many is verified though its answer was clean (R14).
+pub const VERIFY_ONE_IN: u64 = 1_000;
+/// Back-off after a range that could not be settled: first wait.
+pub const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// Back-off after a range that could not be settled: last wait.
+pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+// ---- processes ----
+
+/// From SIGTERM to the end: what was taken is finished within it, then the process exits.
+pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
+/// Largest answer read from an inner hop or from ClickHouse.
+pub const MAX_INNER_ANSWER_BYTES: usize = 4 * MIB;
+/// Largest config file.
+pub const MAX_CONFIG_BYTES: usize = 4 * MIB;
+
+const _: () = {
+    assert!(MAX_EVENTS_PER_REQUEST <= MAX_RECORD_ROWS);
+    assert!(MAX_RECORD_ROWS <= 1 << 16);
+    assert!(TARGET_RECORD_BYTES * 2 <= MAX_RECORD_BYTES);
+    assert!(EDGE_TENANT_BODY_BYTES <= EDGE_BODY_BYTES);
+    assert!(MAX_BODY_BYTES <= EDGE_TENANT_BODY_BYTES);
+    assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
+    assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
+    assert!(MAX_RECORD_BYTES * 4 <= GROUP_COMMIT_BYTES);
+    assert!(GROUP_COMMIT_BYTES + MAX_RECORD_BYTES <= SEGMENT_BYTES);
+    assert!(MAX_RECORD_ROWS <= MAX_BLOCK_ROWS);
+    assert!(MAX_BLOCK_BYTES * 2 <= SINK_CALL_BYTES);
+    assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);
+    assert!(WATERMARK_REOPEN_PERCENT < 100);
+};
