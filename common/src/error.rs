@@ -1,0 +1,60 @@
+//! Errors as a client sees them: RFC 9457 problem documents.
+
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// One refusal: what is wrong, machine-readable, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    status: u16,
+    /// Stable, machine-readable: `unknown_dataset`, `unsupported_media_type`, …
+    pub code: Cow<'static, str>,
+    /// What is wrong here and what to do, for a person.
+    pub detail: String,
+}
+
+impl Problem {
+    /// A refusal with `status`.
+    #[must_use]
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status: status.as_u16(), code: Cow::Borrowed(code), detail: detail.into() }
+    }
+
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// The document's body.
+    #[must_use]
+    pub fn to_json(&self, request_id: &str) -> Vec<u8> {
+        let title = self.status().canonical_reason().unwrap_or("Error");
+        serde_json::json!({
+            "type": format!("urn:sluice:problem:{}", self.code),
+            "title": title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+        })
+        .to_string()
+        .into_bytes()
+    }
+}
+
+/// An error with its causes, on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let part = next.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = next.source();
+    }
+    text
+}

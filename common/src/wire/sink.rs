@@ -1,0 +1,259 @@
+//! normalizer.pump → sink-writer: one call names a range, its sub-batches, the attempt and the
+//! deadline, and ends in one verdict a sub-batch (R13).
+
+use super::transport::{Answer, BadMessage, Call, Failure};
+use crate::fates::Fates;
+use crate::ids::{LogId, Name, Offset};
+use crate::limits::SINK_CALL_BYTES;
+use crate::record::{self, Record};
+use crate::trace::TraceContext;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Record offsets `[a, b)` of one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Range {
+    pub a: Offset,
+    pub b: Offset,
+}
+
+/// One sub-batch of a range: the rows of one table's ClickHouse partition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SubKey {
+    pub table: Name,
+    /// ClickHouse's `_partition_id`; `all` for a table without partitions.
+    pub part: String,
+}
+
+/// A sub-batch to work on, and the generation of its token (R14).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubTask {
+    pub sub: SubKey,
+    pub generation: u32,
+}
+
+/// What to do with each sub-batch, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steps {
+    pub verify_first: bool,
+    pub insert: bool,
+    pub verify_after: bool,
+}
+
+impl Steps {
+    /// A first attempt by the process that declared the range: a clean answer is proof.
+    pub const FIRST: Self = Self { verify_first: false, insert: true, verify_after: false };
+    /// A first attempt whose clean answer is verified all the same.
+    pub const FIRST_VERIFIED: Self = Self { verify_first: false, insert: true, verify_after: true };
+    /// Any later attempt.
+    pub const AGAIN: Self = Self { verify_first: true, insert: true, verify_after: true };
+}
+
+/// One record of a range with what dedup decided of its rows.
+#[derive(Debug, Clone)]
+pub struct RangeRecord {
+    pub record: Record,
+    pub fates: Fates,
+}
+
+/// A range to be written.
+#[derive(Debug, Clone)]
+pub struct SinkCall {
+    pub log: LogId,
+    pub partition: u16,
+    pub range: Range,
+    /// From 1; told for logs and time-outs, no decision hangs on it.
+    pub attempt: u32,
+    pub timeout: Duration,
+    pub steps: Steps,
+    /// `None`: all sub-batches of the range, at generation 0.
+    pub tasks: Option<Vec<SubTask>>,
+    pub records: Vec<RangeRecord>,
+    pub trace: TraceContext,
+}
+
+/// What became of one sub-batch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// All rows are there: proven, or a clean answer to a first attempt.
+    Done,
+    /// The insert was answered clean, and verification then found none of the rows: the token is
+    /// poisoned (a crash left its record without its part).
+    CleanButNone,
+    /// Verified: none of the rows are there. No insert was asked for.
+    NoneThere,
+    /// Verified: some rows are there, some are not.
+    Between { found: u64 },
+    /// The server, or the sink-writer before it, refused the rows, and none are there.
+    Refused { code: u32, message: String },
+    /// Nothing can be said.
+    Unknown { reason: String },
+}
+
+/// One sub-batch's report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubReport {
+    pub sub: SubKey,
+    pub rows: u64,
+    /// Wrapping sum of `_src_o`.
+    pub sum_o: u64,
+    /// Wrapping sum of `_src_o * _src_o`.
+    pub sum_o2: u64,
+    pub verdict: Verdict,
+}
+
+/// Is there any row of this log and partition at or past `from_o`, in any of these tables (R19)?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Horizon {
+    pub log: LogId,
+    pub partition: u16,
+    pub from_o: u64,
+    pub tables: Vec<Name>,
+    pub timeout: Duration,
+}
+
+/// All that the sink-writer is asked.
+#[derive(Debug, Clone)]
+pub enum SinkRequest {
+    Write(SinkCall),
+    Horizon(Horizon),
+}
+
+/// All that it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SinkReply {
+    Wrote(Vec<SubReport>),
+    /// The highest `_src_o` at or past the one asked for, by table; absent where there is none.
+    Horizon(Vec<(Name, u64)>),
+    /// Over its byte budget; nothing was begun. Over HTTP: 429.
+    Busy { retry_after_ms: u64 },
+    /// The call could not be carried out; what was begun is unknown.
+    Failed { reason: String },
+}
+
+impl From<Failure> for SinkReply {
+    fn from(failure: Failure) -> Self {
+        Self::Failed { reason: failure.reason }
+    }
+}
+
+impl Answer for SinkReply {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Wrote(_) | Self::Horizon(_) => StatusCode::OK,
+            Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Failed { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// The JSON head of a call's body; the records' frames follow it.
+#[derive(Debug, Serialize, Deserialize)]
+enum Head {
+    Write {
+        log: LogId,
+        partition: u16,
+        range: Range,
+        attempt: u32,
+        steps: Steps,
+        tasks: Option<Vec<SubTask>>,
+        fates: Vec<Fates>,
+    },
+    Horizon(Horizon),
+}
+
+impl SinkCall {
+    /// Bytes of the records that the call holds.
+    #[must_use]
+    pub fn record_bytes(&self) -> usize {
+        self.records.iter().map(|one| one.record.frame().len()).sum()
+    }
+}
+
+impl Call for SinkRequest {
+    const PATH: &'static str = "/internal/v1/sink";
+    const MAX_BODY_BYTES: usize = SINK_CALL_BYTES;
+    type Reply = SinkReply;
+
+    fn timeout(&self) -> Duration {
+        match self {
+            Self::Write(call) => call.timeout,
+            Self::Horizon(horizon) => horizon.timeout,
+        }
+    }
+
+    fn trace(&self) -> TraceContext {
+        match self {
+            Self::Write(call) => call.trace,
+            Self::Horizon(_) => TraceContext::default(),
+        }
+    }
+
+    fn into_parts(self, _headers: &mut HeaderMap) -> Bytes {
+        let (head, records) = match self {
+            Self::Write(call) => split_call(call),
+            Self::Horizon(horizon) => (Head::Horizon(horizon), Vec::new()),
+        };
+        let head = serde_json::to_vec(&head).expect("the head has no map with other keys than text");
+        let frames: usize = records.iter().map(|record| record.frame().len()).sum();
+        let mut body = BytesMut::with_capacity(4 + head.len() + frames);
+        body.put_u32_le(u32::try_from(head.len()).expect("the head is under 4 GiB"));
+        body.put_slice(&head);
+        records.iter().for_each(|record| body.put_slice(record.frame()));
+        body.freeze()
+    }
+
+    fn from_parts(headers: &HeaderMap, timeout: Duration, body: Bytes) -> Result<Self, BadMessage> {
+        let (head, mut rest) = split_head(&body)?;
+        match head {
+            Head::Horizon(mut horizon) => {
+                horizon.timeout = timeout;
+                Ok(Self::Horizon(horizon))
+            }
+            Head::Write { log, partition, range, attempt, steps, tasks, fates } => {
+                let mut records = Vec::with_capacity(fates.len());
+                for fates in fates {
+                    let record = take_record(&mut rest)?;
+                    if fates.rows() != record.rows() || !fates.is_sound() {
+                        return Err(BadMessage("fates do not match their record".into()));
+                    }
+                    records.push(RangeRecord { record, fates });
+                }
+                let trace = TraceContext::from_headers(headers);
+                Ok(Self::Write(SinkCall {
+                    log,
+                    partition,
+                    range,
+                    attempt,
+                    timeout,
+                    steps,
+                    tasks,
+                    records,
+                    trace,
+                }))
+            }
+        }
+    }
+}
+
+fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
+    let SinkCall { log, partition, range, attempt, steps, tasks, records, .. } = call;
+    let (records, fates) = records.into_iter().map(|one| (one.record, one.fates)).unzip();
+    (Head::Write { log, partition, range, attempt, steps, tasks, fates }, records)
+}
+
+fn split_head(body: &Bytes) -> Result<(Head, Bytes), BadMessage> {
+    let length = body.first_chunk().map(|word| u32::from_le_bytes(*word) as usize);
+    let head = length.and_then(|length| body.get(4..4 + length));
+    let head = head.ok_or_else(|| BadMessage("the head is cut short".into()))?;
+    let parsed = serde_json::from_slice(head).map_err(|error| BadMessage(error.to_string()))?;
+    Ok((parsed, body.slice(4 + head.len()..)))
+}
+
+fn take_record(rest: &mut Bytes) -> Result<Record, BadMessage> {
+    let record = Record::read(rest).map_err(|error: record::BadRecord| BadMessage(error.to_string()))?;
+    *rest = rest.slice(record.frame().len()..);
+    Ok(record)
+}
