@@ -26,9 +26,9 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now_ms(&self) -> UnixMs {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| {
+            u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+        })
     }
 }
 
@@ -73,6 +73,8 @@ impl OffsetClock {
 
 impl Clock for OffsetClock {
     fn now_ms(&self) -> UnixMs {
-        SystemClock.now_ms().saturating_add_signed(self.0.load(Ordering::SeqCst))
+        SystemClock
+            .now_ms()
+            .saturating_add_signed(self.0.load(Ordering::SeqCst))
     }
 }

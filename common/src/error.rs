@@ -18,7 +18,11 @@ impl Problem {
     /// A refusal with `status`.
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status: status.as_u16(), code: Cow::Borrowed(code), detail: detail.into() }
+        Self {
+            status: status.as_u16(),
+            code: Cow::Borrowed(code),
+            detail: detail.into(),
+        }
     }
 
     /// The HTTP status.

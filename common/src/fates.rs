@@ -85,8 +85,13 @@ impl Fates {
     pub fn is_sound(&self) -> bool {
         let ascending = |list: &[u16]| list.windows(2).all(|pair| pair[0] < pair[1]);
         let inside = |list: &[u16]| list.last().is_none_or(|last| u32::from(*last) < self.rows);
-        [&self.dropped, &self.conflicts].iter().all(|list| ascending(list) && inside(list))
-            && self.conflicts.iter().all(|row| self.dropped.binary_search(row).is_err())
+        [&self.dropped, &self.conflicts]
+            .iter()
+            .all(|list| ascending(list) && inside(list))
+            && self
+                .conflicts
+                .iter()
+                .all(|row| self.dropped.binary_search(row).is_err())
     }
 }
 
@@ -101,9 +106,14 @@ mod tests {
     #[test]
     fn each_row_has_one_fate() {
         let mut fates = Fates::new();
-        [Fate::Keep, Fate::Drop, Fate::Conflict, Fate::Keep].into_iter().for_each(|fate| fates.push(fate));
+        [Fate::Keep, Fate::Drop, Fate::Conflict, Fate::Keep]
+            .into_iter()
+            .for_each(|fate| fates.push(fate));
         assert_eq!((fates.rows(), fates.kept()), (4, 2));
-        assert_eq!([0, 1, 2, 3].map(|row| fates.of(row)), [Fate::Keep, Fate::Drop, Fate::Conflict, Fate::Keep]);
+        assert_eq!(
+            [0, 1, 2, 3].map(|row| fates.of(row)),
+            [Fate::Keep, Fate::Drop, Fate::Conflict, Fate::Keep]
+        );
         assert!(fates.is_sound());
     }
 }

@@ -1,6 +1,7 @@
 //! What all services share. Knows no service.
 
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod fates;
 pub mod ids;

@@ -169,15 +169,22 @@ impl RecordContent {
     /// Where the content breaks the limits of a record: whoever built it had to keep them.
     pub fn write(&self, place: Placement, out: &mut Vec<u8>) {
         let frame = self.frame_bytes();
-        assert!(self.rows() <= MAX_RECORD_ROWS && frame <= MAX_FRAME_BYTES, "record over its limits");
+        assert!(
+            self.rows() <= MAX_RECORD_ROWS && frame <= MAX_FRAME_BYTES,
+            "record over its limits"
+        );
         assert!(self.fingerprints.is_empty() || self.fingerprints.len() == self.rows());
         let start = out.len();
         out.reserve(frame);
         self.write_header(place, frame, out);
         out.extend_from_slice(&self.meta);
         self.spans.iter().for_each(|span| write_span(span, out));
-        self.keys.iter().for_each(|key| out.extend_from_slice(&key.to_le_bytes()));
-        self.fingerprints.iter().for_each(|print| out.extend_from_slice(&print.to_le_bytes()));
+        self.keys
+            .iter()
+            .for_each(|key| out.extend_from_slice(&key.to_le_bytes()));
+        self.fingerprints
+            .iter()
+            .for_each(|print| out.extend_from_slice(&print.to_le_bytes()));
         out.extend_from_slice(&self.body);
         out.resize(start + frame, 0);
         let crc = crc32c::crc32c(&out[start + 12..]);
@@ -185,7 +192,11 @@ impl RecordContent {
     }
 
     fn write_header(&self, place: Placement, frame: usize, out: &mut Vec<u8>) {
-        let flags = if self.fingerprints.is_empty() { 0 } else { FLAG_FINGERPRINTS };
+        let flags = if self.fingerprints.is_empty() {
+            0
+        } else {
+            FLAG_FINGERPRINTS
+        };
         out.extend_from_slice(&MAGIC.to_le_bytes());
         out.extend_from_slice(&as_u32(frame).to_le_bytes());
         out.extend_from_slice(&[0; 4]);
@@ -194,7 +205,12 @@ impl RecordContent {
         for word in [place.log.0, place.offset, place.append_ms, place.durable_below] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        for length in [self.keys.len(), self.meta.len(), self.spans.len(), self.body.len()] {
+        for length in [
+            self.keys.len(),
+            self.meta.len(),
+            self.spans.len(),
+            self.body.len(),
+        ] {
             out.extend_from_slice(&as_u32(length).to_le_bytes());
         }
     }
@@ -219,7 +235,10 @@ fn write_span(span: &RequestSpan, out: &mut Vec<u8>) {
 /// [`BadRecord`] where no frame can begin here.
 pub fn frame_length(bytes: &[u8]) -> Result<usize, BadRecord> {
     if bytes.len() < 8 {
-        return Err(BadRecord::Short { have: bytes.len(), need: HEADER_BYTES });
+        return Err(BadRecord::Short {
+            have: bytes.len(),
+            need: HEADER_BYTES,
+        });
     }
     let magic = u32_at(bytes, 0);
     if magic != MAGIC {
@@ -240,7 +259,10 @@ impl Record {
     pub fn read(bytes: &Bytes) -> Result<Self, BadRecord> {
         let length = frame_length(bytes)?;
         if bytes.len() < length {
-            return Err(BadRecord::Short { have: bytes.len(), need: length });
+            return Err(BadRecord::Short {
+                have: bytes.len(),
+                need: length,
+            });
         }
         let frame = bytes.slice(..length);
         let (expected, found) = (u32_at(&frame, 8), crc32c::crc32c(&frame[12..]));
@@ -257,7 +279,11 @@ impl Record {
     fn from_checked(frame: Bytes) -> Result<Self, BadRecord> {
         let rows = u32_at(&frame, 48);
         let flags = u16::from_le_bytes([frame[14], frame[15]]);
-        let prints = if flags & FLAG_FINGERPRINTS == 0 { 0 } else { rows as usize };
+        let prints = if flags & FLAG_FINGERPRINTS == 0 {
+            0
+        } else {
+            rows as usize
+        };
         let spans = HEADER_BYTES + u32_at(&frame, 52) as usize;
         let keys = spans + u32_at(&frame, 56) as usize * SPAN_BYTES;
         let fingerprints = keys + rows as usize * 16;
@@ -274,7 +300,19 @@ impl Record {
             append_ms: u64_at(&frame, 32),
             durable_below: u64_at(&frame, 40),
         };
-        Ok(Self { place, meta, rows, layout: Layout { spans, keys, fingerprints, body, end }, frame })
+        Ok(Self {
+            place,
+            meta,
+            rows,
+            layout: Layout {
+                spans,
+                keys,
+                fingerprints,
+                body,
+                end,
+            },
+            frame,
+        })
     }
 
     /// Rows of the record.
@@ -292,7 +330,8 @@ impl Record {
     /// The key hash of each row, in row order.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = u128> + '_ {
         let keys = &self.frame[self.layout.keys..self.layout.fingerprints];
-        keys.chunks_exact(16).map(|key| u128::from_le_bytes(key.try_into().unwrap_or_default()))
+        keys.chunks_exact(16)
+            .map(|key| u128::from_le_bytes(key.try_into().unwrap_or_default()))
     }
 
     /// The content fingerprint of each row; empty unless the identity is an `Idempotency-Key`.
@@ -309,7 +348,9 @@ impl Record {
 
     /// The requests whose rows these are.
     pub fn spans(&self) -> impl ExactSizeIterator<Item = RequestSpan> + '_ {
-        self.frame[self.layout.spans..self.layout.keys].chunks_exact(SPAN_BYTES).map(read_span)
+        self.frame[self.layout.spans..self.layout.keys]
+            .chunks_exact(SPAN_BYTES)
+            .map(read_span)
     }
 }
 
@@ -380,7 +421,12 @@ mod tests {
     }
 
     fn place() -> Placement {
-        Placement { log: LogId(9), offset: 5, append_ms: 1_700_000_000_000, durable_below: 4 }
+        Placement {
+            log: LogId(9),
+            offset: 5,
+            append_ms: 1_700_000_000_000,
+            durable_below: 4,
+        }
     }
 
     proptest! {
@@ -426,7 +472,11 @@ mod tests {
         assert_eq!(out.len() % 8, 0);
         assert_eq!(u64_at(&out, 16), 9);
         assert_eq!(u64_at(&out, 24), 5);
-        assert_eq!(crc32c::crc32c(&out), GOLDEN, "the bytes on disk changed: bump the layout version");
+        assert_eq!(
+            crc32c::crc32c(&out),
+            GOLDEN,
+            "the bytes on disk changed: bump the layout version"
+        );
     }
 
     const GOLDEN: u32 = 3_245_468_385;

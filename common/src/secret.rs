@@ -28,7 +28,8 @@ impl Secret {
     /// Never for a secret that config validation let through: it checks that it is visible ASCII.
     #[must_use]
     pub fn bearer(&self) -> HeaderValue {
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", self.0)).expect("checked when it was read");
+        let mut value =
+            HeaderValue::from_str(&format!("Bearer {}", self.0)).expect("checked when it was read");
         value.set_sensitive(true);
         value
     }
@@ -36,8 +37,12 @@ impl Secret {
     /// Whether the request carries this secret as its bearer token; compared in constant time.
     #[must_use]
     pub fn admits(&self, headers: &HeaderMap) -> bool {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let given = given
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .unwrap_or_default();
         given.as_bytes().ct_eq(self.0.as_bytes()).into()
     }
 }

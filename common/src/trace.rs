@@ -28,7 +28,9 @@ impl TraceContext {
         let mut parts = text.split('-');
         let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let sizes = version.len() == 2 && trace.len() == 32 && span.len() == 16 && flags.len() == 2;
-        let lower = text.bytes().all(|c| c == b'-' || c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+        let lower = text
+            .bytes()
+            .all(|c| c == b'-' || c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
         let extra = parts.next().is_some();
         if !sizes || !lower || version == "ff" || (version == "00" && extra) {
             return None;
@@ -52,7 +54,12 @@ impl TraceContext {
         if !self.is_some() {
             return;
         }
-        let text = format!("00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled));
+        let text = format!(
+            "00-{:032x}-{:016x}-{:02x}",
+            self.trace_id,
+            self.span_id,
+            u8::from(self.sampled)
+        );
         if let Ok(value) = HeaderValue::from_str(&text) {
             headers.insert(TRACEPARENT, value);
         }
@@ -75,9 +82,14 @@ mod tests {
 
     #[test]
     fn a_malformed_traceparent_is_no_context() {
-        for bad in ["", "00", "00-0-0-0", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        for bad in [
+            "",
+            "00",
+            "00-0-0-0",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01"] {
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+        ] {
             assert_eq!(TraceContext::parse(bad), None, "{bad}");
         }
     }

@@ -66,12 +66,20 @@ pub enum IntakeReply {
     /// No room now; nothing was taken. Over HTTP: 429.
     Busy { reason: String, retry_after_ms: u64 },
     /// It cannot be said, or cannot be done. `unknown`: something may have been appended.
-    Unavailable { unknown: bool, reason: String, retry_after_ms: u64 },
+    Unavailable {
+        unknown: bool,
+        reason: String,
+        retry_after_ms: u64,
+    },
 }
 
 impl From<Failure> for IntakeReply {
     fn from(failure: Failure) -> Self {
-        Self::Unavailable { unknown: failure.maybe_sent, reason: failure.reason, retry_after_ms: 1_000 }
+        Self::Unavailable {
+            unknown: failure.maybe_sent,
+            reason: failure.reason,
+            retry_after_ms: 1_000,
+        }
     }
 }
 
@@ -111,7 +119,9 @@ impl Call for IntakeRequest {
     }
 
     fn from_parts(headers: &HeaderMap, timeout: Duration, body: Bytes) -> Result<Self, BadMessage> {
-        let key = headers.get(KEY).map(|key| hex::decode(key).ok().and_then(|key| String::from_utf8(key).ok()));
+        let key = headers
+            .get(KEY)
+            .map(|key| hex::decode(key).ok().and_then(|key| String::from_utf8(key).ok()));
         Ok(Self {
             tenant: TenantId::new(header_text(headers, TENANT)?).map_err(|e| BadMessage(e.to_string()))?,
             dataset: header_text(headers, DATASET)?.to_owned(),

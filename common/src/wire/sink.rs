@@ -44,11 +44,23 @@ pub struct Steps {
 
 impl Steps {
     /// A first attempt by the process that declared the range: a clean answer is proof.
-    pub const FIRST: Self = Self { verify_first: false, insert: true, verify_after: false };
+    pub const FIRST: Self = Self {
+        verify_first: false,
+        insert: true,
+        verify_after: false,
+    };
     /// A first attempt whose clean answer is verified all the same.
-    pub const FIRST_VERIFIED: Self = Self { verify_first: false, insert: true, verify_after: true };
+    pub const FIRST_VERIFIED: Self = Self {
+        verify_first: false,
+        insert: true,
+        verify_after: true,
+    };
     /// Any later attempt.
-    pub const AGAIN: Self = Self { verify_first: true, insert: true, verify_after: true };
+    pub const AGAIN: Self = Self {
+        verify_first: true,
+        insert: true,
+        verify_after: true,
+    };
 }
 
 /// One record of a range with what dedup decided of its rows.
@@ -128,14 +140,20 @@ pub enum SinkReply {
     /// The highest `_src_o` at or past the one asked for, by table; absent where there is none.
     Horizon(Vec<(Name, u64)>),
     /// Over its byte budget; nothing was begun. Over HTTP: 429.
-    Busy { retry_after_ms: u64 },
+    Busy {
+        retry_after_ms: u64,
+    },
     /// The call could not be carried out; what was begun is unknown.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 impl From<Failure> for SinkReply {
     fn from(failure: Failure) -> Self {
-        Self::Failed { reason: failure.reason }
+        Self::Failed {
+            reason: failure.reason,
+        }
     }
 }
 
@@ -212,7 +230,15 @@ impl Call for SinkRequest {
                 horizon.timeout = timeout;
                 Ok(Self::Horizon(horizon))
             }
-            Head::Write { log, partition, range, attempt, steps, tasks, fates } => {
+            Head::Write {
+                log,
+                partition,
+                range,
+                attempt,
+                steps,
+                tasks,
+                fates,
+            } => {
                 let mut records = Vec::with_capacity(fates.len());
                 for fates in fates {
                     let record = take_record(&mut rest)?;
@@ -239,9 +265,29 @@ impl Call for SinkRequest {
 }
 
 fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
-    let SinkCall { log, partition, range, attempt, steps, tasks, records, .. } = call;
+    let SinkCall {
+        log,
+        partition,
+        range,
+        attempt,
+        steps,
+        tasks,
+        records,
+        ..
+    } = call;
     let (records, fates) = records.into_iter().map(|one| (one.record, one.fates)).unzip();
-    (Head::Write { log, partition, range, attempt, steps, tasks, fates }, records)
+    (
+        Head::Write {
+            log,
+            partition,
+            range,
+            attempt,
+            steps,
+            tasks,
+            fates,
+        },
+        records,
+    )
 }
 
 fn split_head(body: &Bytes) -> Result<(Head, Bytes), BadMessage> {

@@ -109,7 +109,12 @@ impl PeerClient {
             .http2_keep_alive_timeout(Duration::from_secs(20))
             .retry_canceled_requests(false)
             .build(connector);
-        Self { peers: peers.into(), next: Arc::default(), token, client }
+        Self {
+            peers: peers.into(),
+            next: Arc::default(),
+            token,
+            client,
+        }
     }
 
     /// This client as a seam.
@@ -123,37 +128,57 @@ impl PeerClient {
         let request = self.request(call)?;
         let exchange = self.exchange(request);
         tokio::time::timeout(wait, exchange).await.unwrap_or_else(|_| {
-            Err(Failure { maybe_sent: true, reason: format!("no answer within {wait:?}") })
+            Err(Failure {
+                maybe_sent: true,
+                reason: format!("no answer within {wait:?}"),
+            })
         })
     }
 
     fn request<C: Call>(&self, call: C) -> Result<Request<Full<Bytes>>, Failure> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let peer = self.peers.get(turn % self.peers.len().max(1));
-        let unsent = |reason: String| Failure { maybe_sent: false, reason };
+        let unsent = |reason: String| Failure {
+            maybe_sent: false,
+            reason,
+        };
         let peer = peer.ok_or_else(|| unsent("no peer is configured".into()))?;
         let mut headers = HeaderMap::new();
-        headers.insert(TIMEOUT, HeaderValue::from(u64::try_from(call.timeout().as_millis()).unwrap_or(u64::MAX)));
+        headers.insert(
+            TIMEOUT,
+            HeaderValue::from(u64::try_from(call.timeout().as_millis()).unwrap_or(u64::MAX)),
+        );
         call.trace().write(&mut headers);
         if let Some(token) = &self.token {
             headers.insert(header::AUTHORIZATION, token.bearer());
         }
         let body = call.into_parts(&mut headers);
         let uri = format!("{}{}", peer.trim_end_matches('/'), C::PATH);
-        let mut request = Request::post(uri).body(Full::new(body)).map_err(|error| unsent(error.to_string()))?;
+        let mut request = Request::post(uri)
+            .body(Full::new(body))
+            .map_err(|error| unsent(error.to_string()))?;
         *request.headers_mut() = headers;
         Ok(request)
     }
 
     async fn exchange<R: Answer>(&self, request: Request<Full<Bytes>>) -> Result<R, Failure> {
-        let peer = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let peer = request
+            .uri()
+            .authority()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let response = self.client.request(request).await.map_err(|error| Failure {
             maybe_sent: !error.is_connect(),
             reason: format!("{peer}: {}", crate::error::chain(&error)),
         })?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_INNER_ANSWER_BYTES).collect().await;
-        let body = body.map_err(|error| Failure { maybe_sent: true, reason: format!("{peer}: {error}") })?;
+        let body = Limited::new(response.into_body(), MAX_INNER_ANSWER_BYTES)
+            .collect()
+            .await;
+        let body = body.map_err(|error| Failure {
+            maybe_sent: true,
+            reason: format!("{peer}: {error}"),
+        })?;
         serde_json::from_slice(&body.to_bytes()).map_err(|_| Failure {
             maybe_sent: status != StatusCode::UNAUTHORIZED && status != StatusCode::NOT_FOUND,
             reason: format!("{peer} answered {status}, which is not an answer of this release"),
@@ -183,19 +208,31 @@ struct Receiver<C: Call> {
 
 impl<C: Call> Clone for Receiver<C> {
     fn clone(&self) -> Self {
-        Self { seam: self.seam.clone(), token: self.token.clone() }
+        Self {
+            seam: self.seam.clone(),
+            token: self.token.clone(),
+        }
     }
 }
 
 /// The routes by which a service takes calls from other processes.
 #[must_use]
 pub fn receive<C: Call>(seam: Seam<C>, token: Option<Secret>) -> Router {
-    Router::new().route(C::PATH, post(take::<C>)).with_state(Receiver { seam, token })
+    Router::new()
+        .route(C::PATH, post(take::<C>))
+        .with_state(Receiver { seam, token })
 }
 
 async fn take<C: Call>(State(receiver): State<Receiver<C>>, request: Request<Body>) -> Response {
-    if receiver.token.as_ref().is_some_and(|token| !token.admits(request.headers())) {
-        return (StatusCode::UNAUTHORIZED, "the shared token is missing or wrong: see `internal.token`")
+    if receiver
+        .token
+        .as_ref()
+        .is_some_and(|token| !token.admits(request.headers()))
+    {
+        return (
+            StatusCode::UNAUTHORIZED,
+            "the shared token is missing or wrong: see `internal.token`",
+        )
             .into_response();
     }
     match read_call::<C>(request).await {
@@ -210,13 +247,19 @@ async fn run_detached<C: Call>(seam: Seam<C>, call: C) -> C::Reply {
     match task.await {
         Ok(Ok(reply)) => reply,
         Ok(Err(never)) => match never {},
-        Err(panic) => Failure { maybe_sent: true, reason: format!("the call failed inside: {panic}") }.into(),
+        Err(panic) => Failure {
+            maybe_sent: true,
+            reason: format!("the call failed inside: {panic}"),
+        }
+        .into(),
     }
 }
 
 async fn read_call<C: Call>(request: Request<Body>) -> Result<C, BadMessage> {
     let (parts, body) = request.into_parts();
-    let timeout = header_text(&parts.headers, TIMEOUT)?.parse().map(Duration::from_millis);
+    let timeout = header_text(&parts.headers, TIMEOUT)?
+        .parse()
+        .map(Duration::from_millis);
     let timeout = timeout.map_err(|error| BadMessage(format!("{TIMEOUT}: {error}")))?;
     let body = Limited::new(body, C::MAX_BODY_BYTES).collect();
     let body = tokio::time::timeout(timeout, body).await;

@@ -1,0 +1,414 @@
+//! The one YAML file that all services read: its types, its reading, its checks.
+//!
+//! What a key means stands beside it. Unknown keys are errors. A key whose feature is not there yet
+//! is refused with that reason ([`not_yet`]), never accepted and ignored.
+
+pub mod field_type;
+pub mod load;
+pub mod not_yet;
+pub mod partition;
+pub mod quantity;
+pub mod text;
+mod validate;
+
+pub use field_type::{FieldType, Kind};
+pub use load::{ConfigError, Loaded};
+pub use partition::PartitionBy;
+pub use quantity::{ByteSize, Count, Period};
+pub use text::Text;
+
+use crate::ids::{Name, TenantId};
+use crate::limits;
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// The default config: one dataset, `events`.
+pub const DEFAULT_YAML: &str = include_str!("default.yaml");
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    #[serde(default)]
+    pub edge: Edge,
+    #[serde(default)]
+    pub normalizer: Normalizer,
+    #[serde(default)]
+    pub sink_writer: SinkWriter,
+    #[serde(default)]
+    pub internal: Internal,
+    #[serde(default)]
+    pub log: Log,
+    #[serde(default)]
+    pub dedup: Dedup,
+    #[serde(default)]
+    pub clickhouse: ClickHouse,
+    #[serde(default)]
+    pub telemetry: Telemetry,
+    #[serde(default, deserialize_with = "not_yet::dead_letters")]
+    pub dead_letters: (),
+    #[serde(default, deserialize_with = "not_yet::admin_token")]
+    pub admin_token: (),
+    #[serde(default, deserialize_with = "not_yet::tenants_file")]
+    pub tenants_file: (),
+    #[serde(default)]
+    pub tenants: Vec<Tenant>,
+    #[serde(default = "default_datasets")]
+    pub datasets: Vec<Dataset>,
+}
+
+/// The public listener.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Edge {
+    /// Addresses to listen on, `host:port`; port 0 picks one.
+    pub listen: Vec<String>,
+    /// Probes and metrics.
+    pub admin: String,
+    /// The normalizers, as `http://host:port`; not used where all run in one process.
+    pub normalizer: Vec<String>,
+    #[serde(deserialize_with = "not_yet::tls")]
+    pub tls: (),
+}
+
+impl Default for Edge {
+    fn default() -> Self {
+        Self {
+            listen: vec!["127.0.0.1:4318".into()],
+            admin: "127.0.0.1:9464".into(),
+            normalizer: vec!["http://127.0.0.1:4320".into()],
+            tls: (),
+        }
+    }
+}
+
+/// The normalizer's listeners and its sink-writers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Normalizer {
+    pub listen: String,
+    pub admin: String,
+    pub sink_writer: Vec<String>,
+}
+
+impl Default for Normalizer {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:4320".into(),
+            admin: "127.0.0.1:9465".into(),
+            sink_writer: vec!["http://127.0.0.1:4321".into()],
+        }
+    }
+}
+
+/// The sink-writer's listeners.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SinkWriter {
+    pub listen: String,
+    pub admin: String,
+}
+
+impl Default for SinkWriter {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:4321".into(),
+            admin: "127.0.0.1:9466".into(),
+        }
+    }
+}
+
+/// How the services know each other.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Internal {
+    /// Shared by all services; without it inner listeners stay on loopback.
+    pub token: Option<Text>,
+}
+
+/// Which log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogKind {
+    Embedded,
+}
+
+/// The log between intake and dedup.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    #[serde(deserialize_with = "not_yet::log_kind")]
+    pub kind: LogKind,
+    /// Relative to the data directory.
+    pub dir: PathBuf,
+    /// What is not yet stored may take so much; over it clients get 503.
+    pub max_bytes: ByteSize,
+    /// How long stored records are kept for replay, while there is room.
+    pub retain: Period,
+    /// Room to be left free on the log's volume; default 5 % of it, 512 MiB to 4 GiB.
+    pub reserve: Option<ByteSize>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            kind: LogKind::Embedded,
+            dir: "log".into(),
+            max_bytes: ByteSize::gib(8),
+            retain: Period::hours(24),
+            reserve: None,
+        }
+    }
+}
+
+/// The dedup state.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dedup {
+    pub dir: PathBuf,
+    /// Disk that the sealed buckets may take.
+    pub max_bytes: ByteSize,
+    /// Memory for filters of sealed buckets.
+    pub memory: ByteSize,
+    /// Events that one tenant may append within the widest window; over it 429 (R9).
+    pub keys_per_tenant: Count,
+}
+
+impl Default for Dedup {
+    fn default() -> Self {
+        Self {
+            dir: "dedup".into(),
+            max_bytes: ByteSize::gib(100),
+            memory: ByteSize::mib(256),
+            keys_per_tenant: Count(1_000_000_000),
+        }
+    }
+}
+
+/// Where rows end up.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClickHouse {
+    /// `http://host:port`. Absent: `ingestctl up` starts one; the sink-writer alone needs it.
+    pub url: Option<Text>,
+    pub database: Name,
+    pub user: Option<Text>,
+    pub password: Option<Text>,
+    #[serde(deserialize_with = "not_yet::clickhouse_ca")]
+    pub ca: (),
+}
+
+impl Default for ClickHouse {
+    fn default() -> Self {
+        Self {
+            url: None,
+            database: Name::new("telemetry").expect("a valid name"),
+            user: None,
+            password: None,
+            ca: (),
+        }
+    }
+}
+
+/// Where our own traces and metrics go besides `/metrics`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// OTLP/HTTP base address, `http://host:4318`.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// A tenant and its keys.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub keys: Vec<KeyHash>,
+    /// Datasets it may write; absent: all.
+    pub datasets: Option<Vec<Name>>,
+    #[serde(default, deserialize_with = "not_yet::quota")]
+    pub quota: (),
+    #[serde(default, deserialize_with = "not_yet::weight")]
+    pub weight: (),
+}
+
+/// An API key, stored as its hash only.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyHash {
+    /// SHA-256 of the whole key (`slc_ID_SECRET`), 64 hex digits.
+    pub sha256: String,
+}
+
+/// What happens to members of an event that the schema does not name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum UnknownFields {
+    Reject,
+    Drop,
+    /// They go into this map field.
+    Into(String),
+}
+
+impl From<String> for UnknownFields {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "reject" => Self::Reject,
+            "drop" => Self::Drop,
+            _ => Self::Into(text),
+        }
+    }
+}
+
+/// One kind of event, and the table it goes to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dataset {
+    pub name: Name,
+    /// Table in `clickhouse.database`; default: the dataset's name.
+    pub table: Option<Name>,
+    pub fields: Vec<Field>,
+    #[serde(default = "reject")]
+    pub unknown_fields: UnknownFields,
+    pub dedup: Option<DedupKey>,
+    pub time: Option<TimeBounds>,
+    /// Columns of the primary key; default: tenant, then the time field.
+    #[serde(default)]
+    pub order_by: Vec<Name>,
+    #[serde(default)]
+    pub partition_by: PartitionBy,
+    /// Rows older than this, by the time field, are deleted by ClickHouse.
+    pub ttl: Option<Period>,
+    #[serde(default)]
+    pub batch: Batch,
+}
+
+impl Dataset {
+    /// The target table.
+    #[must_use]
+    pub fn table(&self) -> &Name {
+        self.table.as_ref().unwrap_or(&self.name)
+    }
+}
+
+/// One field of a dataset, one column of its table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Field {
+    pub name: Name,
+    #[serde(rename = "type")]
+    pub field_type: FieldType,
+    #[serde(default)]
+    pub required: bool,
+    /// Taken where the event has no value.
+    pub default: Option<serde_json::Value>,
+    /// The member of the event that it is read from; default: the field's name.
+    pub from: Option<String>,
+    pub unit: Option<Unit>,
+    /// Unit of a time given as a number since 1970: without it numbers are rejected.
+    pub epoch: Option<EpochUnit>,
+}
+
+/// A conversion, by UCUM names.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unit {
+    pub from: String,
+    pub to: String,
+}
+
+/// The unit of a number that is a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EpochUnit {
+    S,
+    Ms,
+    Us,
+    Ns,
+}
+
+/// What makes two events of a dataset the same.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DedupKey {
+    /// Fields, all of them required and not nullable. Empty: the request identifies its events.
+    #[serde(default)]
+    pub key: Vec<Name>,
+    #[serde(default = "default_window")]
+    pub window: Period,
+}
+
+/// How old and how new an event may be, tested against the time of its append.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimeBounds {
+    pub field: Name,
+    #[serde(default = "default_past")]
+    pub max_past: Period,
+    #[serde(default = "default_future")]
+    pub max_future: Period,
+}
+
+/// When a range closes: whichever comes first.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Batch {
+    pub max_rows: Count,
+    pub max_bytes: ByteSize,
+    pub max_age: Period,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            max_rows: Count(100_000),
+            max_bytes: ByteSize::mib(32),
+            max_age: Period::millis(500),
+        }
+    }
+}
+
+fn reject() -> UnknownFields {
+    UnknownFields::Reject
+}
+
+fn default_window() -> Period {
+    Period::hours(24)
+}
+
+fn default_past() -> Period {
+    Period::hours(7 * 24)
+}
+
+fn default_future() -> Period {
+    Period::millis(5 * 60 * 1000)
+}
+
+fn default_datasets() -> Vec<Dataset> {
+    #[derive(Deserialize)]
+    struct Defaults {
+        datasets: Vec<Dataset>,
+    }
+    let defaults: Defaults = serde_saphyr::from_str(DEFAULT_YAML).expect("a test reads the default config");
+    defaults.datasets
+}
+
+impl Config {
+    /// The widest dedup window that any record can ask for.
+    #[must_use]
+    pub fn max_window_ms(&self) -> u64 {
+        let windows = self
+            .datasets
+            .iter()
+            .filter_map(|one| one.dedup.as_ref())
+            .map(|one| one.window.ms());
+        let request = u64::try_from(limits::REQUEST_WINDOW.as_millis()).unwrap_or(u64::MAX);
+        windows.max().unwrap_or(request).max(request)
+    }
+
+    /// The dataset of that name.
+    #[must_use]
+    pub fn dataset(&self, name: &str) -> Option<&Dataset> {
+        self.datasets.iter().find(|one| one.name.as_str() == name)
+    }
+}

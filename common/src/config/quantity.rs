@@ -1,0 +1,128 @@
+//! Sizes, counts and times as people write them: `8GiB`, `1G`, `500ms`.
+
+use serde::de::{Deserialize, Deserializer, Error};
+
+/// A number of bytes: a whole number, or one with B, KiB, MiB, GiB, TiB, kB, MB, GB, TB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// A number of things: a whole number, or one with k, M, G (powers of 1000).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Count(pub u64);
+
+/// A time span: a whole number with ms, s, m, h or d.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Period(u64);
+
+impl ByteSize {
+    /// So many MiB.
+    #[must_use]
+    pub const fn mib(n: u64) -> Self {
+        Self(n << 20)
+    }
+
+    /// So many GiB.
+    #[must_use]
+    pub const fn gib(n: u64) -> Self {
+        Self(n << 30)
+    }
+
+    /// The bytes, as far as this machine can count them.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl Period {
+    /// So many milliseconds.
+    #[must_use]
+    pub const fn millis(n: u64) -> Self {
+        Self(n)
+    }
+
+    /// So many hours.
+    #[must_use]
+    pub const fn hours(n: u64) -> Self {
+        Self(n * 3_600_000)
+    }
+
+    /// In milliseconds.
+    #[must_use]
+    pub const fn ms(self) -> u64 {
+        self.0
+    }
+}
+
+const SIZES: &[(&str, u64)] = &[
+    ("", 1),
+    ("B", 1),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+const COUNTS: &[(&str, u64)] = &[("", 1), ("k", 1_000), ("M", 1_000_000), ("G", 1_000_000_000)];
+const PERIODS: &[(&str, u64)] = &[
+    ("ms", 1),
+    ("s", 1_000),
+    ("m", 60_000),
+    ("h", 3_600_000),
+    ("d", 86_400_000),
+];
+
+fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim())?;
+    number.parse::<u64>().ok()?.checked_mul(*factor)
+}
+
+fn read<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    units: &[(&str, u64)],
+    like: &str,
+) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse(text.trim(), units)
+        .ok_or_else(|| D::Error::custom(format!("{text:?} is not understood: write it like {like}")))
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read(deserializer, SIZES, "64MiB or 8GiB").map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read(deserializer, COUNTS, "100000 or 1G").map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read(deserializer, PERIODS, "500ms, 10s, 15m, 24h or 7d").map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_read_as_people_write_them() {
+        assert_eq!(parse("8GiB", SIZES), Some(8 << 30));
+        assert_eq!(parse("12", SIZES), Some(12));
+        assert_eq!(parse("1G", COUNTS), Some(1_000_000_000));
+        assert_eq!(parse("500ms", PERIODS), Some(500));
+        assert_eq!(parse("7d", PERIODS), Some(7 * 86_400_000));
+        for bad in ["", "x", "1 parsec", "-1s", "99999999999999999999s"] {
+            assert_eq!(parse(bad, PERIODS), None, "{bad}");
+        }
+    }
+}
