@@ -178,7 +178,7 @@ mod tests {
             hash_secret: [7; 32],
         };
         let mut golden = b"SLMF".to_vec();
-        golden.extend([0xfe, 0xae, 0x3e, 0xfd, 1, 0, 1, 0, 0, 0, 0, 0]);
+        golden.extend([0x13, 0xbd, 0x73, 0xaa, 1, 0, 1, 0, 0, 0, 0, 0]);
         golden.extend([2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
         golden.extend([7; 32]);
         golden.extend([0; 8]);

@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn the_bytes_on_disk_are_frozen() {
         let mut golden = b"SLDM".to_vec();
-        golden.extend([0x05, 0x5d, 0x44, 0x42]);
+        golden.extend([0x5a, 0x6d, 0x04, 0x22]);
         golden.extend(1u64.to_le_bytes());
         golden.extend(2u64.to_le_bytes());
         assert_eq!(

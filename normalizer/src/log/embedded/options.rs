@@ -89,7 +89,7 @@ impl Default for Hooks {
     fn default() -> Self {
         Self {
             watch: None,
-            on_fsync_failure: Arc::new(|error| abort_after(error)),
+            on_fsync_failure: Arc::new(abort_after),
         }
     }
 }

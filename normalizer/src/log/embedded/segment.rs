@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn the_bytes_on_disk_are_frozen() {
         let mut golden = b"SLSG".to_vec();
-        golden.extend([0x40, 0xdf, 0x1c, 0x3d, 1, 0, 0, 0, 0, 0, 0, 0]);
+        golden.extend([0x57, 0x61, 0x4c, 0xb9, 1, 0, 0, 0, 0, 0, 0, 0]);
         for word in [1u64, 2, 3, 4, 5, 0] {
             golden.extend(word.to_le_bytes());
         }

@@ -99,7 +99,7 @@ impl Writer {
         self.want_spare();
         while let Some(batches) = self.shared.queue.take(GROUP_COMMIT_BYTES) {
             if self.commit(batches).is_err() {
-                return self.refuse_the_rest();
+                return;
             }
             if self.shared.queue.is_idle() {
                 self.leave_mark();
@@ -325,9 +325,12 @@ impl Writer {
             }
         }
     }
+}
 
-    /// What waited when the log stopped was never begun.
-    fn refuse_the_rest(&self) {
+/// However the writer ends, what still waits was never begun, and nobody is left waiting.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.queue.close();
         while let Some(batches) = self.shared.queue.take(usize::MAX) {
             for batch in batches {
                 let ticket = Ticket {

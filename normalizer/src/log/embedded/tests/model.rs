@@ -36,8 +36,9 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 struct Model {
-    dir: TempDir,
+    /// Before its directory, so that it is closed before that goes.
     log: Arc<EmbeddedLog>,
+    dir: TempDir,
     /// The key of each offset.
     keys: Vec<u128>,
     next_key: u128,

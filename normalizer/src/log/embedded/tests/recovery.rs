@@ -5,10 +5,11 @@ use super::*;
 fn corrupt(dir: &Path, known_durable: Offset) -> Damage {
     let mut options = options(dir);
     options.known_durable = known_durable;
-    match open_error(options) {
-        OpenError::Corrupt(damage) => damage,
-        other => panic!("expected damage, got {other}"),
-    }
+    let error = open_error(options);
+    let OpenError::Corrupt(damage) = error else {
+        panic!("expected damage, got {error}")
+    };
+    damage
 }
 
 /// Three groups of one record each, closed without a mark, as a kill between two groups leaves it.
@@ -196,8 +197,8 @@ fn a_log_is_known_by_its_manifest() {
     let log = open(dir.path());
     assert_eq!((log.id(), log.hash_secret()), (id, secret));
     drop(log);
-    let other = open(tempfile::tempdir().unwrap().path());
-    assert_ne!(other.id(), id);
+    let other = tempfile::tempdir().unwrap();
+    assert_ne!(open(other.path()).id(), id);
 
     let manifest = dir.path().join("manifest");
     let whole = std::fs::read(&manifest).unwrap();
@@ -245,10 +246,11 @@ fn a_first_start_that_ended_before_the_manifest_begins_again() {
 fn one_process_owns_a_log_until_it_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    match open_error(options(dir.path())) {
-        OpenError::Locked { holder, .. } => assert_eq!(holder, std::process::id().to_string()),
-        other => panic!("expected a lock, got {other}"),
-    }
+    let error = open_error(options(dir.path()));
+    let OpenError::Locked { holder, .. } = error else {
+        panic!("expected a lock, got {error}")
+    };
+    assert_eq!(holder, std::process::id().to_string());
     log.close();
     drop(open(dir.path()));
 }
