@@ -20,8 +20,8 @@
 //!
 //! An LMDB file also keeps what was deleted as free pages, and holds its map's size as its limit.
 //! Segments are *written* with zeros ahead: fdatasync of 4 KiB took 0.11 ms into such a file, 0.18 ms into
-//! an `fallocate`d one, 0.25 ms appended; 200 KB: 0.16, 0.81, 0.91 ms (same machine). The price is each byte
-//! written twice. Retired segments are not used again: old frames behind the tail would make it harder to
+//! an `fallocate`d one, 0.25 ms appended; 200 KB: 0.16, 0.81, 0.91 ms (medians of a separate run on such a
+//! machine). The price is each byte written twice. Retired segments are not used again: old frames behind the tail would make it harder to
 //! tell a torn write from damage, to save writes that happen beside the commits.
 //!
 //! # Bytes
