@@ -1,5 +1,7 @@
 //! The real ClickHouse as a child of ours: it starts, keeps its data, and never outlives its parent.
 
+#![expect(clippy::unwrap_used, reason = "test code: a failed step is a failed test")]
+
 use std::fs::TryLockError;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
