@@ -153,7 +153,7 @@ async fn a_library_that_cannot_be_loaded_is_an_error_with_its_last_words() {
 }
 
 /// A child of nobody's keeper, as a crash of the kernel's promise would leave it.
-fn leave_one_behind(data_dir: &Path) -> Child {
+fn leave_one_behind(data_dir: &Path) -> (Child, u16) {
     let folder = data_dir.join("clickhouse").canonicalize().unwrap();
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -174,9 +174,8 @@ fn leave_one_behind(data_dir: &Path) -> Child {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::null());
+    (command.spawn().unwrap(), port)
 }
 
 // One thread for all: a child spawned here dies with the thread that forked it.
@@ -190,11 +189,16 @@ async fn a_leftover_on_the_same_folder_is_stopped_first() {
             .stop(PATIENCE)
             .await
     );
-    let mut leftover = leave_one_behind(folder.path());
-    until("the leftover has the folder", async || !is_free(folder.path())).await;
+    let (mut leftover, port) = leave_one_behind(folder.path());
+    let url = format!("http://127.0.0.1:{port}");
+    until("the leftover answers", async || {
+        try_query(&url, "SELECT 1").await.is_some()
+    })
+    .await;
+    assert!(!is_free(folder.path()));
 
     let clickhouse = ClickHouse::start(options(folder.path())).await.unwrap();
-    assert!(leftover.try_wait().unwrap().is_some(), "the leftover is gone");
+    assert_eq!(leftover.wait().unwrap().code(), Some(0), "it shut down by itself");
     assert_eq!(query(&clickhouse, "SELECT 1").await, "1");
     assert!(clickhouse.stop(PATIENCE).await);
 }

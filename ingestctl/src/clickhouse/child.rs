@@ -10,20 +10,28 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::FdFlags;
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::layout::Layout;
 use super::leftover::{self, LeftoverError};
 use super::locate::Engine;
+use super::requests;
 
 /// The name of the hidden verb.
 pub const VERB: &str = "clickhouse-child";
 
-/// Keeps the engine up: `clickhouse-local` ends with its last statement, and this one does not end.
+/// What the text of the statement below, and of no other, contains.
+const KEEP_ALIVE_MARKER: &str = "sluice_keep_alive";
+
+/// Keeps the engine up: `clickhouse-local` ends with its last statement, and this one does not end
+/// until it is cancelled.
 const STATEMENTS: &str = "SYSTEM START LISTEN HTTP; \
-     SELECT sleepEachRow(1) FROM system.numbers \
+     SELECT sleepEachRow(1) AS sluice_keep_alive FROM system.numbers \
      SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 10000000 FORMAT Null";
 
 /// What [`run`] is told by the process that starts it.
@@ -95,7 +103,7 @@ pub(super) fn command(launcher: &Path, engine: &Engine, layout: &Layout, port: u
 /// Becomes ClickHouse. Call it from the main thread, before any other thread is started.
 ///
 /// # Errors
-/// [`ChildError`]; on success of `--server` it does not return, and `--lib` ends by SIGTERM.
+/// [`ChildError`]. With `--server` success does not return; with `--lib` it returns after SIGTERM.
 pub fn run(args: &ChildArgs) -> Result<(), ChildError> {
     die_with(args.parent)?;
     let layout = Layout::at(&args.folder).map_err(|source| ChildError::System {
@@ -145,6 +153,10 @@ fn become_server(binary: &Path, layout: &Layout, lock: &File) -> ChildError {
 
 fn run_library(lib: &Path, layout: &Layout, port: u16) -> Result<(), ChildError> {
     let arguments = library_arguments(layout, port)?;
+    let asked_to_end = end_politely(port).map_err(|source| ChildError::System {
+        step: "watch for SIGTERM",
+        source,
+    })?;
     let mut argv: Vec<*mut c_char> = arguments
         .iter()
         .map(|argument| argument.as_ptr().cast_mut())
@@ -155,7 +167,37 @@ fn run_library(lib: &Path, layout: &Layout, port: u16) -> Result<(), ChildError>
         lib: lib.display().to_string(),
         source,
     })?;
+    if asked_to_end.load(Ordering::SeqCst) {
+        return Ok(());
+    }
     Err(ChildError::Ended(layout.log().display().to_string()))
+}
+
+/// The library leaves SIGTERM to its default, which is as rude as SIGKILL *(tried)*. So a thread waits
+/// for it and cancels the statement that keeps the engine up; then the engine shuts down and returns.
+/// The flag says whether that was asked for.
+fn end_politely(port: u16) -> io::Result<Arc<AtomicBool>> {
+    let asked = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&asked);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut terminate = {
+        let _entered = runtime.enter();
+        signal(SignalKind::terminate())?
+    };
+    std::thread::Builder::new()
+        .name("sigterm".to_owned())
+        .spawn(move || {
+            runtime.block_on(terminate.recv());
+            flag.store(true, Ordering::SeqCst);
+            if let Err(error) = requests::cancel(port, KEEP_ALIVE_MARKER) {
+                eprintln!("ClickHouse could not be asked to end ({error}); ending it by SIGKILL");
+                // The signal ends this very process: there is no result to look at.
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+        })?;
+    Ok(asked)
 }
 
 fn library_arguments(layout: &Layout, port: u16) -> Result<Vec<CString>, std::ffi::NulError> {
@@ -187,8 +229,8 @@ type QueryCommandLine = unsafe extern "C" fn(c_int, *mut *mut c_char) -> *mut c_
     reason = "the embedded ClickHouse is a C library that is found at run time"
 )]
 fn call_library(lib: &Path, argc: c_int, argv: &mut [*mut c_char]) -> Result<(), libloading::Error> {
-    // SAFETY: loading runs the library's initialisers, on the only thread of this process, which does
-    // nothing else. The library stays loaded until the process ends.
+    // SAFETY: loading runs the library's initialisers, while the only other thread of this
+    // process waits for a signal. The library stays loaded until the process ends.
     let library = std::mem::ManuallyDrop::new(unsafe { libloading::Library::new(lib)? });
     // SAFETY: the symbol has this signature in chdb.h of the version that setup pins.
     let query = unsafe { library.get::<QueryCommandLine>(b"chdb_query_cmdline\0")? };

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::layout::Layout;
 
-/// How long a leftover may take to end after SIGTERM; ClickHouse needs 1–2 s *(measured)*.
+/// How long a leftover may take to end after SIGTERM; ClickHouse needs about 1 s *(measured)*.
 const TERM_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take after SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
