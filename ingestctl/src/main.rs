@@ -6,7 +6,8 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use ingestctl::clickhouse;
+use ingestctl::{check, clickhouse, up};
+use sluice_common::process;
 
 #[derive(Debug, Parser)]
 #[command(name = "ingestctl", version, about = "Runs, checks and inspects Sluice")]
@@ -17,6 +18,8 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Up(up::UpArgs),
+    Check(check::CheckArgs),
     /// Becomes the ClickHouse of the process that calls it.
     #[command(name = clickhouse::VERB, hide = true)]
     ClickhouseChild(clickhouse::ChildArgs),
@@ -24,7 +27,16 @@ enum Verb {
 
 fn main() -> ExitCode {
     match CommandLine::parse().verb {
+        Verb::Up(args) => process::run(args.run()),
+        Verb::Check(args) => check(args),
         Verb::ClickhouseChild(args) => finish(clickhouse::run_child(&args)),
+    }
+}
+
+fn check(args: check::CheckArgs) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(args.run()),
+        Err(error) => finish(Err(error)),
     }
 }
 
