@@ -58,7 +58,6 @@ pub struct Head {
 }
 
 /// The public service: the layers from the outermost to the routes.
-#[must_use]
 pub fn service(edge: Edge) -> Router {
     let layers = ServiceBuilder::new()
         .layer(from_fn(identify))

@@ -4,7 +4,7 @@
 use crate::http::Http;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::Rng as _;
+use rand::{Rng as _, SeedableRng as _};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ impl Sample {
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} events  {per_sec}") {
             bar.set_style(style);
         }
-        let mut random: StdRng = rand::make_rng();
+        let mut random: StdRng = StdRng::from_os_rng();
         for first in (0..BURST).step_by(usize::try_from(EVENTS_A_REQUEST).unwrap_or(1)) {
             let events: Vec<Value> = (first..first + EVENTS_A_REQUEST).map(|n| self.generated(&id, n, &mut random)).collect();
             self.send(&http, &events).await?;

@@ -47,7 +47,10 @@ impl Appender {
     pub fn start(log: Arc<EmbeddedLog>, metrics: &Metrics) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING_REQUESTS);
         tokio::spawn(build(waiting, log));
-        Self { jobs, budget: ByteBudget::new(LOG_QUEUE_BYTES).shown(metrics, "log") }
+        Self {
+            jobs,
+            budget: ByteBudget::new(LOG_QUEUE_BYTES).shown(metrics, "log"),
+        }
     }
 
     /// Appends one request's rows; resolves when all of them are durable. Once it has begun it goes on
@@ -60,12 +63,20 @@ impl Appender {
         let permit = self.budget.try_take(bytes);
         let permit = permit.ok_or_else(|| NotAppended::Full("rows are waiting for the log".into()))?;
         let (done, answer) = oneshot::channel();
-        let job = Job { pending, done, _permit: permit };
+        let job = Job {
+            pending,
+            done,
+            _permit: permit,
+        };
         self.jobs.try_send(job).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => NotAppended::Full("requests are waiting for the log".into()),
+            mpsc::error::TrySendError::Full(_) => {
+                NotAppended::Full("requests are waiting for the log".into())
+            }
             mpsc::error::TrySendError::Closed(_) => NotAppended::Refused("the normalizer is stopping".into()),
         })?;
-        answer.await.unwrap_or_else(|_| Err(NotAppended::Unknown("the append was cut off".into())))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(NotAppended::Unknown("the append was cut off".into())))
     }
 }
 
@@ -73,7 +84,9 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>) {
     let in_flight = Arc::new(Semaphore::new(GROUPS_IN_FLIGHT));
     while let Some(first) = waiting.recv().await {
         // While the log is busy more requests gather here: that is what makes a group.
-        let Ok(place) = Arc::clone(&in_flight).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&in_flight).acquire_owned().await else {
+            return;
+        };
         let mut jobs = vec![first];
         let mut bytes = size(&jobs[0]);
         while bytes < GROUP_COMMIT_BYTES {
@@ -82,11 +95,17 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>) {
             jobs.push(job);
         }
         let log = Arc::clone(&log);
-        let pending = jobs.iter_mut().flat_map(|job| std::mem::take(&mut job.pending)).collect();
+        let pending = jobs
+            .iter_mut()
+            .flat_map(|job| std::mem::take(&mut job.pending))
+            .collect();
         let built = tokio::task::block_in_place(|| build_records(pending));
         tokio::spawn(async move {
             let outcome = match built {
-                Ok(records) => log.append(records).await.map(|_| ()).map_err(refusal),
+                Ok(records) => {
+                    let records = records.into_iter().map(|(record, _)| record).collect();
+                    log.append(records).await.map(drop).map_err(refusal)
+                }
                 Err(error) => Err(NotAppended::Refused(format!("rows cannot be encoded: {error}"))),
             };
             drop(place);
@@ -105,6 +124,10 @@ fn size(job: &Job) -> usize {
 fn refusal(error: AppendError) -> NotAppended {
     match error {
         AppendError::Full { .. } | AppendError::Busy => NotAppended::Full(error.to_string()),
-        AppendError::Closed => NotAppended::Refused(error.to_string()),
+        AppendError::Unknown => NotAppended::Unknown(error.to_string()),
+        AppendError::Closed
+        | AppendError::Invalid(_)
+        | AppendError::TooLarge { .. }
+        | AppendError::WriteFailed(_) => NotAppended::Refused(error.to_string()),
     }
 }

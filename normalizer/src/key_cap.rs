@@ -29,8 +29,15 @@ impl KeyCap {
     #[must_use]
     pub fn new(limit: u64, window_ms: u64, known: HashMap<TenantId, u64>, now: UnixMs) -> Self {
         let step_ms = (window_ms / STEPS).max(1);
-        let first = Step { number: now / step_ms, events: known };
-        Self { limit, step_ms, steps: Mutex::new(VecDeque::from([first])) }
+        let first = Step {
+            number: now / step_ms,
+            events: known,
+        };
+        Self {
+            limit,
+            step_ms,
+            steps: Mutex::new(VecDeque::from([first])),
+        }
     }
 
     /// Charges `events` to the tenant.
@@ -50,7 +57,10 @@ impl KeyCap {
             return Err((leaves * self.step_ms).saturating_sub(now).max(1_000));
         }
         if steps.back().is_none_or(|step| step.number < number) {
-            steps.push_back(Step { number, events: HashMap::new() });
+            steps.push_back(Step {
+                number,
+                events: HashMap::new(),
+            });
         }
         if let Some(step) = steps.back_mut() {
             *step.events.entry(tenant.clone()).or_default() += events;
@@ -65,11 +75,18 @@ mod tests {
 
     #[test]
     fn a_tenant_over_its_cap_is_told_how_long_and_hurts_no_other() {
-        let (a, b) = (TenantId::new("a").expect("valid"), TenantId::new("b").expect("valid"));
+        let (a, b) = (
+            TenantId::new("a").expect("valid"),
+            TenantId::new("b").expect("valid"),
+        );
         let cap = KeyCap::new(100, 24_000, HashMap::from([(a.clone(), 60)]), 1_000_000);
         assert_eq!(cap.charge(&a, 40, 1_000_000), Ok(()));
         let wait = cap.charge(&a, 1, 1_000_500).expect_err("over");
         assert_eq!(cap.charge(&b, 100, 1_000_500), Ok(()));
-        assert_eq!(cap.charge(&a, 1, 1_000_500 + wait), Ok(()), "whoever waits that long is let in");
+        assert_eq!(
+            cap.charge(&a, 1, 1_000_500 + wait),
+            Ok(()),
+            "whoever waits that long is let in"
+        );
     }
 }

@@ -38,7 +38,11 @@ fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), process::Failure> {
     let loaded = Loaded::read(args.config.as_deref(), &args.data_dir)?;
-    let format = if args.json { LogFormat::Json } else { LogFormat::Human };
+    let format = if args.json {
+        LogFormat::Json
+    } else {
+        LogFormat::Human
+    };
     let telemetry = telemetry::begin("sluice-normalizer", &loaded.config, format)?;
     let metrics = Metrics::new("sluice-normalizer", &loaded.config)?;
     let (inner, own) = (&loaded.config.normalizer, loaded.internal_token.clone());
@@ -55,7 +59,12 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     process::ready(args.json, "normalizer", calls.local_addr()?, probes.local_addr()?);
     let router = receive(running.intake.clone(), own);
     let server = tokio::spawn(serve(calls, router, Bounds::INNER, taking.clone()));
-    tokio::spawn(admin::run(probes, metrics.clone(), Arc::clone(&running.ready), pumping.clone()));
+    tokio::spawn(admin::run(
+        probes,
+        metrics.clone(),
+        Arc::clone(&running.ready),
+        pumping.clone(),
+    ));
     tokio::select! {
         asked = asked_to_stop() => asked?,
         ended = &mut running.pump => return Err(process::Failure::ended("the pump", ended)),

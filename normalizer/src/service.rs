@@ -66,17 +66,24 @@ impl IntakeService {
         let deadline = Instant::now() + request.timeout;
         let work = self.take(request).instrument(span);
         // Past its deadline nobody waits for the answer any more; what was queued is still appended.
-        tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| IntakeReply::Unavailable {
-            unknown: true,
-            reason: "the log did not answer in time".into(),
-            retry_after_ms: 1_000,
-        })
+        tokio::time::timeout_at(deadline, work)
+            .await
+            .unwrap_or_else(|_| IntakeReply::Unavailable {
+                unknown: true,
+                reason: "the log did not answer in time".into(),
+                retry_after_ms: 1_000,
+            })
     }
 
     /// Admit → parse → charge → append.
     async fn take(&self, request: IntakeRequest) -> IntakeReply {
         if let Some(reason) = self.log.stats().closed {
-            return self.busy("log", "log_full", format!("the log is full: {reason}"), FULL_RETRY);
+            return self.busy(
+                "log",
+                "log_full",
+                format!("the log is full: {reason}"),
+                FULL_RETRY,
+            );
         }
         let Some(_permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
             return self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
@@ -86,9 +93,17 @@ impl IntakeService {
             Err(problem) => return IntakeReply::Refused(problem),
         };
         let Parsed { pending, answer, .. } = parsed;
-        if let Err(wait_ms) = self.key_cap.charge(&request.tenant, answer.accepted, self.clock.now_ms()) {
+        if let Err(wait_ms) = self
+            .key_cap
+            .charge(&request.tenant, answer.accepted, self.clock.now_ms())
+        {
             let reason = "the tenant's events within the dedup window reach dedup.keys_per_tenant".to_owned();
-            return self.busy("intake", "keys_per_tenant", reason, Duration::from_millis(wait_ms));
+            return self.busy(
+                "intake",
+                "keys_per_tenant",
+                reason,
+                Duration::from_millis(wait_ms),
+            );
         }
         self.count("rejected", answer.rejected);
         if pending.is_empty() {
@@ -114,13 +129,21 @@ impl IntakeService {
     }
 
     fn busy(&self, place: &str, cause: &str, reason: String, retry_after: Duration) -> IntakeReply {
-        self.metrics.add(Counter::Shed, 1, &[("where", place), ("reason", cause)]);
+        self.metrics
+            .add(Counter::Shed, 1, &[("where", place), ("reason", cause)]);
         let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
-        IntakeReply::Busy { reason, retry_after_ms }
+        IntakeReply::Busy {
+            reason,
+            retry_after_ms,
+        }
     }
 
     fn count(&self, outcome: &str, events: u64) {
-        self.metrics.add(Counter::Events, events, &[("stage", "intake"), ("outcome", outcome)]);
+        self.metrics.add(
+            Counter::Events,
+            events,
+            &[("stage", "intake"), ("outcome", outcome)],
+        );
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges")]
@@ -128,13 +151,24 @@ impl IntakeService {
         let metrics = &self.metrics;
         self.count("accepted", 0);
         self.count("rejected", 0);
-        for (place, reason) in [("log", "log_full"), ("log", "queue"), ("intake", "bytes"), ("intake", "keys_per_tenant")] {
+        for (place, reason) in [
+            ("log", "log_full"),
+            ("log", "queue"),
+            ("intake", "bytes"),
+            ("intake", "keys_per_tenant"),
+        ] {
             metrics.add(Counter::Shed, 0, &[("where", place), ("reason", reason)]);
         }
-        let (backlog, disk, age) = (Arc::clone(&self.log), Arc::clone(&self.log), Arc::clone(&self.log));
+        let (backlog, disk, age) = (
+            Arc::clone(&self.log),
+            Arc::clone(&self.log),
+            Arc::clone(&self.log),
+        );
         let clock = Arc::clone(&self.clock);
         let partition: &[_] = &[("partition", "0")];
-        metrics.watch(Gauge::LogBacklogBytes, partition, move || backlog.stats().backlog_bytes as f64);
+        metrics.watch(Gauge::LogBacklogBytes, partition, move || {
+            backlog.stats().backlog_bytes as f64
+        });
         metrics.watch(Gauge::LogDiskBytes, &[], move || disk.stats().disk_bytes as f64);
         metrics.watch(Gauge::LogBacklogAge, partition, move || {
             let oldest = age.stats().oldest_backlog_append_ms;
@@ -144,5 +178,9 @@ impl IntakeService {
 }
 
 fn unavailable(unknown: bool, reason: String) -> IntakeReply {
-    IntakeReply::Unavailable { unknown, reason, retry_after_ms: 1_000 }
+    IntakeReply::Unavailable {
+        unknown,
+        reason,
+        retry_after_ms: 1_000,
+    }
 }

@@ -62,7 +62,12 @@ pub enum StartError {
         "the progress in {path} belongs to log {progress}, and {dir} holds log {log}: restore log, progress and \
          dedup together, from one moment"
     )]
-    OtherLog { path: PathBuf, progress: LogId, dir: PathBuf, log: LogId },
+    OtherLog {
+        path: PathBuf,
+        progress: LogId,
+        dir: PathBuf,
+        log: LogId,
+    },
     #[error(
         "the log holds records up to {end} and {path} is missing: without it they would be stored twice. Restore it \
          together with the log"
@@ -80,30 +85,42 @@ impl Running {
     /// # Errors
     /// [`StartError`], saying what to do.
     pub fn start(loaded: &Loaded, environment: Environment) -> Result<Self, StartError> {
-        let schemas = compile(loaded)?;
         let dir = &loaded.data_dir;
-        std::fs::create_dir_all(dir).map_err(|error| StartError::DataDir { dir: dir.clone(), error })?;
+        std::fs::create_dir_all(dir).map_err(|error| StartError::DataDir {
+            dir: dir.clone(),
+            error,
+        })?;
         let path = dir.join("progress");
         let store = Store::open(&path)?;
         let known_durable = store.as_ref().map_or(0, |store| store.state().end());
         let log = EmbeddedLog::open(log_options(loaded, known_durable), Arc::clone(&environment.clock))?;
         let store = match_store(store, &path, &log, loaded)?;
         let dedup = Dedup::open(dedup_options(loaded, &log))?;
-        log.set_progress(store.state().committed, dedup.sealed().min(store.state().committed));
-        Ok(Self::assemble(loaded, environment, (log, store, dedup), schemas))
+        log.set_progress(
+            store.state().committed,
+            dedup.sealed().min(store.state().committed),
+        );
+        let intake = Intake::new(&loaded.config.datasets, log.hash_secret()).map_err(StartError::Schema)?;
+        Ok(Self::assemble(loaded, environment, (log, store, dedup), intake))
     }
 
     fn assemble(
         loaded: &Loaded,
         environment: Environment,
         (log, store, dedup): (Arc<EmbeddedLog>, Store, Dedup),
-        schemas: Vec<Schema>,
+        intake: Intake,
     ) -> Self {
-        let Environment { sink, metrics, clock, stop, accept_window_loss } = environment;
+        let Environment {
+            sink,
+            metrics,
+            clock,
+            stop,
+            accept_window_loss,
+        } = environment;
         let cap = loaded.config.dedup.keys_per_tenant.0;
         let window = loaded.config.max_window_ms();
         let service = Arc::new(IntakeService {
-            intake: Intake::new(schemas, log.hash_secret()),
+            intake,
             appender: Appender::start(Arc::clone(&log), &metrics),
             log: Arc::clone(&log),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
@@ -111,9 +128,23 @@ impl Running {
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
-        let parts = Parts { log: Arc::clone(&log), dedup, store, sink, metrics, clock, stop, accept_window_loss };
+        let parts = Parts {
+            log: Arc::clone(&log),
+            dedup,
+            store,
+            sink,
+            metrics,
+            clock,
+            stop,
+            accept_window_loss,
+        };
         let pump = tokio::spawn(Pump::new(parts, &loaded.config).run());
-        Self { intake: service.seam(), ready: readiness(Arc::clone(&log)), pump, log }
+        Self {
+            intake: service.seam(),
+            ready: readiness(Arc::clone(&log)),
+            pump,
+            log,
+        }
     }
 
     /// Closes the log: what is queued is written, nothing more is taken.
@@ -135,7 +166,11 @@ pub fn compile(loaded: &Loaded) -> Result<Vec<Schema>, StartError> {
             Err(found) => problems.extend(found),
         }
     }
-    if problems.is_empty() { Ok(schemas) } else { Err(StartError::Schema(problems)) }
+    if problems.is_empty() {
+        Ok(schemas)
+    } else {
+        Err(StartError::Schema(problems))
+    }
 }
 
 fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {
@@ -180,15 +215,31 @@ fn match_store(
         if end > 0 {
             return Err(StartError::ProgressMissing { path, end });
         }
-        return Ok(Store::create(&path, Progress { log: id, committed: 0, intent: None })?);
+        return Ok(Store::create(
+            &path,
+            Progress {
+                log: id,
+                committed: 0,
+                intent: None,
+            },
+        )?);
     };
     let progress = store.state().log;
     if progress != id {
-        return Err(StartError::OtherLog { path, progress, dir: loaded.log_dir(), log: id });
+        return Err(StartError::OtherLog {
+            path,
+            progress,
+            dir: loaded.log_dir(),
+            log: id,
+        });
     }
     Ok(store)
 }
 
 fn readiness(log: Arc<EmbeddedLog>) -> Readiness {
-    Arc::new(move || log.stats().closed.map_or(Ok(()), |reason| Err(format!("the log is full: {reason}"))))
+    Arc::new(move || {
+        log.stats()
+            .closed
+            .map_or(Ok(()), |reason| Err(format!("the log is full: {reason}")))
+    })
 }

@@ -38,7 +38,9 @@ pub fn cell<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<
         },
         Kind::Bool => match node {
             Node::Static(StaticNode::Bool(value)) => Ok(Cell::Bool(*value)),
-            Node::Object { .. } | Node::Array { .. } | Node::Static(_) | Node::String(_) => Err(Fault::WrongType),
+            Node::Object { .. } | Node::Array { .. } | Node::Static(_) | Node::String(_) => {
+                Err(Fault::WrongType)
+            }
         },
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => integer(field, node),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => integer(field, node),
@@ -75,7 +77,10 @@ fn integer<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
         Node::Static(StaticNode::Bool(_) | StaticNode::Null) => return Err(Fault::WrongType),
         Node::Object { .. } | Node::Array { .. } | Node::String(_) => return Err(Fault::WrongType),
     };
-    in_bounds(field.kind, field.factor.map_or(whole, |factor| factor.of_whole(whole)))
+    in_bounds(
+        field.kind,
+        field.factor.map_or(whole, |factor| factor.of_whole(whole)),
+    )
 }
 
 fn float_to_integer(field: &FieldPlan, value: f64) -> Result<Cell<'static>, Fault> {
@@ -116,7 +121,11 @@ fn float<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
         Kind::Float32 => (value as f32).is_finite(),
         _ => value.is_finite(),
     };
-    if fits { Ok(Cell::Float(value)) } else { Err(Fault::OutOfRange) }
+    if fits {
+        Ok(Cell::Float(value))
+    } else {
+        Err(Fault::OutOfRange)
+    }
 }
 
 fn number(node: &Node<'_>) -> Option<f64> {
@@ -145,9 +154,15 @@ fn moment<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<'t
     if !(first..=last).contains(&time.seconds) {
         return Err(Fault::OutOfRange);
     }
-    let digits = if let Kind::DateTime64(digits) = field.kind { digits } else { 0 };
+    let digits = if let Kind::DateTime64(digits) = field.kind {
+        digits
+    } else {
+        0
+    };
     let time = time.cut_to(digits);
-    field.bounds.map_or(Ok(()), |bounds| check_age(time, bounds, now_ms))?;
+    field
+        .bounds
+        .map_or(Ok(()), |bounds| check_age(time, bounds, now_ms))?;
     Ok(Cell::Time(time))
 }
 

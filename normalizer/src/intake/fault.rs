@@ -34,7 +34,9 @@ pub enum Fault {
     /// More bytes of columns than a record may have.
     RowTooLarge,
     /// With the byte of the event at which it breaks, where the parser knows it.
-    MalformedJson { at: usize },
+    MalformedJson {
+        at: usize,
+    },
     NotUtf8,
     NotAnObject,
 }
@@ -120,7 +122,9 @@ impl RowFault {
             Fault::MissingField => format!("the field is required and was not sent; send {expected}"),
             Fault::NullNotAllowed => format!("got null, expected {expected}; send a value"),
             Fault::WrongType => format!("got {got}, expected {expected}"),
-            Fault::NotWhole => format!("got {got}, which is not whole, expected {expected}; round it before sending"),
+            Fault::NotWhole => {
+                format!("got {got}, which is not whole, expected {expected}; round it before sending")
+            }
             Fault::OutOfRange => format!("got {got}, which is out of range, expected {expected}"),
             Fault::BadTimestamp(why) => format!("got {got}, which {why}; send {expected}"),
             Fault::EpochWithoutUnit => format!(
@@ -129,7 +133,9 @@ impl RowFault {
             ),
             Fault::TooOld | Fault::TooNew => self.age_message(field, &got),
             Fault::UnknownField | Fault::DuplicateField => self.member_message(),
-            Fault::TooDeep | Fault::TooManyMembers | Fault::JsonTooLarge | Fault::RowTooLarge => self.size_message(),
+            Fault::TooDeep | Fault::TooManyMembers | Fault::JsonTooLarge | Fault::RowTooLarge => {
+                self.size_message()
+            }
             Fault::NumberTooLarge => {
                 "a number in it does not fit 64 bits, nor a double; send it as a string".to_owned()
             }
@@ -155,9 +161,11 @@ impl RowFault {
 
     fn member_message(&self) -> String {
         match self.fault {
-            Fault::UnknownField => "the dataset has no such field and rejects unknown ones; leave it out or correct \
+            Fault::UnknownField => {
+                "the dataset has no such field and rejects unknown ones; leave it out or correct \
                                     its name"
-                .to_owned(),
+                    .to_owned()
+            }
             _ => "the field was sent twice in one event; send it once".to_owned(),
         }
     }
@@ -174,7 +182,11 @@ impl RowFault {
 
 fn expected(field: &FieldPlan) -> String {
     if let Some((low, high)) = convert::bounds(field.kind) {
-        let unit = if field.factor.is_some() { " after the unit's conversion" } else { "" };
+        let unit = if field.factor.is_some() {
+            " after the unit's conversion"
+        } else {
+            ""
+        };
         return format!("a whole number from {low} to {high}{unit}");
     }
     match field.kind {
@@ -191,7 +203,10 @@ fn expected(field: &FieldPlan) -> String {
 
 fn time_expected(field: &FieldPlan, range: &str) -> String {
     let epoch = field.epoch.map_or_else(String::new, |unit| {
-        format!(" or a number of {} since 1970", format!("{unit:?}").to_lowercase())
+        format!(
+            " or a number of {} since 1970",
+            format!("{unit:?}").to_lowercase()
+        )
     });
     format!("an RFC 3339 time like \"2026-11-21T03:30:30.123Z\"{epoch}, {range}")
 }

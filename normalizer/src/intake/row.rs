@@ -180,7 +180,11 @@ impl<'s> RowWriter<'s> {
         let (field, place) = (&schema.fields[usize::from(slot)], usize::from(slot));
         if json::is_null(&nodes[at]) && !field.nullable {
             // As if it had not been sent.
-            return if field.required { Err(Fault::NullNotAllowed.of_field(slot, Some(at))) } else { Ok(0) };
+            return if field.required {
+                Err(Fault::NullNotAllowed.of_field(slot, Some(at)))
+            } else {
+                Ok(0)
+            };
         }
         if std::mem::replace(&mut self.seen[place], self.event) == self.event {
             return Err(Fault::DuplicateField.of_field(slot, Some(at)));
@@ -245,7 +249,10 @@ impl<'s> RowWriter<'s> {
     fn collect_entries(&mut self, slot: u16, sent: Option<usize>, nodes: &[Node<'_>]) {
         self.entries.clear();
         if self.schema.unknown == UnknownPlan::Into(slot) {
-            let entries = self.unknown.iter().filter(|name| !json::is_null(&nodes[**name + 1]));
+            let entries = self
+                .unknown
+                .iter()
+                .filter(|name| !json::is_null(&nodes[**name + 1]));
             self.entries.extend(entries);
         }
         if let Some(at) = sent
@@ -277,7 +284,11 @@ fn zero(kind: Kind) -> Cell<'static> {
 }
 
 fn add_entries(entries: &[usize], nodes: &[Node<'_>], maps: &mut Maps) -> usize {
-    let add = |name: &usize| maps.add(name_at(nodes, *name), |out| json::write_text(&nodes[*name + 1..], out));
+    let add = |name: &usize| {
+        maps.add(name_at(nodes, *name), |out| {
+            json::write_text(&nodes[*name + 1..], out)
+        })
+    };
     entries.iter().map(add).sum()
 }
 
@@ -293,7 +304,10 @@ fn keep_last(entries: &mut Vec<usize>, nodes: &[Node<'_>]) {
     let mut at = 0;
     while at < entries.len() {
         let name = name_at(nodes, entries[at]);
-        if entries[at + 1..].iter().any(|later| name_at(nodes, *later) == name) {
+        if entries[at + 1..]
+            .iter()
+            .any(|later| name_at(nodes, *later) == name)
+        {
             entries.remove(at);
         } else {
             at += 1;
@@ -302,5 +316,9 @@ fn keep_last(entries: &mut Vec<usize>, nodes: &[Node<'_>]) {
 }
 
 fn name_at<'t>(nodes: &[Node<'t>], at: usize) -> &'t str {
-    if let Node::String(name) = nodes[at] { name } else { "" }
+    if let Node::String(name) = nodes[at] {
+        name
+    } else {
+        ""
+    }
 }

@@ -3,3 +3,5 @@
 //! It stores records ([`sluice_common::record`]) as they are and knows nothing of the columns inside.
 
 pub mod embedded;
+
+pub use embedded::{AppendError, EmbeddedLog, LogOptions, OpenError, ReadError};

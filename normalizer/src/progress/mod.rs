@@ -59,6 +59,8 @@ impl Progress {
     /// The first offset that no declared range has reached.
     #[must_use]
     pub fn end(&self) -> Offset {
-        self.intent.as_ref().map_or(self.committed, |intent| intent.range.b)
+        self.intent
+            .as_ref()
+            .map_or(self.committed, |intent| intent.range.b)
     }
 }

@@ -5,9 +5,7 @@
 //! is retried with back-off and raises an alarm.
 
 use super::Proof;
-use sluice_common::limits::{
-    INSERT_DEADLINE, INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN,
-};
+use sluice_common::limits::{INSERT_DEADLINE, INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::wire::sink::{Steps, SubKey, SubReport, SubTask, Verdict};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,7 +25,11 @@ pub enum Next {
     /// Make these generations durable, then go on.
     Persist(Vec<SubTask>),
     /// Wait, say why, then go on.
-    Wait { delay: Duration, reason: String, alarm: bool },
+    Wait {
+        delay: Duration,
+        reason: String,
+        alarm: bool,
+    },
     /// Every sub-batch is proven.
     Proven,
 }
@@ -72,7 +74,16 @@ impl Settling {
 
     fn new(proof: Proof, bumped: Vec<SubTask>, fresh: bool, verify_first_attempt: bool) -> Self {
         let (subs, attempt, failures, then) = (None, 0, 0, None);
-        Self { proof, bumped, subs, fresh, verify_first_attempt, attempt, failures, then }
+        Self {
+            proof,
+            bumped,
+            subs,
+            fresh,
+            verify_first_attempt,
+            attempt,
+            failures,
+            then,
+        }
     }
 
     /// What to do now.
@@ -80,30 +91,55 @@ impl Settling {
         if let Some(next) = self.then.take() {
             return next;
         }
-        if self.subs.as_ref().is_some_and(|subs| subs.values().all(|sub| sub.proven)) {
+        if self
+            .subs
+            .as_ref()
+            .is_some_and(|subs| subs.values().all(|sub| sub.proven))
+        {
             return Next::Proven;
         }
         self.attempt += 1;
-        Next::Call(Plan { attempt: self.attempt, steps: self.steps(), tasks: self.tasks(), timeout: self.timeout() })
+        Next::Call(Plan {
+            attempt: self.attempt,
+            steps: self.steps(),
+            tasks: self.tasks(),
+            timeout: self.timeout(),
+        })
     }
 
     fn steps(&self) -> Steps {
         if self.fresh {
-            return if self.verify_first_attempt { Steps::FIRST_VERIFIED } else { Steps::FIRST };
+            return if self.verify_first_attempt {
+                Steps::FIRST_VERIFIED
+            } else {
+                Steps::FIRST
+            };
         }
         // Generations that were bumped before a crash belong to sub-batches whose list is not known
         // yet: learn it first, without sending anything under an old generation.
         let insert = self.subs.is_some() || self.bumped.is_empty();
-        Steps { insert, verify_after: insert, ..Steps::AGAIN }
+        Steps {
+            insert,
+            verify_after: insert,
+            ..Steps::AGAIN
+        }
     }
 
     fn tasks(&self) -> Option<Vec<SubTask>> {
         let open = self.subs.as_ref()?.iter().filter(|(_, state)| !state.proven);
-        Some(open.map(|(sub, state)| SubTask { sub: sub.clone(), generation: state.generation }).collect())
+        Some(
+            open.map(|(sub, state)| SubTask {
+                sub: sub.clone(),
+                generation: state.generation,
+            })
+            .collect(),
+        )
     }
 
     fn timeout(&self) -> Duration {
-        INSERT_DEADLINE.saturating_mul(1 << self.failures.min(4)).min(INSERT_DEADLINE_MAX)
+        INSERT_DEADLINE
+            .saturating_mul(1 << self.failures.min(4))
+            .min(INSERT_DEADLINE_MAX)
     }
 
     /// Takes the reports of a call. Declared → sent → proven, bumped or waiting.
@@ -116,7 +152,9 @@ impl Settling {
         }
         let (mut trouble, mut alarm, mut poisoned) = (Vec::new(), false, false);
         for report in reports {
-            let Some(sub) = self.subs.as_mut().and_then(|subs| subs.get_mut(&report.sub)) else { continue };
+            let Some(sub) = self.subs.as_mut().and_then(|subs| subs.get_mut(&report.sub)) else {
+                continue;
+            };
             match &report.verdict {
                 Verdict::Done => sub.proven = true,
                 Verdict::CleanButNone => {
@@ -147,7 +185,11 @@ impl Settling {
     pub fn busy(&mut self, retry_after: Duration) {
         self.attempt -= 1;
         let delay = retry_after.clamp(RETRY_BACKOFF_MIN, RETRY_BACKOFF_MAX);
-        self.then = Some(Next::Wait { delay, reason: "the sink-writer is full".into(), alarm: false });
+        self.then = Some(Next::Wait {
+            delay,
+            reason: "the sink-writer is full".into(),
+            alarm: false,
+        });
     }
 
     /// The call had no answer that can be used: what it did is unknown.
@@ -160,12 +202,24 @@ impl Settling {
     fn wait(&self, reason: String, alarm: bool) -> Next {
         let delay = RETRY_BACKOFF_MIN.saturating_mul(1 << (self.failures.saturating_sub(1)).min(10));
         // A minute of trouble is something that a person should know of.
-        Next::Wait { delay: delay.min(RETRY_BACKOFF_MAX), reason, alarm: alarm || self.failures >= 10 }
+        Next::Wait {
+            delay: delay.min(RETRY_BACKOFF_MAX),
+            reason,
+            alarm: alarm || self.failures >= 10,
+        }
     }
 
     fn generations(&self) -> Vec<SubTask> {
-        let all = self.subs.iter().flatten().filter(|(_, state)| state.generation > 0);
-        all.map(|(sub, state)| SubTask { sub: sub.clone(), generation: state.generation }).collect()
+        let all = self
+            .subs
+            .iter()
+            .flatten()
+            .filter(|(_, state)| state.generation > 0);
+        all.map(|(sub, state)| SubTask {
+            sub: sub.clone(),
+            generation: state.generation,
+        })
+        .collect()
     }
 
     /// The first answer names all sub-batches; they must add up to what was declared.
@@ -174,16 +228,29 @@ impl Settling {
             return Ok(());
         }
         let mut sum = Proof::default();
-        reports.iter().for_each(|report| sum.merge(report.rows, report.sum_o, report.sum_o2));
+        reports
+            .iter()
+            .for_each(|report| sum.merge(report.rows, report.sum_o, report.sum_o2));
         if sum != self.proof {
             return Err(format!(
                 "the sink-writer splits the range into {} rows where {} were declared: are all services of one release?",
                 sum.rows, self.proof.rows
             ));
         }
-        let generation = |sub: &SubKey| self.bumped.iter().find(|one| one.sub == *sub).map_or(0, |one| one.generation);
+        let generation = |sub: &SubKey| {
+            self.bumped
+                .iter()
+                .find(|one| one.sub == *sub)
+                .map_or(0, |one| one.generation)
+        };
         let subs = reports.iter().map(|report| {
-            (report.sub.clone(), Sub { generation: generation(&report.sub), proven: false })
+            (
+                report.sub.clone(),
+                Sub {
+                    generation: generation(&report.sub),
+                    proven: false,
+                },
+            )
         });
         self.subs = Some(subs.collect());
         Ok(())
@@ -193,7 +260,9 @@ impl Settling {
 fn describe(report: &SubReport) -> String {
     let (table, part, rows) = (&report.sub.table, &report.sub.part, report.rows);
     let what = match &report.verdict {
-        Verdict::Between { found } => format!("{found} of {rows} rows are there: something else wrote or deleted rows"),
+        Verdict::Between { found } => {
+            format!("{found} of {rows} rows are there: something else wrote or deleted rows")
+        }
         Verdict::Refused { code, message } => format!("ClickHouse refuses the rows (code {code}): {message}"),
         Verdict::Unknown { reason } => reason.clone(),
         Verdict::Done | Verdict::CleanButNone | Verdict::NoneThere => String::new(),
@@ -207,15 +276,28 @@ mod tests {
     use sluice_common::ids::Name;
 
     fn key(part: &str) -> SubKey {
-        SubKey { table: Name::new("events").expect("valid"), part: part.into() }
+        SubKey {
+            table: Name::new("events").expect("valid"),
+            part: part.into(),
+        }
     }
 
     fn report(part: &str, verdict: Verdict) -> SubReport {
-        SubReport { sub: key(part), rows: 1, sum_o: 3, sum_o2: 9, verdict }
+        SubReport {
+            sub: key(part),
+            rows: 1,
+            sum_o: 3,
+            sum_o2: 9,
+            verdict,
+        }
     }
 
     fn proof(subs: u64) -> Proof {
-        Proof { rows: subs, sum_o: 3 * subs, sum_o2: 9 * subs }
+        Proof {
+            rows: subs,
+            sum_o: 3 * subs,
+            sum_o2: 9 * subs,
+        }
     }
 
     fn call(settling: &mut Settling) -> Plan {
@@ -245,7 +327,13 @@ mod tests {
         assert!(matches!(settling.next(), Next::Wait { alarm: false, .. }));
         let plan = call(&mut settling);
         assert_eq!((plan.attempt, plan.steps), (2, Steps::AGAIN));
-        assert_eq!(plan.tasks, Some(vec![SubTask { sub: key("b"), generation: 0 }]));
+        assert_eq!(
+            plan.tasks,
+            Some(vec![SubTask {
+                sub: key("b"),
+                generation: 0
+            }])
+        );
         settling.reported(&[report("b", Verdict::Done)]);
         assert_eq!(settling.next(), Next::Proven);
     }
@@ -264,7 +352,10 @@ mod tests {
         let mut settling = Settling::found(proof(1), Vec::new());
         assert_eq!(call(&mut settling).steps, Steps::AGAIN);
         settling.reported(&[report("a", Verdict::CleanButNone)]);
-        let bumped = vec![SubTask { sub: key("a"), generation: 1 }];
+        let bumped = vec![SubTask {
+            sub: key("a"),
+            generation: 1,
+        }];
         assert_eq!(settling.next(), Next::Persist(bumped.clone()));
         assert_eq!(call(&mut settling).tasks, Some(bumped));
     }
@@ -277,18 +368,36 @@ mod tests {
             settling.reported(&[report("a", unknown())]);
             assert!(matches!(settling.next(), Next::Wait { .. }));
         }
-        assert_eq!(call(&mut settling).tasks, Some(vec![SubTask { sub: key("a"), generation: 0 }]));
+        assert_eq!(
+            call(&mut settling).tasks,
+            Some(vec![SubTask {
+                sub: key("a"),
+                generation: 0
+            }])
+        );
     }
 
     #[test]
     fn generations_of_a_found_intent_are_kept() {
-        let bumped = vec![SubTask { sub: key("a"), generation: 2 }];
+        let bumped = vec![SubTask {
+            sub: key("a"),
+            generation: 2,
+        }];
         let mut settling = Settling::found(proof(2), bumped);
         let plan = call(&mut settling);
-        assert!(!plan.steps.insert && plan.tasks.is_none(), "nothing goes out under an old generation");
+        assert!(
+            !plan.steps.insert && plan.tasks.is_none(),
+            "nothing goes out under an old generation"
+        );
         settling.reported(&[report("a", Verdict::NoneThere), report("b", Verdict::Done)]);
         let plan = call(&mut settling);
-        assert_eq!(plan.tasks, Some(vec![SubTask { sub: key("a"), generation: 2 }]));
+        assert_eq!(
+            plan.tasks,
+            Some(vec![SubTask {
+                sub: key("a"),
+                generation: 2
+            }])
+        );
         assert_eq!(plan.steps, Steps::AGAIN);
     }
 

@@ -39,7 +39,9 @@ pub struct Store {
 pub enum StoreError {
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: std::io::Error },
-    #[error("{path} holds no valid progress: restore it from a copy taken together with the log, never delete it alone")]
+    #[error(
+        "{path} holds no valid progress: restore it from a copy taken together with the log, never delete it alone"
+    )]
     Damaged { path: PathBuf },
     #[error("{path} was written by a later release (layout {version}): start that release")]
     Newer { path: PathBuf, version: u16 },
@@ -53,7 +55,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where a file is there and cannot be used.
     pub fn open(path: &Path) -> Result<Option<Self>, StoreError> {
-        let failed = |error| StoreError::Io { path: path.to_owned(), error };
+        let failed = |error| StoreError::Io {
+            path: path.to_owned(),
+            error,
+        };
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -62,12 +67,26 @@ impl Store {
         let mut best: Option<(u64, Progress)> = None;
         for slot in 0..2 {
             let mut bytes = vec![0; SLOT_BYTES];
-            file.read_exact_at(&mut bytes, slot * SLOT_BYTES as u64).map_err(failed)?;
-            let found = decode(&bytes).map_err(|version| StoreError::Newer { path: path.to_owned(), version })?;
-            best = best.into_iter().chain(found).max_by_key(|(sequence, _)| *sequence);
+            file.read_exact_at(&mut bytes, slot * SLOT_BYTES as u64)
+                .map_err(failed)?;
+            let found = decode(&bytes).map_err(|version| StoreError::Newer {
+                path: path.to_owned(),
+                version,
+            })?;
+            best = best
+                .into_iter()
+                .chain(found)
+                .max_by_key(|(sequence, _)| *sequence);
         }
-        let (sequence, state) = best.ok_or_else(|| StoreError::Damaged { path: path.to_owned() })?;
-        Ok(Some(Self { file, path: path.to_owned(), sequence, state }))
+        let (sequence, state) = best.ok_or_else(|| StoreError::Damaged {
+            path: path.to_owned(),
+        })?;
+        Ok(Some(Self {
+            file,
+            path: path.to_owned(),
+            sequence,
+            state,
+        }))
     }
 
     /// Makes the file with `state`. A crash in between leaves no file of that name.
@@ -75,18 +94,36 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn create(path: &Path, state: Progress) -> Result<Self, StoreError> {
-        let failed = |error| StoreError::Io { path: path.to_owned(), error };
+        let failed = |error| StoreError::Io {
+            path: path.to_owned(),
+            error,
+        };
         let fresh = path.with_extension("new");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&fresh);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&fresh);
         let file = file.map_err(failed)?;
         fallocate(&file, FallocateFlags::empty(), 0, 2 * SLOT_BYTES as u64).map_err(|e| failed(e.into()))?;
         file.write_all_at(&vec![0; 2 * SLOT_BYTES], 0).map_err(failed)?;
-        let mut store = Self { file, path: path.to_owned(), sequence: 0, state: state.clone() };
+        let mut store = Self {
+            file,
+            path: path.to_owned(),
+            sequence: 0,
+            state: state.clone(),
+        };
         store.write(state)?;
         store.file.sync_all().map_err(failed)?;
         std::fs::rename(&fresh, path).map_err(failed)?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        File::open(parent)
+            .and_then(|dir| dir.sync_all())
+            .map_err(failed)?;
         Ok(store)
     }
 
@@ -106,8 +143,13 @@ impl Store {
         if bytes.len() > SLOT_BYTES {
             return Err(StoreError::TooLarge { bytes: bytes.len() });
         }
-        let failed = |error| StoreError::Io { path: self.path.clone(), error };
-        self.file.write_all_at(&bytes, sequence % 2 * SLOT_BYTES as u64).map_err(failed)?;
+        let failed = |error| StoreError::Io {
+            path: self.path.clone(),
+            error,
+        };
+        self.file
+            .write_all_at(&bytes, sequence % 2 * SLOT_BYTES as u64)
+            .map_err(failed)?;
         self.file.sync_data().map_err(failed)?;
         (self.sequence, self.state) = (sequence, state);
         Ok(())
@@ -130,7 +172,11 @@ fn encode(sequence: u64, state: &Progress) -> Vec<u8> {
 
 /// The slot's state; `None` where it is torn or was never written; `Err` where it is a later layout's.
 fn decode(slot: &[u8]) -> Result<Option<(u64, Progress)>, u16> {
-    let word = |at: usize| slot.get(at..at + 4).and_then(|w| w.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let word = |at: usize| {
+        slot.get(at..at + 4)
+            .and_then(|w| w.try_into().ok())
+            .map_or(0, u32::from_le_bytes)
+    };
     if word(0) != MAGIC {
         return Ok(None);
     }
@@ -144,7 +190,9 @@ fn decode(slot: &[u8]) -> Result<Option<(u64, Progress)>, u16> {
         return Err(version);
     }
     let sequence = u64::from(word(8)) | u64::from(word(12)) << 32;
-    Ok(serde_json::from_slice(payload).ok().map(|state| (sequence, state)))
+    Ok(serde_json::from_slice(payload)
+        .ok()
+        .map(|state| (sequence, state)))
 }
 
 #[cfg(test)]
@@ -155,13 +203,27 @@ mod tests {
     use sluice_common::wire::sink::{Range, SubKey, SubTask};
 
     fn state(committed: u64) -> Progress {
-        let sub = SubKey { table: Name::new("events").expect("valid"), part: "20261121".into() };
+        let sub = SubKey {
+            table: Name::new("events").expect("valid"),
+            part: "20261121".into(),
+        };
         let intent = Intent {
-            range: Range { a: committed, b: committed + 3 },
-            proof: Proof { rows: 1, sum_o: 2, sum_o2: 4 },
+            range: Range {
+                a: committed,
+                b: committed + 3,
+            },
+            proof: Proof {
+                rows: 1,
+                sum_o: 2,
+                sum_o2: 4,
+            },
             bumped: vec![SubTask { sub, generation: 1 }],
         };
-        Progress { log: LogId(7), committed, intent: Some(intent) }
+        Progress {
+            log: LogId(7),
+            committed,
+            intent: Some(intent),
+        }
     }
 
     #[test]
@@ -210,6 +272,10 @@ mod tests {
         let bytes = encode(9, &state(5));
         assert_eq!(&bytes[..4], b"SLP1");
         assert_eq!(decode(&bytes), Ok(Some((9, state(5)))));
-        assert_eq!(crc32c::crc32c(&bytes), 1, "the bytes on disk changed: bump the layout version");
+        assert_eq!(
+            crc32c::crc32c(&bytes),
+            1,
+            "the bytes on disk changed: bump the layout version"
+        );
     }
 }

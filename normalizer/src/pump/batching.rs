@@ -16,8 +16,15 @@ impl Batching {
     /// Takes them from the config.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let datasets = config.datasets.iter().map(|one| (one.name.clone(), one.batch.clone())).collect();
-        Self { datasets, otherwise: Batch::default() }
+        let datasets = config
+            .datasets
+            .iter()
+            .map(|one| (one.name.clone(), one.batch.clone()))
+            .collect();
+        Self {
+            datasets,
+            otherwise: Batch::default(),
+        }
     }
 
     /// The settings of a dataset; the default ones where the config no longer has it.

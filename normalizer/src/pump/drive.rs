@@ -44,7 +44,11 @@ impl Driver {
         let span = tracing::info_span!("range", partition = self.partition, a, b, rows);
         let spans = closed.records.iter().flat_map(|one| one.record.spans());
         for one in spans.filter(|span| span.trace_id != 0).take(MAX_LINKS) {
-            let to = TraceContext { trace_id: one.trace_id, span_id: one.span_id, sampled: true };
+            let to = TraceContext {
+                trace_id: one.trace_id,
+                span_id: one.span_id,
+                sampled: true,
+            };
             telemetry::link(&span, to);
         }
         let trace = telemetry::context_of(&span, TraceContext::default());
@@ -71,7 +75,11 @@ impl Driver {
             }
         }
         if self.in_trouble.swap(false, Ordering::Relaxed) {
-            tracing::info!(a = closed.range.a, b = closed.range.b, "the range is settled after all");
+            tracing::info!(
+                a = closed.range.a,
+                b = closed.range.b,
+                "the range is settled after all"
+            );
         }
         Ok(())
     }
@@ -88,12 +96,19 @@ impl Driver {
             records: closed.records.clone(),
             trace,
         };
-        let answer = tokio::time::timeout(plan.timeout * 2, self.sink.clone().oneshot(SinkRequest::Write(call)));
+        let answer = tokio::time::timeout(
+            plan.timeout * 2,
+            self.sink.clone().oneshot(SinkRequest::Write(call)),
+        );
         match answer.await {
             Ok(Ok(SinkReply::Wrote(reports))) => settling.reported(&reports),
-            Ok(Ok(SinkReply::Busy { retry_after_ms })) => settling.busy(Duration::from_millis(retry_after_ms)),
+            Ok(Ok(SinkReply::Busy { retry_after_ms })) => {
+                settling.busy(Duration::from_millis(retry_after_ms))
+            }
             Ok(Ok(SinkReply::Failed { reason })) => settling.failed(format!("the sink-writer: {reason}")),
-            Ok(Ok(SinkReply::Horizon(_))) => settling.failed("the sink-writer answers another question".into()),
+            Ok(Ok(SinkReply::Horizon(_))) => {
+                settling.failed("the sink-writer answers another question".into())
+            }
             Ok(Err(never)) => match never {},
             Err(_) => settling.failed("the sink-writer does not answer in time".into()),
         }
@@ -109,21 +124,31 @@ impl Driver {
             "ClickHouse had recorded a token without its rows (a crash between the two): sending under a new one"
         );
         self.metrics.add(Counter::GenerationBumps, new, &[]);
-        store.write(Progress { intent: Some(Intent { bumped, ..intent }), ..state })
+        store.write(Progress {
+            intent: Some(Intent { bumped, ..intent }),
+            ..state
+        })
     }
 
     fn say(&self, reason: &str, alarm: bool, waits: u32) {
         self.in_trouble.store(true, Ordering::Relaxed);
         if alarm {
-            self.metrics.add(Counter::Alarms, 1, &[("reason", "unsettled_range")]);
+            self.metrics
+                .add(Counter::Alarms, 1, &[("reason", "unsettled_range")]);
         }
         if !waits.is_multiple_of(SAY_EVERY) {
             return;
         }
         if alarm {
-            tracing::error!(reason, "a range cannot be settled; it stays declared and is retried: mend the cause");
+            tracing::error!(
+                reason,
+                "a range cannot be settled; it stays declared and is retried: mend the cause"
+            );
         } else {
-            tracing::warn!(reason, "a range is not settled yet; it is verified and tried again");
+            tracing::warn!(
+                reason,
+                "a range is not settled yet; it is verified and tried again"
+            );
         }
     }
 }

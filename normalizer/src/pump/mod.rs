@@ -24,6 +24,7 @@ use sluice_common::config::Config;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::VERIFY_ONE_IN;
 use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
+use sluice_common::record::Record;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::{RangeRecord, SinkRequest};
 use sluice_common::wire::transport::Seam;
@@ -91,13 +92,24 @@ pub struct Pump {
     next: OpenRange,
     under_way: Option<(Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>)>,
     ranges: u64,
+    /// The last trouble of the dedup state that was logged.
+    told: Option<String>,
 }
 
 impl Pump {
     /// A pump that has not begun.
     #[must_use]
     pub fn new(parts: Parts, config: &Config) -> Self {
-        let Parts { log, dedup, store, sink, metrics, clock, stop, accept_window_loss } = parts;
+        let Parts {
+            log,
+            dedup,
+            store,
+            sink,
+            metrics,
+            clock,
+            stop,
+            accept_window_loss,
+        } = parts;
         let next = OpenRange::at(store.state().end());
         let store = Arc::new(Mutex::new(store));
         let in_trouble = Arc::new(AtomicBool::new(false));
@@ -128,6 +140,7 @@ impl Pump {
             next,
             under_way: None,
             ranges: 0,
+            told: None,
         }
     }
 
@@ -136,14 +149,16 @@ impl Pump {
     /// # Errors
     /// [`PumpError`]: the partition must not go on.
     pub async fn run(mut self) -> Result<(), PumpError> {
-        let Some(()) = self.recover().await? else { return Ok(()) };
+        let Some(()) = self.recover().await? else {
+            return Ok(());
+        };
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
             self.fill(&mut durable)?;
             self.send_if_ripe()?;
             self.wait(&mut durable).await?;
         }
-        self.dedup.close();
+        self.dedup.close()?;
         Ok(())
     }
 
@@ -162,7 +177,9 @@ impl Pump {
                 if !self.next.has_room_for(&record) {
                     return Ok(());
                 }
-                let one = self.decide(record)?;
+                let Some(one) = self.decide(record)? else {
+                    return Ok(());
+                };
                 self.next.push(one, &self.batching);
                 if self.next.is_full() {
                     return Ok(());
@@ -172,22 +189,38 @@ impl Pump {
         Ok(())
     }
 
-    fn decide(&mut self, record: sluice_common::record::Record) -> Result<RangeRecord, PumpError> {
-        let fates = block_in_place(|| self.dedup.decide(&record))?;
+    /// Has dedup decide the next record. `None`: its memory is full until something is sealed, which
+    /// is tried again here; the record has to be asked again later.
+    fn decide(&mut self, record: Record) -> Result<Option<RangeRecord>, PumpError> {
+        let committed = self.store.lock().state().committed;
+        let fates = match block_in_place(|| self.dedup.decide(&record)) {
+            Err(DedupError::Stalled { .. }) => {
+                block_in_place(|| self.dedup.committed(committed))?;
+                return Ok(None);
+            }
+            decided => decided?,
+        };
         let count = |outcome, n: usize| {
-            self.metrics.add(Counter::Events, n as u64, &[("stage", "dedup"), ("outcome", outcome)]);
+            self.metrics.add(
+                Counter::Events,
+                n as u64,
+                &[("stage", "dedup"), ("outcome", outcome)],
+            );
         };
         count("kept", fates.kept() as usize);
         count("duplicate", fates.dropped().len());
         count("conflict", fates.conflicts().len());
-        Ok(RangeRecord { record, fates })
+        Ok(Some(RangeRecord { record, fates }))
     }
 
     /// Open → declared, where the range is due and none is under way. A range of repeats alone sends
     /// nothing and is committed at once.
     fn send_if_ripe(&mut self) -> Result<(), PumpError> {
         let now = self.clock.now_ms();
-        let due = self.next.ripe_in(now).is_some_and(|wait| wait == 0 || self.stop.is_cancelled());
+        let due = self
+            .next
+            .ripe_in(now)
+            .is_some_and(|wait| wait == 0 || self.stop.is_cancelled());
         if self.under_way.is_some() || !due {
             return Ok(());
         }
@@ -211,18 +244,29 @@ impl Pump {
     }
 
     fn declare(&self, closed: &ClosedRange) -> Result<(), StoreError> {
-        let intent = Intent { range: closed.range, proof: closed.proof, bumped: Vec::new() };
+        let intent = Intent {
+            range: closed.range,
+            proof: closed.proof,
+            bumped: Vec::new(),
+        };
         block_in_place(|| {
             let mut store = self.store.lock();
             let committed = store.state().committed;
-            store.write(Progress { log: self.log.id(), committed, intent: Some(intent) })
+            store.write(Progress {
+                log: self.log.id(),
+                committed,
+                intent: Some(intent),
+            })
         })
     }
 
     /// Waits for whatever comes first: more records, the range's age, its settling, the stop.
     async fn wait(&mut self, durable: &mut watch::Receiver<Offset>) -> Result<(), PumpError> {
         let stopping = self.stop.is_cancelled();
-        let ripe = self.next.ripe_in(self.clock.now_ms()).map_or(IDLE, Duration::from_millis);
+        let ripe = self
+            .next
+            .ripe_in(self.clock.now_ms())
+            .map_or(IDLE, Duration::from_millis);
         let room = !self.next.is_full();
         if let Some((_, task)) = &mut self.under_way {
             let settled = tokio::select! {
@@ -248,7 +292,9 @@ impl Pump {
 
     /// Settled → committed.
     fn settled(&mut self) -> Result<(), PumpError> {
-        let Some((closed, _)) = self.under_way.take() else { return Ok(()) };
+        let Some((closed, _)) = self.under_way.take() else {
+            return Ok(());
+        };
         let now = self.clock.now_ms();
         for one in &closed.records {
             let age = Duration::from_millis(now.saturating_sub(one.record.place.append_ms));
@@ -256,10 +302,18 @@ impl Pump {
         }
         let conflicts: usize = closed.records.iter().map(|one| one.fates.conflicts().len()).sum();
         let stored = closed.proof.rows - conflicts as u64;
-        self.metrics.add(Counter::Events, stored, &[("stage", "sink"), ("outcome", "stored")]);
+        self.metrics.add(
+            Counter::Events,
+            stored,
+            &[("stage", "sink"), ("outcome", "stored")],
+        );
         let dead = [("stage", "sink"), ("outcome", "dead_lettered")];
         self.metrics.add(Counter::Events, conflicts as u64, &dead);
-        self.metrics.add(Counter::DeadLetters, conflicts as u64, &[("reason", "idempotency_conflict")]);
+        self.metrics.add(
+            Counter::DeadLetters,
+            conflicts as u64,
+            &[("reason", "idempotency_conflict")],
+        );
         self.commit(&closed)
     }
 
@@ -268,7 +322,11 @@ impl Pump {
         let committed = closed.range.b;
         block_in_place(|| -> Result<(), PumpError> {
             let log = self.log.id();
-            self.store.lock().write(Progress { log, committed, intent: None })?;
+            self.store.lock().write(Progress {
+                log,
+                committed,
+                intent: None,
+            })?;
             self.dedup.committed(committed)?;
             self.log.set_progress(committed, self.dedup.sealed());
             Ok(())
@@ -277,18 +335,34 @@ impl Pump {
         Ok(())
     }
 
-    fn note_dedup(&self) {
+    fn note_dedup(&mut self) {
         let stats = self.dedup.stats();
-        self.live.dedup_keys.store(stats.keys_active + stats.keys_sealed, Ordering::Relaxed);
-        self.live.dedup_disk_bytes.store(stats.disk_bytes, Ordering::Relaxed);
+        if let Some(error) = stats.last_error.filter(|error| self.told.as_ref() != Some(error)) {
+            tracing::error!(
+                error,
+                "the dedup state cannot be sealed; it is tried again, and the pump waits once memory is full: mend the cause"
+            );
+            self.metrics.add(Counter::Alarms, 1, &[("reason", "dedup_state")]);
+            self.told = Some(error);
+        }
+        self.live
+            .dedup_keys
+            .store(stats.keys_active + stats.keys_sealed, Ordering::Relaxed);
+        self.live
+            .dedup_disk_bytes
+            .store(stats.disk_bytes, Ordering::Relaxed);
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges")]
 fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     let (keys, disk, trouble) = (Arc::clone(live), Arc::clone(live), Arc::clone(in_trouble));
-    metrics.watch(Gauge::DedupKeys, &[], move || keys.dedup_keys.load(Ordering::Relaxed) as f64);
-    metrics.watch(Gauge::DedupDiskBytes, &[], move || disk.dedup_disk_bytes.load(Ordering::Relaxed) as f64);
+    metrics.watch(Gauge::DedupKeys, &[], move || {
+        keys.dedup_keys.load(Ordering::Relaxed) as f64
+    });
+    metrics.watch(Gauge::DedupDiskBytes, &[], move || {
+        disk.dedup_disk_bytes.load(Ordering::Relaxed) as f64
+    });
     let read = move || f64::from(u8::from(trouble.load(Ordering::Relaxed)));
     metrics.watch(Gauge::Unsettled, &[("partition", "0")], read);
     for outcome in ["kept", "duplicate", "conflict"] {
@@ -299,5 +373,7 @@ fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     }
     metrics.add(Counter::GenerationBumps, 0, &[]);
     metrics.add(Counter::DeadLetters, 0, &[("reason", "idempotency_conflict")]);
-    metrics.add(Counter::Alarms, 0, &[("reason", "unsettled_range")]);
+    for reason in ["unsettled_range", "dedup_state"] {
+        metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
+    }
 }

@@ -107,13 +107,23 @@ impl OpenRange {
     /// it is empty.
     #[must_use]
     pub fn ripe_in(&self, now: UnixMs) -> Option<u64> {
-        (!self.is_empty()).then(|| if self.is_full() { 0 } else { self.ripe_at.saturating_sub(now) })
+        (!self.is_empty()).then(|| {
+            if self.is_full() {
+                0
+            } else {
+                self.ripe_at.saturating_sub(now)
+            }
+        })
     }
 
     /// Closes it.
     #[must_use]
     pub fn close(self) -> ClosedRange {
-        ClosedRange { range: self.range, records: self.records, proof: self.proof }
+        ClosedRange {
+            range: self.range,
+            records: self.records,
+            proof: self.proof,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::range::OpenRange;
 use super::{PARTITION, Pump, PumpError, READ_BYTES};
+use crate::dedup::DedupError;
 use crate::progress::Intent;
 use crate::progress::settle::Settling;
 use sluice_common::ids::{Name, Offset, source_o};
@@ -38,6 +39,8 @@ pub enum RecoverError {
     RowsAhead { table: Name, end: Offset, found: Offset },
 }
 
+/// Between two looks whether a bucket of the dedup state has been sealed.
+const SEAL_WAIT: Duration = Duration::from_millis(20);
 const HORIZON_DEADLINE: Duration = Duration::from_secs(20);
 
 impl Pump {
@@ -45,9 +48,9 @@ impl Pump {
     pub(super) async fn recover(&mut self) -> Result<Option<()>, PumpError> {
         let progress = self.store.lock().state().clone();
         let from = self.dedup_start(progress.committed)?;
-        self.replay(from, progress.committed)?;
+        self.replay(from, progress.committed).await?;
         let found = match &progress.intent {
-            Some(intent) => Some(self.decide_intent(intent)?),
+            Some(intent) => Some(self.decide_intent(intent).await?),
             None => None,
         };
         self.note_dedup();
@@ -56,8 +59,15 @@ impl Pump {
         }
         self.next = OpenRange::at(progress.end());
         if let (Some(closed), Some(intent)) = (found, progress.intent) {
-            tracing::info!(a = intent.range.a, b = intent.range.b, "verifying the range that was declared before the stop");
-            self.settle(Arc::new(closed.close()), Settling::found(intent.proof, intent.bumped));
+            tracing::info!(
+                a = intent.range.a,
+                b = intent.range.b,
+                "verifying the range that was declared before the stop"
+            );
+            self.settle(
+                Arc::new(closed.close()),
+                Settling::found(intent.proof, intent.bumped),
+            );
         }
         Ok(Some(()))
     }
@@ -80,10 +90,17 @@ impl Pump {
             return Ok(need.unwrap_or(first).max(first));
         }
         if self.accept_window_loss {
-            tracing::warn!(first, "the dedup window is lost as accepted: repeats of older events will be stored");
+            tracing::warn!(
+                first,
+                "the dedup window is lost as accepted: repeats of older events will be stored"
+            );
             return Ok(first);
         }
-        Err(RecoverError::WindowLost { need: need.unwrap_or_default(), first }.into())
+        Err(RecoverError::WindowLost {
+            need: need.unwrap_or_default(),
+            first,
+        }
+        .into())
     }
 
     /// The first record that lies within one window of the last committed one. `None`: any start will
@@ -98,13 +115,15 @@ impl Pump {
         }
         let oldest = block_in_place(|| self.log.read(first, 1))?;
         let newest = block_in_place(|| self.log.read(committed - 1, 1))?;
-        let (Some(oldest), Some(newest)) = (oldest.first(), newest.first()) else { return Ok(Some(0)) };
+        let (Some(oldest), Some(newest)) = (oldest.first(), newest.first()) else {
+            return Ok(Some(0));
+        };
         let since = newest.place.append_ms.saturating_sub(self.max_window_ms);
         // Records below the first one are gone; they matter unless the first is already too old to.
         Ok((oldest.place.append_ms > since).then_some(0))
     }
 
-    fn replay(&mut self, from: Offset, to: Offset) -> Result<(), PumpError> {
+    async fn replay(&mut self, from: Offset, to: Offset) -> Result<(), PumpError> {
         let mut at = from;
         if to > from {
             tracing::info!(from, to, "reading the log again for the dedup state");
@@ -114,7 +133,13 @@ impl Pump {
                 if record.place.offset >= to {
                     break;
                 }
-                block_in_place(|| self.dedup.decide(&record))?;
+                match block_in_place(|| self.dedup.absorb(&record)) {
+                    Err(DedupError::Stalled { .. }) => {
+                        tokio::time::sleep(SEAL_WAIT).await;
+                        break;
+                    }
+                    absorbed => absorbed?,
+                }
                 at = record.place.offset + 1;
             }
             // Seals what is behind, so that memory stays bounded; all of it is committed.
@@ -125,25 +150,33 @@ impl Pump {
     }
 
     /// Decides the declared range's records again: they must come out the same.
-    fn decide_intent(&mut self, intent: &Intent) -> Result<OpenRange, PumpError> {
+    async fn decide_intent(&mut self, intent: &Intent) -> Result<OpenRange, PumpError> {
         let mut range = OpenRange::at(intent.range.a);
         while range.end() < intent.range.b {
             for record in block_in_place(|| self.log.read(range.end(), READ_BYTES))? {
-                if record.place.offset < intent.range.b {
-                    let one = self.decide(record)?;
-                    range.push(one, &self.batching);
+                if record.place.offset >= intent.range.b {
+                    break;
                 }
+                let Some(one) = self.decide(record)? else {
+                    tokio::time::sleep(SEAL_WAIT).await;
+                    break;
+                };
+                range.push(one, &self.batching);
             }
         }
         if range.proof() != intent.proof {
-            return Err(RecoverError::IntentDiffers { a: intent.range.a, b: intent.range.b }.into());
+            return Err(RecoverError::IntentDiffers {
+                a: intent.range.a,
+                b: intent.range.b,
+            }
+            .into());
         }
         Ok(range)
     }
 
     /// R19: no row of this log at or past `end` in any table. Waits for ClickHouse as long as it takes;
     /// intake goes on meanwhile.
-    async fn check_horizon(&self, end: Offset) -> Result<Option<()>, PumpError> {
+    async fn check_horizon(&mut self, end: Offset) -> Result<Option<()>, PumpError> {
         let mut delay = RETRY_BACKOFF_MIN;
         loop {
             let question = Horizon {
@@ -153,7 +186,12 @@ impl Pump {
                 tables: self.tables.clone(),
                 timeout: HORIZON_DEADLINE,
             };
-            let answer = self.driver.sink.clone().oneshot(SinkRequest::Horizon(question)).await;
+            let answer = self
+                .driver
+                .sink
+                .clone()
+                .oneshot(SinkRequest::Horizon(question))
+                .await;
             let reason = match answer {
                 Ok(SinkReply::Horizon(found)) => return judge(found, end).map_err(Into::into),
                 Ok(SinkReply::Failed { reason }) => reason,
@@ -161,8 +199,13 @@ impl Pump {
                 Ok(SinkReply::Wrote(_)) => "the sink-writer answers another question".into(),
                 Err(never) => match never {},
             };
-            self.driver.in_trouble.store(true, std::sync::atomic::Ordering::Relaxed);
-            tracing::warn!(reason, "ClickHouse cannot be asked yet; events are taken into the log meanwhile");
+            self.driver
+                .in_trouble
+                .store(true, std::sync::atomic::Ordering::Relaxed);
+            tracing::warn!(
+                reason,
+                "ClickHouse cannot be asked yet; events are taken into the log meanwhile"
+            );
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = self.stop.cancelled() => return Ok(None),
@@ -175,6 +218,10 @@ impl Pump {
 fn judge(found: Vec<(Name, u64)>, end: Offset) -> Result<Option<()>, RecoverError> {
     match found.into_iter().next() {
         None => Ok(Some(())),
-        Some((table, at)) => Err(RecoverError::RowsAhead { table, end, found: at >> 16 }),
+        Some((table, at)) => Err(RecoverError::RowsAhead {
+            table,
+            end,
+            found: at >> 16,
+        }),
     }
 }

@@ -29,6 +29,7 @@ pub fn record(key: u128, bytes: usize) -> RecordContent {
         window_ms: 1,
     };
     RecordContent {
+        column_bytes: 0,
         meta: serde_json::to_vec(&meta).unwrap().into(),
         spans: Vec::new(),
         keys: vec![key],

@@ -5,185 +5,31 @@
 //! The charge is for decoded bytes; a decoder adds at most its window, 8 MiB, and only as far as it
 //! has decoded.
 
+mod plan;
+mod wire;
+
+pub use plan::{BodyPlan, Encoding, quoted};
+pub use wire::Deadlines;
+
 use crate::admission::{BodyPermit, Shed};
 use crate::respond::Refusal;
 use async_compression::tokio::bufread::{DeflateDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
 use async_compression::zstd::DParameter;
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::Stream;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
-use http_body::Body as _;
+use http::StatusCode;
 use sluice_common::error::Problem;
 use sluice_common::limits::{
     BODY_IDLE_DEADLINE, BODY_TOTAL_DEADLINE, COMPRESSION_RATIO_FROM_BYTES, MAX_BODY_BYTES,
-    MAX_COMPRESSION_RATIO, MAX_QUOTED_BYTES, MAX_ZSTD_WINDOW_LOG,
+    MAX_COMPRESSION_RATIO, MAX_ZSTD_WINDOW_LOG,
 };
-use sluice_common::wire::intake::BodyFormat;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::io::StreamReader;
-
-/// How the body is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encoding {
-    Identity,
-    Gzip,
-    Zstd,
-    Deflate,
-}
-
-/// What the headers say of the body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BodyPlan {
-    pub format: BodyFormat,
-    pub encoding: Encoding,
-    /// `Content-Length`.
-    pub length: Option<u64>,
-}
-
-impl BodyPlan {
-    /// Reads the headers.
-    ///
-    /// # Errors
-    /// A 415 that names what is supported.
-    pub fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
-        let length = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok());
-        Ok(Self {
-            format: format(headers)?,
-            encoding: encoding(headers)?,
-            length: length.and_then(|text| text.parse().ok()),
-        })
-    }
-
-    /// Refuses a body that is too long by its own account, packed or not: what is packed into more
-    /// than the cap unpacks to more than the cap.
-    ///
-    /// # Errors
-    /// A 413.
-    pub fn check_length(&self) -> Result<(), Refusal> {
-        let too_long = self.length.is_some_and(|length| length > MAX_BODY_BYTES as u64);
-        if too_long {
-            Err(BodyError::TooLarge.into())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Bytes to be charged before the body is read.
-    #[must_use]
-    pub fn first_charge(&self) -> usize {
-        let known = self.length.and_then(|length| usize::try_from(length).ok());
-        match (self.encoding, known) {
-            (Encoding::Identity, Some(length)) => length,
-            (Encoding::Identity, None) => FIRST_STEP,
-            (Encoding::Gzip | Encoding::Zstd | Encoding::Deflate, _) => FIRST_STEP + DECODER_BYTES,
-        }
-    }
-
-    fn decoder_bytes(&self) -> usize {
-        if self.encoding == Encoding::Identity {
-            0
-        } else {
-            DECODER_BYTES
-        }
-    }
-}
-
-/// First charge of a body whose length is not known.
-const FIRST_STEP: usize = 16 * 1024;
-/// A decoder's own state, without its window: zstd's is the largest, about 95 KiB.
-const DECODER_BYTES: usize = 96 * 1024;
-
-fn format(headers: &HeaderMap) -> Result<BodyFormat, Refusal> {
-    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
-    let Some(value) = values.next() else {
-        return Ok(BodyFormat::Auto);
-    };
-    let text = if values.next().is_some() {
-        "(sent twice)"
-    } else {
-        value.to_str().unwrap_or("(not text)")
-    };
-    let essence = text.split(';').next().unwrap_or_default().trim();
-    let known = [
-        ("application/json", BodyFormat::Json),
-        ("application/x-ndjson", BodyFormat::Ndjson),
-        ("application/jsonl", BodyFormat::Ndjson),
-    ];
-    let found = known.iter().find(|(name, _)| essence.eq_ignore_ascii_case(name));
-    found.map(|(_, format)| *format).ok_or_else(|| {
-        Refusal::new(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            format!(
-                "Content-Type {:?} is not supported: send application/json (an object or an array), \
-                 application/x-ndjson or application/jsonl",
-                quoted(text)
-            ),
-        ))
-    })
-}
-
-fn encoding(headers: &HeaderMap) -> Result<Encoding, Refusal> {
-    let mut found = Encoding::Identity;
-    for value in headers.get_all(header::CONTENT_ENCODING) {
-        let text = value.to_str().unwrap_or("(not text)");
-        for name in text.split(',').map(str::trim) {
-            let next = encoding_named(name).ok_or_else(|| unsupported_encoding(name))?;
-            if found != Encoding::Identity && next != Encoding::Identity {
-                return Err(unsupported_encoding("more than one"));
-            }
-            found = if next == Encoding::Identity { found } else { next };
-        }
-    }
-    Ok(found)
-}
-
-fn encoding_named(name: &str) -> Option<Encoding> {
-    let known = [
-        ("", Encoding::Identity),
-        ("identity", Encoding::Identity),
-        ("gzip", Encoding::Gzip),
-        ("x-gzip", Encoding::Gzip),
-        ("zstd", Encoding::Zstd),
-        ("deflate", Encoding::Deflate),
-    ];
-    known
-        .iter()
-        .find(|(known, _)| name.eq_ignore_ascii_case(known))
-        .map(|(_, encoding)| *encoding)
-}
-
-fn unsupported_encoding(name: &str) -> Refusal {
-    let detail = format!(
-        "Content-Encoding {:?} is not supported: send one of gzip, zstd, deflate, or identity",
-        quoted(name)
-    );
-    Refusal::new(Problem::new(
-        StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "unsupported_encoding",
-        detail,
-    ))
-    .with(
-        header::ACCEPT_ENCODING,
-        HeaderValue::from_static("gzip, zstd, deflate, identity"),
-    )
-}
-
-/// A client's own text, short enough to be quoted back.
-#[must_use]
-pub fn quoted(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_QUOTED_BYTES)]
-}
+use wire::Wire;
 
 /// Why a body could not be had. Nothing of it was taken.
 #[derive(Debug, thiserror::Error)]
@@ -225,26 +71,6 @@ impl From<BodyError> for Refusal {
 impl From<BodyError> for io::Error {
     fn from(error: BodyError) -> Self {
         Self::other(error)
-    }
-}
-
-/// How long a body may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Deadlines {
-    /// Between two pieces.
-    pub idle: Duration,
-    /// When it must be whole.
-    pub end: Instant,
-}
-
-impl Deadlines {
-    /// Those of a request whose head was read at `head`.
-    #[must_use]
-    pub fn from_head(head: Instant) -> Self {
-        Self {
-            idle: BODY_IDLE_DEADLINE,
-            end: head + BODY_TOTAL_DEADLINE,
-        }
     }
 }
 
@@ -413,88 +239,17 @@ fn classify(error: io::Error, encoding: &'static str) -> BodyError {
         })
 }
 
-/// The body's pieces as they come, under both deadlines and the cap.
-struct Wire {
-    body: Body,
-    idle_deadline: Duration,
-    idle: Pin<Box<Sleep>>,
-    total: Pin<Box<Sleep>>,
-    taken: Arc<AtomicUsize>,
-}
-
-impl Wire {
-    fn new(body: Body, deadlines: Deadlines) -> Self {
-        Self {
-            body,
-            idle_deadline: deadlines.idle,
-            idle: Box::pin(sleep_until(Instant::now() + deadlines.idle)),
-            total: Box::pin(sleep_until(deadlines.end)),
-            taken: Arc::default(),
-        }
-    }
-
-    async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
-        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
-    }
-
-    fn late(&mut self, cx: &mut Context<'_>) -> bool {
-        self.idle.as_mut().poll(cx).is_ready() || self.total.as_mut().poll(cx).is_ready()
-    }
-}
-
-impl Stream for Wire {
-    type Item = Result<Bytes, BodyError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            // A drip of data buys no more time than this.
-            if self.total.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Some(Err(BodyError::TimedOut)));
-            }
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                let late = self.late(cx);
-                return if late {
-                    Poll::Ready(Some(Err(BodyError::TimedOut)))
-                } else {
-                    Poll::Pending
-                };
-            };
-            let data = match ready_frame(frame) {
-                None => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Some(Ok(data)) if data.is_empty() => continue,
-                Some(Ok(data)) => data,
-            };
-            let next = Instant::now() + self.idle_deadline;
-            self.idle.as_mut().reset(next);
-            let taken = self.taken.fetch_add(data.len(), Ordering::Relaxed) + data.len();
-            let piece = if taken > MAX_BODY_BYTES {
-                Err(BodyError::TooLarge)
-            } else {
-                Ok(data)
-            };
-            return Poll::Ready(Some(piece));
-        }
-    }
-}
-
-type Piece = Result<http_body::Frame<Bytes>, axum::Error>;
-
-/// A frame's data; trailers are as empty data.
-fn ready_frame(frame: Option<Piece>) -> Option<Result<Bytes, BodyError>> {
-    match frame? {
-        Ok(frame) => Some(Ok(frame.into_data().unwrap_or_default())),
-        Err(_) => Some(Err(BodyError::Cut)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::plan::{DECODER_BYTES, FIRST_STEP};
     use super::*;
     use crate::admission::{Admission, LEAST_CHARGE, TenantAdmission};
     use futures_util::{StreamExt as _, stream};
+    use sluice_common::wire::intake::BodyFormat;
     use std::convert::Infallible;
     use std::io::Write as _;
+    use std::time::Duration;
+    use tokio::time::Instant;
 
     fn plan(encoding: Encoding, length: Option<u64>) -> BodyPlan {
         BodyPlan {
