@@ -9,6 +9,7 @@ pub mod ids;
 pub mod limits;
 pub mod metered;
 pub mod metrics;
+pub mod process;
 pub mod record;
 pub mod secret;
 pub mod serve;

@@ -67,7 +67,6 @@ names! {
         RequestDuration = "sluice_request_duration_seconds", "From a request's head to its answer.";
         AckDuration = "sluice_ack_duration_seconds", "From a request's head to its 2xx.";
         Freshness = "sluice_freshness_seconds", "From an event's append to its being queryable.";
-        FsyncDuration = "sluice_log_commit_duration_seconds", "One group commit of the log.";
         InsertDuration = "sluice_insert_duration_seconds", "One insert into ClickHouse.";
         InsertRows = "sluice_insert_rows", "Rows of one insert.";
     }
@@ -101,7 +100,6 @@ impl Histogram {
             Self::RequestDuration
             | Self::AckDuration
             | Self::Freshness
-            | Self::FsyncDuration
             | Self::InsertDuration => vec![
                 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5,
                 2.5, 5.0, 10.0, 30.0, 60.0,

@@ -1,0 +1,209 @@
+//! One JSON value into one typed cell of a column: strict, but friendly where nothing is lost.
+//!
+//! - Strings take strings only, bools `true` and `false` only.
+//! - Integers take whole numbers, `3.0` and `3e2` among them; 64-bit ones also as strings, because
+//!   JavaScript cannot write them as numbers. With a unit, fractions are converted and rounded.
+//! - Floats take any number. A number that overflows the type is out of range, never infinite.
+//! - Times: see [`super::time`]; a number only where the field states its epoch unit.
+
+use super::fault::Fault;
+use super::schema::{AgeBounds, FieldPlan};
+use super::time::Moment;
+use simd_json::{Node, StaticNode};
+use sluice_common::config::{EpochUnit, Kind};
+
+/// A value that fits its column.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Cell<'t> {
+    Null,
+    Text(&'t str),
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Time(Moment),
+}
+
+/// Largest magnitude that a double may have to be taken as a whole number: past any 64-bit type.
+const WHOLE_LIMIT: f64 = 1e30;
+
+/// Converts `node`, which is not null, for `field`, which is not a map.
+///
+/// # Errors
+/// [`Fault`] saying why the value does not fit.
+pub fn cell<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<'t>, Fault> {
+    match field.kind {
+        Kind::String | Kind::LowCardinalityString => match node {
+            Node::String(text) => Ok(Cell::Text(text)),
+            Node::Object { .. } | Node::Array { .. } | Node::Static(_) => Err(Fault::WrongType),
+        },
+        Kind::Bool => match node {
+            Node::Static(StaticNode::Bool(value)) => Ok(Cell::Bool(*value)),
+            Node::Object { .. } | Node::Array { .. } | Node::Static(_) | Node::String(_) => {
+                Err(Fault::WrongType)
+            }
+        },
+        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => integer(field, node),
+        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => integer(field, node),
+        Kind::Float32 | Kind::Float64 => float(field, node),
+        Kind::DateTime | Kind::DateTime64(_) => moment(field, node, now_ms),
+        Kind::MapStringString => Err(Fault::WrongType),
+    }
+}
+
+/// The bounds of an integer type.
+#[must_use]
+pub fn bounds(kind: Kind) -> Option<(i128, i128)> {
+    Some(match kind {
+        Kind::Int8 => (i8::MIN.into(), i8::MAX.into()),
+        Kind::Int16 => (i16::MIN.into(), i16::MAX.into()),
+        Kind::Int32 => (i32::MIN.into(), i32::MAX.into()),
+        Kind::Int64 => (i64::MIN.into(), i64::MAX.into()),
+        Kind::UInt8 => (0, u8::MAX.into()),
+        Kind::UInt16 => (0, u16::MAX.into()),
+        Kind::UInt32 => (0, u32::MAX.into()),
+        Kind::UInt64 => (0, u64::MAX.into()),
+        Kind::String | Kind::LowCardinalityString | Kind::Bool | Kind::MapStringString => return None,
+        Kind::Float32 | Kind::Float64 | Kind::DateTime | Kind::DateTime64(_) => return None,
+    })
+}
+
+fn integer<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
+    let is_wide = matches!(field.kind, Kind::Int64 | Kind::UInt64);
+    let whole = match node {
+        Node::Static(StaticNode::I64(value)) => i128::from(*value),
+        Node::Static(StaticNode::U64(value)) => i128::from(*value),
+        Node::Static(StaticNode::F64(value)) => return float_to_integer(field, *value),
+        Node::String(text) if is_wide => digits(text)?,
+        Node::Static(StaticNode::Bool(_) | StaticNode::Null) => return Err(Fault::WrongType),
+        Node::Object { .. } | Node::Array { .. } | Node::String(_) => return Err(Fault::WrongType),
+    };
+    in_bounds(
+        field.kind,
+        field.factor.map_or(whole, |factor| factor.of_whole(whole)),
+    )
+}
+
+fn float_to_integer(field: &FieldPlan, value: f64) -> Result<Cell<'static>, Fault> {
+    let value = match field.factor {
+        Some(factor) => factor.of_float(value).round(),
+        None if value.fract() == 0.0 => value,
+        None => return Err(Fault::NotWhole),
+    };
+    if value.abs() > WHOLE_LIMIT {
+        return Err(Fault::OutOfRange);
+    }
+    in_bounds(field.kind, value as i128)
+}
+
+fn in_bounds(kind: Kind, value: i128) -> Result<Cell<'static>, Fault> {
+    match bounds(kind) {
+        Some((low, high)) if (low..=high).contains(&value) => Ok(Cell::Int(value)),
+        Some(_) | None => Err(Fault::OutOfRange),
+    }
+}
+
+/// A whole number written as a string: digits with at most a minus before them.
+fn digits(text: &str) -> Result<i128, Fault> {
+    let magnitude = text.strip_prefix('-').unwrap_or(text);
+    if magnitude.is_empty() || !magnitude.bytes().all(|c| c.is_ascii_digit()) {
+        return Err(Fault::WrongType);
+    }
+    if magnitude.len() > 20 {
+        return Err(Fault::OutOfRange);
+    }
+    text.parse().map_err(|_| Fault::OutOfRange)
+}
+
+fn float<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
+    let value = number(node).ok_or(Fault::WrongType)?;
+    let value = field.factor.map_or(value, |factor| factor.of_float(value));
+    let fits = match field.kind {
+        Kind::Float32 => (value as f32).is_finite(),
+        _ => value.is_finite(),
+    };
+    if fits {
+        Ok(Cell::Float(value))
+    } else {
+        Err(Fault::OutOfRange)
+    }
+}
+
+fn number(node: &Node<'_>) -> Option<f64> {
+    match node {
+        Node::Static(StaticNode::I64(value)) => Some(*value as f64),
+        Node::Static(StaticNode::U64(value)) => Some(*value as f64),
+        Node::Static(StaticNode::F64(value)) => Some(*value),
+        Node::Static(StaticNode::Bool(_) | StaticNode::Null) => None,
+        Node::Object { .. } | Node::Array { .. } | Node::String(_) => None,
+    }
+}
+
+fn moment<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<'t>, Fault> {
+    let time = match node {
+        Node::String(text) => Moment::parse(text).map_err(Fault::BadTimestamp)?,
+        Node::Static(StaticNode::I64(value)) => Moment::from_epoch(*value, epoch(field)?),
+        Node::Static(StaticNode::U64(value)) => {
+            let value = i64::try_from(*value).map_err(|_| Fault::OutOfRange)?;
+            Moment::from_epoch(value, epoch(field)?)
+        }
+        Node::Static(StaticNode::F64(value)) => fractional(*value, epoch(field)?)?,
+        Node::Static(StaticNode::Bool(_) | StaticNode::Null) => return Err(Fault::WrongType),
+        Node::Object { .. } | Node::Array { .. } => return Err(Fault::WrongType),
+    };
+    let (first, last) = seconds_bounds(field.kind);
+    if !(first..=last).contains(&time.seconds) {
+        return Err(Fault::OutOfRange);
+    }
+    let digits = if let Kind::DateTime64(digits) = field.kind {
+        digits
+    } else {
+        0
+    };
+    let time = time.cut_to(digits);
+    field
+        .bounds
+        .map_or(Ok(()), |bounds| check_age(time, bounds, now_ms))?;
+    Ok(Cell::Time(time))
+}
+
+fn epoch(field: &FieldPlan) -> Result<EpochUnit, Fault> {
+    field.epoch.ok_or(Fault::EpochWithoutUnit)
+}
+
+fn fractional(value: f64, unit: EpochUnit) -> Result<Moment, Fault> {
+    if unit == EpochUnit::S {
+        return Moment::from_fractional_seconds(value).ok_or(Fault::OutOfRange);
+    }
+    if value.fract() != 0.0 {
+        return Err(Fault::BadTimestamp("has a fraction, which only seconds may have"));
+    }
+    if value.abs() > 9e18 {
+        return Err(Fault::OutOfRange);
+    }
+    Ok(Moment::from_epoch(value as i64, unit))
+}
+
+/// First and last second that ClickHouse's type holds, and Arrow's between us and it.
+#[must_use]
+pub fn seconds_bounds(kind: Kind) -> (i64, i64) {
+    const Y1900: i64 = -2_208_988_800;
+    const Y2299_LAST: i64 = 10_413_791_999;
+    // The last whole second of 64 bits of nanoseconds: 2262-04-11T23:47:15Z.
+    const NANOS_LAST: i64 = i64::MAX / 1_000_000_000 - 1;
+    match kind {
+        Kind::DateTime64(7..) => (Y1900, NANOS_LAST),
+        Kind::DateTime64(_) => (Y1900, Y2299_LAST),
+        _ => (0, u32::MAX as i64),
+    }
+}
+
+fn check_age(time: Moment, bounds: AgeBounds, now_ms: u64) -> Result<(), Fault> {
+    let (at, now) = (i128::from(time.unix_ms()), i128::from(now_ms));
+    if at < now - i128::from(bounds.past_ms) {
+        return Err(Fault::TooOld);
+    }
+    if at > now + i128::from(bounds.future_ms) {
+        return Err(Fault::TooNew);
+    }
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! Why a row is rejected: one variant a fact, one frozen code each, and a message that says what was
+//! got, what is expected and what to do. Faults carry no text: it is made for those that are told.
+
+use super::convert;
+use super::schema::FieldPlan;
+use simd_json::{Node, StaticNode};
+use sluice_common::config::Kind;
+use sluice_common::limits::{MAX_EVENT_BYTES, MAX_EVENT_MEMBERS, MAX_JSON_DEPTH, MAX_QUOTED_BYTES};
+use sluice_common::wire::intake::RowError;
+use std::borrow::Cow;
+
+/// What is wrong with a row. The codes are listed in [`super`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    MissingField,
+    NullNotAllowed,
+    WrongType,
+    /// A fraction for an integer field.
+    NotWhole,
+    OutOfRange,
+    /// Any number that JSON can write and 64 bits cannot hold.
+    NumberTooLarge,
+    /// With what is wrong, as the end of a sentence.
+    BadTimestamp(&'static str),
+    EpochWithoutUnit,
+    TooOld,
+    TooNew,
+    UnknownField,
+    DuplicateField,
+    TooDeep,
+    TooManyMembers,
+    /// More bytes of JSON than an event may have.
+    JsonTooLarge,
+    /// More bytes of columns than a record may have.
+    RowTooLarge,
+    /// With the byte of the event at which it breaks, where the parser knows it.
+    MalformedJson {
+        at: usize,
+    },
+    NotUtf8,
+    NotAnObject,
+}
+
+/// A fault, and where in the event it was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowFault {
+    pub fault: Fault,
+    /// The field, by its place in the schema.
+    pub slot: Option<u16>,
+    /// The node of the event that is meant: the value, or the name of an unknown member.
+    pub node: Option<usize>,
+}
+
+impl Fault {
+    /// The code that clients see. Frozen.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::MissingField => "missing_field",
+            Self::NullNotAllowed => "null_not_allowed",
+            Self::WrongType | Self::NotWhole => "wrong_type",
+            Self::OutOfRange | Self::NumberTooLarge => "out_of_range",
+            Self::BadTimestamp(_) => "bad_timestamp",
+            Self::EpochWithoutUnit => "epoch_without_unit",
+            Self::TooOld => "too_old",
+            Self::TooNew => "too_new",
+            Self::UnknownField => "unknown_field",
+            Self::DuplicateField => "duplicate_field",
+            Self::TooDeep => "too_deep",
+            Self::TooManyMembers => "too_many_members",
+            Self::JsonTooLarge | Self::RowTooLarge => "event_too_large",
+            Self::MalformedJson { .. } => "malformed_json",
+            Self::NotUtf8 => "not_utf8",
+            Self::NotAnObject => "not_an_object",
+        }
+    }
+
+    /// As a fault of the whole row.
+    #[must_use]
+    pub fn of_row(self) -> RowFault {
+        RowFault {
+            fault: self,
+            slot: None,
+            node: None,
+        }
+    }
+
+    /// As a fault of one field.
+    #[must_use]
+    pub fn of_field(self, slot: u16, node: Option<usize>) -> RowFault {
+        RowFault {
+            fault: self,
+            slot: Some(slot),
+            node,
+        }
+    }
+}
+
+impl RowFault {
+    /// The fault in words.
+    #[must_use]
+    pub fn describe(&self, index: u32, fields: &[FieldPlan], nodes: &[Node<'_>]) -> RowError {
+        let field = self.slot.and_then(|slot| fields.get(usize::from(slot)));
+        let node = self.node.and_then(|at| nodes.get(at));
+        let name = match (field, node) {
+            (Some(field), _) => field.name.as_str().to_owned(),
+            (None, Some(Node::String(member))) => cut(member).to_owned(),
+            (None, _) => String::new(),
+        };
+        RowError {
+            index,
+            field: name,
+            code: Cow::Borrowed(self.fault.code()),
+            message: self.message(field, node),
+        }
+    }
+
+    fn message(&self, field: Option<&FieldPlan>, node: Option<&Node<'_>>) -> String {
+        let got = node.map_or_else(|| "nothing".to_owned(), quoted);
+        let expected = field.map_or_else(|| "a value of the schema".to_owned(), expected);
+        match self.fault {
+            Fault::MissingField => format!("the field is required and was not sent; send {expected}"),
+            Fault::NullNotAllowed => format!("got null, expected {expected}; send a value"),
+            Fault::WrongType => format!("got {got}, expected {expected}"),
+            Fault::NotWhole => {
+                format!("got {got}, which is not whole, expected {expected}; round it before sending")
+            }
+            Fault::OutOfRange => format!("got {got}, which is out of range, expected {expected}"),
+            Fault::BadTimestamp(why) => format!("got {got}, which {why}; send {expected}"),
+            Fault::EpochWithoutUnit => format!(
+                "got {got}, a time as a number, and the field states no epoch unit; send {expected}, or set `epoch` \
+                 in the config"
+            ),
+            Fault::TooOld | Fault::TooNew => self.age_message(field, &got),
+            Fault::UnknownField | Fault::DuplicateField => self.member_message(),
+            Fault::TooDeep | Fault::TooManyMembers | Fault::JsonTooLarge | Fault::RowTooLarge => {
+                self.size_message()
+            }
+            Fault::NumberTooLarge => {
+                "a number in it does not fit 64 bits, nor a double; send it as a string".to_owned()
+            }
+            Fault::MalformedJson { at } => format!("it is not JSON (at byte {at} of the event); correct it"),
+            Fault::NotUtf8 => "it is not UTF-8; encode it as UTF-8".to_owned(),
+            Fault::NotAnObject => format!("got {got}, expected a JSON object with the fields of the event"),
+        }
+    }
+
+    fn age_message(&self, field: Option<&FieldPlan>, got: &str) -> String {
+        let bounds = field.and_then(|field| field.bounds);
+        match self.fault {
+            Fault::TooOld => format!(
+                "got {got}, which is more than {} s old (time.max_past); such late events are not taken",
+                bounds.map_or(0, |bounds| bounds.past_ms / 1_000)
+            ),
+            _ => format!(
+                "got {got}, which is more than {} s ahead of our clock (time.max_future); check the sender's clock",
+                bounds.map_or(0, |bounds| bounds.future_ms / 1_000)
+            ),
+        }
+    }
+
+    fn member_message(&self) -> String {
+        match self.fault {
+            Fault::UnknownField => {
+                "the dataset has no such field and rejects unknown ones; leave it out or correct \
+                                    its name"
+                    .to_owned()
+            }
+            _ => "the field was sent twice in one event; send it once".to_owned(),
+        }
+    }
+
+    fn size_message(&self) -> String {
+        match self.fault {
+            Fault::TooDeep => format!("it is nested deeper than {MAX_JSON_DEPTH}; flatten it"),
+            Fault::TooManyMembers => format!("it has more than {MAX_EVENT_MEMBERS} members; send fewer"),
+            Fault::JsonTooLarge => format!("it is larger than {MAX_EVENT_BYTES} bytes; send smaller events"),
+            _ => "its columns do not fit one record (900 KiB less overhead); send smaller events".to_owned(),
+        }
+    }
+}
+
+fn expected(field: &FieldPlan) -> String {
+    if let Some((low, high)) = convert::bounds(field.kind) {
+        let unit = if field.factor.is_some() {
+            " after the unit's conversion"
+        } else {
+            ""
+        };
+        return format!("a whole number from {low} to {high}{unit}");
+    }
+    match field.kind {
+        Kind::Bool => "true or false".to_owned(),
+        Kind::Float32 => "a number of 32-bit range (up to 3.4e38)".to_owned(),
+        Kind::Float64 => "a number".to_owned(),
+        Kind::DateTime => time_expected(field, "from 1970 to 2106-02-07"),
+        Kind::DateTime64(7..) => time_expected(field, "from 1900 to 2262-04-11"),
+        Kind::DateTime64(_) => time_expected(field, "from 1900 to 2299"),
+        Kind::MapStringString => "an object".to_owned(),
+        _ => "a string".to_owned(),
+    }
+}
+
+fn time_expected(field: &FieldPlan, range: &str) -> String {
+    let epoch = field.epoch.map_or_else(String::new, |unit| {
+        format!(
+            " or a number of {} since 1970",
+            format!("{unit:?}").to_lowercase()
+        )
+    });
+    format!("an RFC 3339 time like \"2026-11-21T03:30:30.123Z\"{epoch}, {range}")
+}
+
+fn quoted(node: &Node<'_>) -> String {
+    match node {
+        Node::String(text) => format!("the string {:?}", cut(text)),
+        Node::Object { .. } => "an object".to_owned(),
+        Node::Array { .. } => "an array".to_owned(),
+        Node::Static(StaticNode::Null) => "null".to_owned(),
+        Node::Static(value) => format!("{value}"),
+    }
+}
+
+/// The beginning of a client's text: at most [`MAX_QUOTED_BYTES`], whole characters.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_QUOTED_BYTES)]
+}

@@ -1,0 +1,444 @@
+//! A dataset as intake works with it: compiled once from the config, shared by all requests.
+
+use super::convert::{self, Cell};
+use super::fault::Fault;
+use super::identity::RecordTemplate;
+use super::json::Parser;
+use super::units::Factor;
+use arrow_schema::{DataType, Field as ArrowField, Fields, Schema as ArrowSchema, SchemaRef, TimeUnit};
+use hashbrown::HashMap;
+use parking_lot::RwLock;
+use sluice_common::config::{
+    Batch, Dataset, EpochUnit, Field, FieldType, Kind, PartitionBy, TimeBounds, UnknownFields,
+};
+use sluice_common::ids::{Name, TenantId};
+use sluice_common::limits::{MAX_RECORD_BYTES, REQUEST_WINDOW};
+use sluice_common::record::Identity;
+use std::sync::Arc;
+
+/// Most templates kept of one dataset: tenants come from credentials only, so this is never reached
+/// in earnest; past it the cache begins anew.
+const MAX_TEMPLATES: usize = 65_536;
+/// What one row may take in columns: a record minus meta, spans, schema and padding of its buffers.
+const ROW_ROOM: usize = 64 * 1024;
+
+/// Cache of templates by tenant and kind of identity.
+pub(super) type Templates = RwLock<HashMap<(TenantId, Identity), Arc<RecordTemplate>>>;
+
+/// One compiled dataset.
+#[derive(Debug)]
+pub struct Schema {
+    name: Name,
+    table: Name,
+    version: u64,
+    arrow: SchemaRef,
+    batch: Batch,
+    partition_by: PartitionBy,
+    window_ms: u64,
+    pub(super) fields: Vec<FieldPlan>,
+    /// The event's member → its field.
+    pub(super) members: HashMap<Box<str>, u16>,
+    member_names: Vec<Box<str>>,
+    pub(super) unknown: UnknownPlan,
+    /// The map fields.
+    pub(super) maps: Vec<u16>,
+    /// Fields of the dedup key; empty where requests identify their events.
+    pub(super) key: Vec<u16>,
+    pub(super) partition_field: Option<u16>,
+    /// Column bytes of a row whose strings and maps are empty, its key included.
+    pub(super) fixed_row_bytes: usize,
+    /// Most column bytes of one row.
+    pub(super) max_row_bytes: usize,
+    pub(super) templates: Templates,
+}
+
+/// What is done with one field of an event.
+#[derive(Debug)]
+pub struct FieldPlan {
+    pub name: Name,
+    pub kind: Kind,
+    pub nullable: bool,
+    pub required: bool,
+    pub factor: Option<Factor>,
+    pub epoch: Option<EpochUnit>,
+    pub bounds: Option<AgeBounds>,
+    pub default: Option<Default>,
+}
+
+/// How old and how new the time of an event may be, in ms.
+#[derive(Debug, Clone, Copy)]
+pub struct AgeBounds {
+    pub past_ms: u64,
+    pub future_ms: u64,
+}
+
+/// A field's default, converted when the config is read. It is written as an event would send it:
+/// a unit or an epoch applies to it too.
+#[derive(Debug)]
+pub enum Default {
+    Cell(Cell<'static>),
+    Text(Box<str>),
+    Map(Vec<(Box<str>, Box<str>)>),
+}
+
+/// What is done with members that the schema does not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownPlan {
+    Reject,
+    Drop,
+    Into(u16),
+}
+
+impl Schema {
+    /// Compiles a dataset.
+    ///
+    /// # Errors
+    /// Every problem found, each a sentence that names dataset and field.
+    pub fn compile(dataset: &Dataset) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut fields = Vec::with_capacity(dataset.fields.len());
+        for field in &dataset.fields {
+            match compile_field(dataset, field) {
+                Ok(plan) => fields.push(plan),
+                Err(text) => problems.push(format!(
+                    "datasets: {}: field `{}`: {text}",
+                    dataset.name, field.name
+                )),
+            }
+        }
+        if fields.len() > usize::from(u16::MAX) {
+            problems.push(format!(
+                "datasets: {}: it has more than 65,535 fields",
+                dataset.name
+            ));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Self::assemble(dataset, fields).map_err(|text| vec![format!("datasets: {}: {text}", dataset.name)])
+    }
+
+    fn assemble(dataset: &Dataset, fields: Vec<FieldPlan>) -> Result<Self, String> {
+        let slot = |name: &str| slot_of(&fields, name);
+        let unknown = match &dataset.unknown_fields {
+            UnknownFields::Reject => UnknownPlan::Reject,
+            UnknownFields::Drop => UnknownPlan::Drop,
+            UnknownFields::Into(name) => UnknownPlan::Into(
+                slot(name)
+                    .filter(|slot| fields[usize::from(*slot)].kind == Kind::MapStringString)
+                    .ok_or_else(|| {
+                        format!("unknown_fields: {name} is not a field of type map(string, string)")
+                    })?,
+            ),
+        };
+        let named = |name: &Name| slot(name.as_str()).ok_or_else(|| format!("{name} is not a field"));
+        let key = dataset.dedup.iter().flat_map(|dedup| &dedup.key).map(named);
+        let key = key.collect::<Result<Vec<_>, _>>()?;
+        let partition_field = dataset.partition_by.column().map(named).transpose()?;
+        let arrow = Arc::new(ArrowSchema::new(
+            fields.iter().map(arrow_field).collect::<Vec<_>>(),
+        ));
+        let max_row_bytes = row_room(&arrow)?;
+        Ok(Self {
+            name: dataset.name.clone(),
+            table: dataset.table().clone(),
+            version: version(dataset),
+            arrow,
+            batch: dataset.batch.clone(),
+            partition_by: dataset.partition_by.clone(),
+            window_ms: dataset
+                .dedup
+                .as_ref()
+                .map_or(DEFAULT_WINDOW_MS, |dedup| dedup.window.ms()),
+            members: members(dataset),
+            member_names: dataset.fields.iter().map(|field| member(field).into()).collect(),
+            maps: maps(&fields),
+            unknown,
+            key,
+            partition_field,
+            fixed_row_bytes: 16 + fields.iter().map(|field| fixed_bytes(field.kind)).sum::<usize>(),
+            max_row_bytes,
+            templates: Templates::default(),
+            fields,
+        })
+    }
+
+    /// The dataset's name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The target table.
+    #[must_use]
+    pub fn table(&self) -> &Name {
+        &self.table
+    }
+
+    /// The columns of a record's body.
+    #[must_use]
+    pub fn arrow_schema(&self) -> &SchemaRef {
+        &self.arrow
+    }
+
+    /// A hash of all that decides how an event becomes a row: stable over restarts and machines.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// When a range of this dataset closes.
+    #[must_use]
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// How the table is partitioned.
+    #[must_use]
+    pub fn partition_by(&self) -> &PartitionBy {
+        &self.partition_by
+    }
+
+    /// The dedup window of events with that identity, in ms.
+    #[must_use]
+    pub fn window_ms(&self, identity: Identity) -> u64 {
+        match identity {
+            Identity::Key | Identity::IdempotencyKey => self.window_ms,
+            Identity::Request => u64::try_from(REQUEST_WINDOW.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// What identifies an event of a request with or without an `Idempotency-Key` (R3).
+    #[must_use]
+    pub fn identity(&self, has_idempotency_key: bool) -> Identity {
+        match (self.key.is_empty(), has_idempotency_key) {
+            (false, _) => Identity::Key,
+            (true, true) => Identity::IdempotencyKey,
+            (true, false) => Identity::Request,
+        }
+    }
+
+    /// The member of an event that a field is read from.
+    pub(super) fn member_of(&self, slot: u16) -> Option<&str> {
+        self.member_names.get(usize::from(slot)).map(AsRef::as_ref)
+    }
+
+    /// The template of a tenant's records: made on first use, then shared.
+    pub(super) fn template(
+        &self,
+        tenant: &TenantId,
+        identity: Identity,
+        secret: &[u8; 32],
+    ) -> Arc<RecordTemplate> {
+        let key = (tenant.clone(), identity);
+        if let Some(template) = self.templates.read().get(&key) {
+            return Arc::clone(template);
+        }
+        let template = Arc::new(RecordTemplate::new(self, tenant, identity, secret));
+        let mut templates = self.templates.write();
+        if templates.len() >= MAX_TEMPLATES {
+            templates.clear();
+        }
+        Arc::clone(templates.entry(key).or_insert(template))
+    }
+}
+
+/// Window of an `Idempotency-Key` where the dataset says nothing of dedup.
+const DEFAULT_WINDOW_MS: u64 = 24 * 3_600_000;
+
+fn slot_of(fields: &[FieldPlan], name: &str) -> Option<u16> {
+    let at = fields.iter().position(|field| field.name.as_str() == name)?;
+    u16::try_from(at).ok()
+}
+
+fn members(dataset: &Dataset) -> HashMap<Box<str>, u16> {
+    let named = (0u16..).zip(&dataset.fields);
+    named.map(|(slot, field)| (member(field).into(), slot)).collect()
+}
+
+fn maps(fields: &[FieldPlan]) -> Vec<u16> {
+    let slots = (0u16..).zip(fields);
+    slots
+        .filter(|(_, field)| field.kind == Kind::MapStringString)
+        .map(|(slot, _)| slot)
+        .collect()
+}
+
+fn member(field: &Field) -> &str {
+    field.from.as_deref().unwrap_or(field.name.as_str())
+}
+
+fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> {
+    let bounds = |time: &TimeBounds| AgeBounds {
+        past_ms: time.max_past.ms(),
+        future_ms: time.max_future.ms(),
+    };
+    let mut plan = FieldPlan {
+        name: field.name.clone(),
+        kind: field.field_type.kind,
+        nullable: field.field_type.nullable,
+        required: field.required,
+        factor: compile_unit(field)?,
+        epoch: field.epoch,
+        bounds: None,
+        default: None,
+    };
+    if let Some(value) = &field.default {
+        plan.default = Some(compile_default(&plan, field.field_type, value)?);
+    }
+    plan.bounds = dataset
+        .time
+        .as_ref()
+        .filter(|time| time.field == field.name)
+        .map(bounds);
+    Ok(plan)
+}
+
+fn compile_unit(field: &Field) -> Result<Option<Factor>, String> {
+    let Some(unit) = &field.unit else { return Ok(None) };
+    if !is_number(field.field_type.kind) {
+        return Err(format!("a unit is for numbers, and {} is none", field.field_type));
+    }
+    Factor::between(&unit.from, &unit.to).map(Some)
+}
+
+fn is_number(kind: Kind) -> bool {
+    match kind {
+        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => true,
+        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => true,
+        Kind::Float32 | Kind::Float64 => true,
+        Kind::String | Kind::LowCardinalityString | Kind::Bool => false,
+        Kind::DateTime | Kind::DateTime64(_) | Kind::MapStringString => false,
+    }
+}
+
+fn compile_default(plan: &FieldPlan, typed: FieldType, value: &serde_json::Value) -> Result<Default, String> {
+    if value.is_null() && plan.nullable {
+        return Ok(Default::Cell(Cell::Null));
+    }
+    if plan.kind == Kind::MapStringString {
+        return default_map(value);
+    }
+    let wrong = |fault: Fault| format!("its default {value} is not a {typed}: {}", fault.code());
+    let text = value.to_string();
+    let parsed = Parser::default().parse(text.as_bytes(), |nodes| {
+        convert::cell(plan, &nodes[0], 0).map(|cell| match cell {
+            Cell::Text(text) => Default::Text(text.into()),
+            Cell::Null => Default::Cell(Cell::Null),
+            Cell::Bool(value) => Default::Cell(Cell::Bool(value)),
+            Cell::Int(value) => Default::Cell(Cell::Int(value)),
+            Cell::Float(value) => Default::Cell(Cell::Float(value)),
+            Cell::Time(value) => Default::Cell(Cell::Time(value)),
+        })
+    });
+    parsed.map_err(|fault| wrong(fault))?.map_err(wrong)
+}
+
+fn default_map(value: &serde_json::Value) -> Result<Default, String> {
+    let wrong = || format!("its default {value} is not an object of strings");
+    let members = value.as_object().ok_or_else(wrong)?.iter();
+    let entries = members.map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into())));
+    entries.collect::<Option<_>>().map(Default::Map).ok_or_else(wrong)
+}
+
+/// The Arrow unit of a `datetime64`: the coarsest that holds its digits.
+#[must_use]
+pub fn time_unit(kind: Kind) -> TimeUnit {
+    match kind {
+        Kind::DateTime64(1..=3) => TimeUnit::Millisecond,
+        Kind::DateTime64(4..=6) => TimeUnit::Microsecond,
+        Kind::DateTime64(7..) => TimeUnit::Nanosecond,
+        Kind::DateTime64(0) | Kind::DateTime => TimeUnit::Second,
+        Kind::String | Kind::LowCardinalityString | Kind::Bool | Kind::MapStringString => TimeUnit::Second,
+        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => TimeUnit::Second,
+        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => TimeUnit::Second,
+        Kind::Float32 | Kind::Float64 => TimeUnit::Second,
+    }
+}
+
+fn arrow_field(field: &FieldPlan) -> ArrowField {
+    ArrowField::new(field.name.as_str(), arrow_type(field.kind), field.nullable)
+}
+
+fn arrow_type(kind: Kind) -> DataType {
+    match kind {
+        Kind::String => DataType::Utf8,
+        Kind::LowCardinalityString => {
+            DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+        }
+        Kind::Bool => DataType::Boolean,
+        Kind::Int8 => DataType::Int8,
+        Kind::Int16 => DataType::Int16,
+        Kind::Int32 => DataType::Int32,
+        Kind::Int64 => DataType::Int64,
+        Kind::UInt8 => DataType::UInt8,
+        Kind::UInt16 => DataType::UInt16,
+        Kind::UInt32 => DataType::UInt32,
+        Kind::UInt64 => DataType::UInt64,
+        Kind::Float32 => DataType::Float32,
+        Kind::Float64 => DataType::Float64,
+        Kind::DateTime | Kind::DateTime64(_) => DataType::Timestamp(time_unit(kind), Some("UTC".into())),
+        Kind::MapStringString => DataType::Map(
+            Arc::new(ArrowField::new("entries", DataType::Struct(map_fields()), false)),
+            false,
+        ),
+    }
+}
+
+/// Key and value of a map column; ClickHouse's maps hold no nulls.
+#[must_use]
+pub fn map_fields() -> Fields {
+    Fields::from(vec![
+        ArrowField::new("keys", DataType::Utf8, false),
+        ArrowField::new("values", DataType::Utf8, false),
+    ])
+}
+
+/// Column bytes of one value, without what lies in it; validity rounded up to a byte.
+fn fixed_bytes(kind: Kind) -> usize {
+    let bytes = match kind {
+        Kind::Bool | Kind::Int8 | Kind::UInt8 => 1,
+        Kind::Int16 | Kind::UInt16 => 2,
+        Kind::Int32 | Kind::UInt32 | Kind::Float32 => 4,
+        Kind::String | Kind::LowCardinalityString | Kind::MapStringString => 4,
+        Kind::Int64 | Kind::UInt64 | Kind::Float64 => 8,
+        Kind::DateTime | Kind::DateTime64(_) => 8,
+    };
+    bytes + 1
+}
+
+/// Bytes that one row may take so that its record keeps the limit with any content.
+fn row_room(arrow: &SchemaRef) -> Result<usize, String> {
+    let empty = arrow_array::RecordBatch::new_empty(Arc::clone(arrow));
+    let schema =
+        super::encode::ipc(&empty).map_err(|error| format!("its schema cannot be encoded: {error}"))?;
+    let taken = ROW_ROOM + 2 * schema.len();
+    if taken > MAX_RECORD_BYTES / 2 {
+        return Err("its field names fill half a record: use fewer or shorter ones".into());
+    }
+    Ok(MAX_RECORD_BYTES - taken)
+}
+
+fn version(dataset: &Dataset) -> u64 {
+    let mut text = format!(
+        "1|{}|{}|{:?}|{:?}|{}",
+        dataset.name,
+        dataset.table(),
+        dataset.unknown_fields,
+        dataset.dedup,
+        dataset.partition_by
+    );
+    for field in &dataset.fields {
+        let default = field.default.as_ref().map(ToString::to_string);
+        text.push_str(&format!(
+            "|{}|{}|{}|{}|{default:?}|{:?}|{:?}",
+            field.name,
+            field.field_type,
+            field.required,
+            member(field),
+            field.unit.as_ref().map(|unit| (&unit.from, &unit.to)),
+            field.epoch
+        ));
+    }
+    xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+}
