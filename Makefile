@@ -29,6 +29,7 @@ run: build ## start everything on this machine, with a sample; Ctrl-C drains and
 
 .PHONY: test
 test: setup ## run every test, or with T=word those whose name contains it
+	cargo build $(PROFILE) --workspace --bins
 	cargo test $(PROFILE) --workspace $(if $(T),-- $(T))
 
 .PHONY: lint-quick

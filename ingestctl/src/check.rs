@@ -82,14 +82,25 @@ impl CheckArgs {
 
     async fn look(&self, loaded: &Loaded, findings: &mut Vec<Finding>) {
         match compile(loaded) {
-            Ok(schemas) => findings.push(finding(Level::Good, "config", format!("valid; {} datasets", schemas.len()))),
+            Ok(schemas) => findings.push(finding(
+                Level::Good,
+                "config",
+                format!("valid; {} datasets", schemas.len()),
+            )),
             Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
         }
         if loaded.config.tenants.is_empty() && self.config.is_some() {
-            findings.push(finding(Level::Degraded, "tenants", "no tenant: every request will be answered 401".into()));
+            findings.push(finding(
+                Level::Degraded,
+                "tenants",
+                "no tenant: every request will be answered 401".into(),
+            ));
         }
         dedup_fits(loaded, findings);
-        let url = self.clickhouse_url.clone().or_else(|| loaded.clickhouse_url.clone());
+        let url = self
+            .clickhouse_url
+            .clone()
+            .or_else(|| loaded.clickhouse_url.clone());
         match url {
             Some(url) => ask(loaded, &url, findings).await,
             None => findings.push(finding(
@@ -102,8 +113,13 @@ impl CheckArgs {
 
     fn print(&self, findings: &[Finding], worst: Level) {
         if self.output == Output::Json {
-            let list = findings.iter().map(|one| json!({"level": name(one.level), "what": one.what, "message": one.message}));
-            println!("{}", json!({"result": name(worst), "findings": list.collect::<Vec<_>>()}));
+            let list = findings
+                .iter()
+                .map(|one| json!({"level": name(one.level), "what": one.what, "message": one.message}));
+            println!(
+                "{}",
+                json!({"result": name(worst), "findings": list.collect::<Vec<_>>()})
+            );
             return;
         }
         for one in findings {
@@ -115,7 +131,11 @@ impl CheckArgs {
 
 async fn ask(loaded: &Loaded, url: &str, findings: &mut Vec<Finding>) {
     let clock: SharedClock = Arc::new(SystemClock);
-    let sink = SinkWriter::new(&target(loaded, url), &loaded.config.datasets, &Metrics::detached());
+    let sink = SinkWriter::new(
+        &target(loaded, url),
+        &loaded.config.datasets,
+        &Metrics::detached(),
+    );
     let report = sink.describe_all(&clock, DEADLINE).await;
     match report.server {
         Err(error) => {
@@ -124,7 +144,11 @@ async fn ask(loaded: &Loaded, url: &str, findings: &mut Vec<Finding>) {
         }
         Ok(facts) => {
             let skew = facts.clock_skew_ms;
-            findings.push(finding(Level::Good, "clickhouse", format!("{url}: version {}", facts.version)));
+            findings.push(finding(
+                Level::Good,
+                "clickhouse",
+                format!("{url}: version {}", facts.version),
+            ));
             if skew.unsigned_abs() > MAX_SKEW_MS {
                 let message = format!("its clock is {skew} ms from ours: set both by NTP");
                 findings.push(finding(Level::Degraded, "clock", message));
@@ -135,10 +159,18 @@ async fn ask(loaded: &Loaded, url: &str, findings: &mut Vec<Finding>) {
         let what = format!("table {}", table.table);
         match table.state {
             TableState::Good => findings.push(finding(Level::Good, &what, "exactly once".into())),
-            TableState::Missing => findings.push(finding(Level::Good, &what, "not there yet: it is created at start".into())),
+            TableState::Missing => findings.push(finding(
+                Level::Good,
+                &what,
+                "not there yet: it is created at start".into(),
+            )),
             TableState::Degraded(notes) => findings.push(finding(Level::Degraded, &what, notes.join("; "))),
-            TableState::Unusable(reasons) => findings.push(finding(Level::Unusable, &what, reasons.join("; "))),
-            TableState::Unreachable(error) => findings.push(finding(Level::Unusable, &what, error.to_string())),
+            TableState::Unusable(reasons) => {
+                findings.push(finding(Level::Unusable, &what, reasons.join("; ")))
+            }
+            TableState::Unreachable(error) => {
+                findings.push(finding(Level::Unusable, &what, error.to_string()))
+            }
         }
     }
 }
@@ -146,7 +178,11 @@ async fn ask(loaded: &Loaded, url: &str, findings: &mut Vec<Finding>) {
 fn dedup_fits(loaded: &Loaded, findings: &mut Vec<Finding>) {
     let dedup = &loaded.config.dedup;
     let tenants = loaded.config.tenants.len().max(1) as u64;
-    let need = dedup.keys_per_tenant.0.saturating_mul(tenants).saturating_mul(DEDUP_BYTES_A_KEY);
+    let need = dedup
+        .keys_per_tenant
+        .0
+        .saturating_mul(tenants)
+        .saturating_mul(DEDUP_BYTES_A_KEY);
     if need > dedup.max_bytes.0 {
         let message = format!(
             "{tenants} tenants x dedup.keys_per_tenant x {DEDUP_BYTES_A_KEY} B is up to {} GiB, over dedup.max_bytes: \
@@ -168,7 +204,11 @@ fn print_ddl(loaded: &Loaded) -> ExitCode {
 }
 
 fn finding(level: Level, what: &str, message: String) -> Finding {
-    Finding { level, what: what.to_owned(), message }
+    Finding {
+        level,
+        what: what.to_owned(),
+        message,
+    }
 }
 
 fn name(level: Level) -> &'static str {

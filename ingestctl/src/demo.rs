@@ -17,10 +17,17 @@ pub const TENANT: &str = "demo";
 /// Where the file can be neither read nor written.
 pub fn key(data_dir: &Path) -> Result<String, Failure> {
     let path = data_dir.join("demo.key");
-    let cannot = |what: &str, error: std::io::Error| Failure::new(format!("cannot {what} {}: {error}", path.display()));
+    let cannot = |what: &str, error: std::io::Error| {
+        Failure::new(format!("cannot {what} {}: {error}", path.display()))
+    };
     match std::fs::read_to_string(&path) {
         Ok(text) if text.trim().starts_with("slc_demo_") => return Ok(text.trim().to_owned()),
-        Ok(_) => return Err(Failure::new(format!("{} holds no key: delete it, a new one is made", path.display()))),
+        Ok(_) => {
+            return Err(Failure::new(format!(
+                "{} holds no key: delete it, a new one is made",
+                path.display()
+            )));
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(cannot("read", error)),
     }
@@ -28,13 +35,26 @@ pub fn key(data_dir: &Path) -> Result<String, Failure> {
     getrandom::fill(&mut secret).map_err(|error| Failure::new(format!("no random bytes: {error}")))?;
     let key = format!("slc_{TENANT}_{}", hex::encode(secret));
     let fresh = path.with_extension("key.new");
-    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh);
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&fresh);
     let write = file.and_then(|mut file| {
         writeln!(file, "{key}")?;
         file.sync_all()
     });
-    write.and_then(|()| std::fs::rename(&fresh, &path)).map_err(|error| cannot("write", error))?;
+    write
+        .and_then(|()| std::fs::rename(&fresh, &path))
+        .map_err(|error| cannot("write", error))?;
     Ok(key)
+}
+
+/// A key as configs store it.
+#[must_use]
+pub fn hash(key: &str) -> String {
+    hex::encode(Sha256::digest(key))
 }
 
 /// A tenant with this key.
@@ -45,7 +65,7 @@ pub fn key(data_dir: &Path) -> Result<String, Failure> {
 pub fn tenant(key: &str) -> Tenant {
     Tenant {
         id: TenantId::new(TENANT).expect("a valid id"),
-        keys: vec![KeyHash { sha256: hex::encode(Sha256::digest(key)) }],
+        keys: vec![KeyHash { sha256: hash(key) }],
         datasets: None,
         quota: (),
         weight: (),
@@ -62,7 +82,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let first = key(dir.path()).ok().expect("made");
         assert_eq!(key(dir.path()).ok(), Some(first.clone()));
-        let mode = std::fs::metadata(dir.path().join("demo.key")).expect("is there").permissions().mode();
+        let mode = std::fs::metadata(dir.path().join("demo.key"))
+            .expect("is there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(tenant(&first).keys[0].sha256.len(), 64);
     }

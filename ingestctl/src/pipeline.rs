@@ -51,7 +51,11 @@ impl Pipeline {
     pub async fn start(loaded: &Loaded, given: Given) -> Result<Self, Failure> {
         let config = &loaded.config;
         let probes = listen(&config.edge.admin).await?;
-        let sink = SinkWriter::new(&target(loaded, &given.clickhouse_url), &config.datasets, &given.metrics);
+        let sink = SinkWriter::new(
+            &target(loaded, &given.clickhouse_url),
+            &config.datasets,
+            &given.metrics,
+        );
         make_tables(&sink, given.wait_for_tables).await;
         let (taking, pumping) = (Stop::new(), Stop::new());
         let environment = Environment {
@@ -69,7 +73,14 @@ impl Pipeline {
         tokio::spawn(admin::run(probes, given.metrics, ready, pumping.clone()));
         let edge = server.addresses().to_vec();
         let server = tokio::spawn(server.run(taking.clone()));
-        Ok(Self { edge, admin, taking, pumping, server, running })
+        Ok(Self {
+            edge,
+            admin,
+            taking,
+            pumping,
+            server,
+            running,
+        })
     }
 
     /// Waits until the pump ends by itself, which it must not.

@@ -4,9 +4,9 @@
 use crate::http::Http;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::{Rng as _, SeedableRng as _};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use sluice_common::clock::SharedClock;
 use sluice_common::ids::RequestId;
@@ -51,7 +51,9 @@ impl Sample {
         }
         let mut random: StdRng = StdRng::from_os_rng();
         for first in (0..BURST).step_by(usize::try_from(EVENTS_A_REQUEST).unwrap_or(1)) {
-            let events: Vec<Value> = (first..first + EVENTS_A_REQUEST).map(|n| self.generated(&id, n, &mut random)).collect();
+            let events: Vec<Value> = (first..first + EVENTS_A_REQUEST)
+                .map(|n| self.generated(&id, n, &mut random))
+                .collect();
             self.send(&http, &events).await?;
             bar.inc(EVENTS_A_REQUEST);
         }
@@ -76,7 +78,9 @@ impl Sample {
     }
 
     fn generated(&self, id: &str, n: u64, random: &mut StdRng) -> Value {
-        let service = ["checkout", "search", "catalog", "payments"].choose(random).copied();
+        let service = ["checkout", "search", "catalog", "payments"]
+            .choose(random)
+            .copied();
         let status = if random.random_bool(0.02) { 503 } else { 200 };
         json!({
             "event_id": format!("{id}-{n}"),
@@ -99,23 +103,40 @@ impl Sample {
         }
         let url = format!("{}/v1/events/events", self.edge);
         for _ in 0..20 {
-            let (status, answer) = http.post(&url, Some(&self.key), Bytes::from(body.clone())).await?;
+            let (status, answer) = http
+                .post(&url, Some(&self.key), Bytes::from(body.clone()))
+                .await?;
             match status.as_u16() {
                 202 => return Ok(()),
                 // The same events again end in one row each: their ids tell.
                 429 | 503 => tokio::time::sleep(Duration::from_secs(1)).await,
-                _ => return Err(Failure::new(format!("{url} answered {status}: {}", String::from_utf8_lossy(&answer)))),
+                _ => {
+                    return Err(Failure::new(format!(
+                        "{url} answered {status}: {}",
+                        String::from_utf8_lossy(&answer)
+                    )));
+                }
             }
         }
-        Err(Failure::new(format!("{url} is overloaded for too long; see the log lines above")))
+        Err(Failure::new(format!(
+            "{url} is overloaded for too long; see the log lines above"
+        )))
     }
 
     async fn found(&self, http: &Http, id: &str, expected: u64) -> Result<(), Failure> {
-        let sql = format!("SELECT count() FROM {}.events WHERE startsWith(event_id, '{id}-')", self.database);
+        let sql = format!(
+            "SELECT count() FROM {}.events WHERE startsWith(event_id, '{id}-')",
+            self.database
+        );
         let mut count = 0;
         let wait = async {
             loop {
-                count = http.query(&self.clickhouse, &sql).await?.trim().parse().unwrap_or_default();
+                count = http
+                    .query(&self.clickhouse, &sql)
+                    .await?
+                    .trim()
+                    .parse()
+                    .unwrap_or_default();
                 if count == expected {
                     return Ok(());
                 }
@@ -123,7 +144,11 @@ impl Sample {
             }
         };
         let outcome: Result<Result<(), Failure>, _> = tokio::time::timeout(QUERY_DEADLINE, wait).await;
-        outcome.unwrap_or_else(|_| Err(Failure::new(format!("{count} of {expected} events are in ClickHouse so far"))))
+        outcome.unwrap_or_else(|_| {
+            Err(Failure::new(format!(
+                "{count} of {expected} events are in ClickHouse so far"
+            )))
+        })
     }
 
     fn report(&self) -> String {
@@ -146,15 +171,29 @@ fn machine_readings() -> Vec<(&'static str, Option<u64>, Value)> {
         readings.push(("cpu.load", None, json!({"1m": one, "5m": five, "15m": fifteen})));
         readings.push(("processes", None, json!({"running/all": processes})));
     }
-    for line in std::fs::read_to_string("/proc/meminfo").unwrap_or_default().lines().take(5) {
-        let Some((name, rest)) = line.split_once(':') else { continue };
+    for line in std::fs::read_to_string("/proc/meminfo")
+        .unwrap_or_default()
+        .lines()
+        .take(5)
+    {
+        let Some((name, rest)) = line.split_once(':') else {
+            continue;
+        };
         let kib = rest.trim().trim_end_matches(" kB").parse().ok();
         readings.push(("memory", kib, json!({"kind": name})));
     }
-    for line in std::fs::read_to_string("/proc/diskstats").unwrap_or_default().lines().take(4) {
+    for line in std::fs::read_to_string("/proc/diskstats")
+        .unwrap_or_default()
+        .lines()
+        .take(4)
+    {
         let fields: Vec<&str> = line.split_whitespace().collect();
         if let [_, _, device, reads, _, _, _, writes, ..] = fields.as_slice() {
-            readings.push(("disk", None, json!({"device": device, "reads": reads, "writes": writes})));
+            readings.push((
+                "disk",
+                None,
+                json!({"device": device, "reads": reads, "writes": writes}),
+            ));
         }
     }
     readings

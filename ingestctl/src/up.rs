@@ -77,7 +77,11 @@ impl UpArgs {
         if let Some(admin) = &self.admin_listen {
             loaded.config.edge.admin = admin.clone();
         }
-        let format = if self.json { LogFormat::Json } else { LogFormat::Human };
+        let format = if self.json {
+            LogFormat::Json
+        } else {
+            LogFormat::Human
+        };
         let telemetry = telemetry::begin("sluice", &loaded.config, format)?;
         let metrics = Metrics::new("sluice", &loaded.config)?;
         let mut ground = self.ground(loaded).await?;
@@ -107,7 +111,10 @@ impl UpArgs {
             }
             Some(_) => None,
         };
-        let given = self.clickhouse_url.clone().or_else(|| loaded.clickhouse_url.clone());
+        let given = self
+            .clickhouse_url
+            .clone()
+            .or_else(|| loaded.clickhouse_url.clone());
         let (clickhouse, url) = match given {
             Some(url) => (None, url.trim_end_matches('/').to_owned()),
             None => {
@@ -116,7 +123,13 @@ impl UpArgs {
                 (Some(clickhouse), url)
             }
         };
-        Ok(Ground { loaded, demo_key, clickhouse, url, _lock: lock })
+        Ok(Ground {
+            loaded,
+            demo_key,
+            clickhouse,
+            url,
+            _lock: lock,
+        })
     }
 
     async fn start_clickhouse(&self) -> Result<ClickHouse, Failure> {
@@ -132,7 +145,11 @@ impl UpArgs {
     async fn serve(&self, ground: &Ground, given: Given) -> Result<(), Failure> {
         let clock = Arc::clone(&given.clock);
         let mut pipeline = Pipeline::start(&ground.loaded, given).await?;
-        let edge = pipeline.edge.first().map(|address| format!("http://{address}")).unwrap_or_default();
+        let edge = pipeline
+            .edge
+            .first()
+            .map(|address| format!("http://{address}"))
+            .unwrap_or_default();
         self.announce(ground, &edge, &format!("http://{}", pipeline.admin));
         let sample = self.sample.then(|| Sample {
             edge,
@@ -185,11 +202,24 @@ async fn show(sample: Option<Sample>) -> Failure {
 
 /// One `up` a directory: a second one would take its log and its ClickHouse away.
 fn lock(dir: &Path) -> Result<File, Failure> {
-    let cannot = |error: std::io::Error| Failure::new(format!("cannot use the data directory {}: {error}", dir.display()));
+    let cannot = |error: std::io::Error| {
+        Failure::new(format!(
+            "cannot use the data directory {}: {error}",
+            dir.display()
+        ))
+    };
     std::fs::create_dir_all(dir).map_err(cannot)?;
-    let file = File::options().create(true).truncate(false).write(true).open(dir.join("up.lock")).map_err(cannot)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join("up.lock"))
+        .map_err(cannot)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        Failure::new(format!("another `ingestctl up` uses {}: stop it, or pass another --data-dir", dir.display()))
+        Failure::new(format!(
+            "another `ingestctl up` uses {}: stop it, or pass another --data-dir",
+            dir.display()
+        ))
     })?;
     Ok(file)
 }

@@ -1,1 +1,16 @@
-//! placeholder during bootstrap
+//! What the tests of the whole share: real processes, a real ClickHouse, a client, waits with deadlines.
+
+pub mod client;
+pub mod deployment;
+pub mod service;
+pub mod wait;
+
+pub use client::Client;
+pub use deployment::{Deployment, Part, Shape};
+pub use wait::eventually;
+
+/// Our clock, in ms.
+#[must_use]
+pub fn now_ms() -> u64 {
+    sluice_common::clock::Clock::now_ms(&sluice_common::clock::SystemClock)
+}

@@ -1,0 +1,357 @@
+//! A whole Sluice on directories and ports of its own, in either shape.
+
+use crate::client::Client;
+use crate::service::{Service, executable, places, tail};
+use ingestctl::clickhouse::{ClickHouse, Options};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// One process with everything, or three and a ClickHouse beside them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    AllInOne,
+    ThreeProcesses,
+}
+
+/// What can be killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// `ingestctl up`, its ClickHouse with it.
+    Up,
+    Edge,
+    Normalizer,
+    SinkWriter,
+    ClickHouse,
+}
+
+/// A tenant's id and key.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    pub id: String,
+    pub key: String,
+}
+
+/// A Sluice under test. Dropping it kills everything and removes its directory.
+#[derive(Debug)]
+pub struct Deployment {
+    pub shape: Shape,
+    pub tenants: Vec<Tenant>,
+    up: Option<Service>,
+    edge: Option<Service>,
+    normalizer: Option<Service>,
+    sink_writer: Option<Service>,
+    clickhouse: Option<ClickHouse>,
+    ports: Ports,
+    dir: TempDir,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    edge: u16,
+    edge_admin: u16,
+    normalizer: u16,
+    normalizer_admin: u16,
+    sink: u16,
+    sink_admin: u16,
+    clickhouse: u16,
+}
+
+impl Ports {
+    /// Free ones, held together while they are chosen so that no two are the same.
+    fn free() -> Self {
+        let held: Vec<TcpListener> = (0..7)
+            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
+            .collect();
+        let port = |at: usize| held[at].local_addr().expect("an address").port();
+        Self {
+            edge: port(0),
+            edge_admin: port(1),
+            normalizer: port(2),
+            normalizer_admin: port(3),
+            sink: port(4),
+            sink_admin: port(5),
+            clickhouse: port(6),
+        }
+    }
+}
+
+/// The tenants of every deployment: `t0`, `t1`, `t2`.
+const TENANTS: usize = 3;
+
+impl Deployment {
+    /// Starts one with the default datasets.
+    ///
+    /// # Panics
+    /// Where a part does not get ready.
+    pub async fn start(shape: Shape) -> Self {
+        Self::start_with(shape, "").await
+    }
+
+    /// Starts one; `extra` is YAML added to the top level of its config (`log`, `datasets`, …).
+    ///
+    /// # Panics
+    /// Where a part does not get ready.
+    pub async fn start_with(shape: Shape, extra: &str) -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let ports = Ports::free();
+        let tenants: Vec<Tenant> = (0..TENANTS)
+            .map(|n| Tenant {
+                id: format!("t{n}"),
+                key: format!("slc_t{n}_{:032x}", rand::random::<u128>()),
+            })
+            .collect();
+        let mut deployment = Self {
+            shape,
+            tenants,
+            up: None,
+            edge: None,
+            normalizer: None,
+            sink_writer: None,
+            clickhouse: None,
+            ports,
+            dir,
+        };
+        std::fs::write(deployment.config(), deployment.yaml(extra)).expect("written");
+        std::fs::create_dir_all(deployment.data()).expect("made");
+        std::fs::write(deployment.data().join("internal.token"), "a-token-of-the-tests\n").expect("written");
+        match shape {
+            Shape::AllInOne => deployment.bring_up(Part::Up).await.expect("ready"),
+            Shape::ThreeProcesses => {
+                for part in [Part::ClickHouse, Part::SinkWriter, Part::Normalizer, Part::Edge] {
+                    deployment.bring_up(part).await.expect("ready");
+                }
+            }
+        }
+        deployment
+    }
+
+    fn yaml(&self, extra: &str) -> String {
+        let p = self.ports;
+        let tenants: Vec<String> = self
+            .tenants
+            .iter()
+            .map(|one| {
+                let hash = ingestctl::demo::hash(&one.key);
+                format!("  - {{id: {}, keys: [{{sha256: \"{hash}\"}}]}}\n", one.id)
+            })
+            .collect();
+        format!(
+            "edge: {{listen: [\"127.0.0.1:{}\"], admin: \"127.0.0.1:{}\", normalizer: [\"http://127.0.0.1:{}\"]}}\n\
+             normalizer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\", sink_writer: [\"http://127.0.0.1:{}\"]}}\n\
+             sink_writer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\"}}\n\
+             internal: {{token: \"file:internal.token\"}}\n{}tenants:\n{}{extra}\n",
+            p.edge,
+            p.edge_admin,
+            p.normalizer,
+            p.normalizer,
+            p.normalizer_admin,
+            p.sink,
+            p.sink,
+            p.sink_admin,
+            match self.shape {
+                Shape::AllInOne => String::new(),
+                Shape::ThreeProcesses =>
+                    format!("clickhouse: {{url: \"http://127.0.0.1:{}\"}}\n", p.clickhouse),
+            },
+            tenants.concat(),
+        )
+    }
+
+    /// The config file; rewrite it before a restart to change it.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("sluice.yaml")
+    }
+
+    /// The data directory of the log and the dedup state.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The log lines of one part, over all its lives.
+    #[must_use]
+    pub fn log_file(&self, part: Part) -> PathBuf {
+        self.dir.path().join(format!("{part:?}.log"))
+    }
+
+    /// Starts a part that does not run.
+    ///
+    /// # Errors
+    /// Its last words.
+    pub async fn bring_up(&mut self, part: Part) -> Result<(), String> {
+        let log = self.log_file(part);
+        let config = self.config().display().to_string();
+        let data = self.data().display().to_string();
+        let args = |more: &[String]| -> Vec<String> {
+            let base = [
+                "--config".to_owned(),
+                config.clone(),
+                "--data-dir".to_owned(),
+                data.clone(),
+            ];
+            base.into_iter().chain(more.iter().cloned()).collect()
+        };
+        match part {
+            Part::Up => {
+                let mut all = vec!["up".to_owned()];
+                all.extend(args(&[
+                    "--clickhouse-port".into(),
+                    self.ports.clickhouse.to_string(),
+                ]));
+                self.up = Some(start("ingestctl", all, log).await?);
+            }
+            Part::Edge => self.edge = Some(start("sluice-edge", args(&[]), log).await?),
+            Part::Normalizer => self.normalizer = Some(start("sluice-normalizer", args(&[]), log).await?),
+            Part::SinkWriter => self.sink_writer = Some(start("sluice-sink-writer", args(&[]), log).await?),
+            Part::ClickHouse => self.clickhouse = Some(self.start_clickhouse().await?),
+        }
+        Ok(())
+    }
+
+    async fn start_clickhouse(&self) -> Result<ClickHouse, String> {
+        let options = Options {
+            data_dir: self.dir.path().join("server"),
+            port: self.ports.clickhouse,
+            engine: places().locate().map_err(|error| error.to_string())?,
+            launcher: Some(executable("ingestctl")),
+        };
+        ClickHouse::start(options)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    /// SIGKILLs a part. A killed ClickHouse comes back by itself; anything else needs [`Self::bring_up`].
+    pub fn kill(&mut self, part: Part) {
+        let service = match part {
+            Part::Up => self.up.take(),
+            Part::Edge => self.edge.take(),
+            Part::Normalizer => self.normalizer.take(),
+            Part::SinkWriter => self.sink_writer.take(),
+            Part::ClickHouse => {
+                if let Some(pid) = self.clickhouse_pid() {
+                    // It may have died just now.
+                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+                }
+                None
+            }
+        };
+        if let Some(service) = service {
+            service.kill();
+        }
+    }
+
+    /// The running ClickHouse's process.
+    #[must_use]
+    pub fn clickhouse_pid(&self) -> Option<rustix::process::Pid> {
+        let pid = match &self.clickhouse {
+            Some(clickhouse) => clickhouse.pid()?,
+            None => {
+                let text = std::fs::read_to_string(self.data().join("clickhouse/clickhouse.pid")).ok()?;
+                text.trim().parse().ok()?
+            }
+        };
+        rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)
+    }
+
+    /// Stops the ClickHouse that stands beside three processes; [`Self::bring_up`] starts it again.
+    pub async fn stop_clickhouse(&mut self) {
+        if let Some(clickhouse) = self.clickhouse.take() {
+            clickhouse.stop(Duration::from_secs(20)).await;
+        }
+    }
+
+    /// The running process of a part, but ClickHouse's.
+    #[must_use]
+    pub fn service(&self, part: Part) -> Option<&Service> {
+        match part {
+            Part::Up => self.up.as_ref(),
+            Part::Edge => self.edge.as_ref(),
+            Part::Normalizer => self.normalizer.as_ref(),
+            Part::SinkWriter => self.sink_writer.as_ref(),
+            Part::ClickHouse => None,
+        }
+    }
+
+    /// SIGTERMs a part; whether it ended with 0.
+    ///
+    /// # Panics
+    /// Where it does not end in time, or is a ClickHouse.
+    pub fn terminate(&mut self, part: Part) -> bool {
+        let service = match part {
+            Part::Up => self.up.take(),
+            Part::Edge => self.edge.take(),
+            Part::Normalizer => self.normalizer.take(),
+            Part::SinkWriter => self.sink_writer.take(),
+            Part::ClickHouse => None,
+        };
+        service.expect("it runs").terminate().success()
+    }
+
+    /// Where events go.
+    #[must_use]
+    pub fn edge(&self) -> Client {
+        Client::new(format!("http://127.0.0.1:{}", self.ports.edge))
+    }
+
+    /// Where events go, with a tenant's key.
+    #[must_use]
+    pub fn tenant(&self, n: usize) -> Client {
+        self.edge().with_key(&self.tenants[n].key)
+    }
+
+    /// Probes and metrics of a part (all in one: the edge's serve all).
+    #[must_use]
+    pub fn admin(&self, part: Part) -> Client {
+        let port = match (self.shape, part) {
+            (Shape::AllInOne, _) | (_, Part::Edge | Part::Up | Part::ClickHouse) => self.ports.edge_admin,
+            (Shape::ThreeProcesses, Part::Normalizer) => self.ports.normalizer_admin,
+            (Shape::ThreeProcesses, Part::SinkWriter) => self.ports.sink_admin,
+        };
+        Client::new(format!("http://127.0.0.1:{port}"))
+    }
+
+    /// ClickHouse over HTTP.
+    #[must_use]
+    pub fn clickhouse(&self) -> Client {
+        Client::new(format!("http://127.0.0.1:{}", self.ports.clickhouse))
+    }
+
+    /// The sum of a metric's samples whose line contains `label`.
+    pub async fn metric(&self, part: Part, name: &str, label: &str) -> f64 {
+        let text = self
+            .admin(part)
+            .get("/metrics")
+            .await
+            .map(|answer| answer.text())
+            .unwrap_or_default();
+        let lines = text.lines().filter(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
+        });
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// The last lines of every part's log, for messages.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let parts = [Part::Up, Part::Edge, Part::Normalizer, Part::SinkWriter];
+        let words = parts.map(|part| format!("--- {part:?}\n{}", tail(&self.log_file(part))));
+        words.join("\n")
+    }
+
+    /// The directory of everything.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+async fn start(name: &'static str, args: Vec<String>, log: PathBuf) -> Result<Service, String> {
+    let started = tokio::task::spawn_blocking(move || Service::start(name, &args, &log)).await;
+    started.unwrap_or_else(|panic| Err(panic.to_string()))
+}

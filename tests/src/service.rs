@@ -1,0 +1,155 @@
+//! One real process of ours: started, watched, killed.
+
+use ingestctl::clickhouse::{Engine, LIBRARY_VARIABLE, Places};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+const EXIT_DEADLINE: Duration = Duration::from_secs(40);
+
+/// A running process that has said that it is ready.
+#[derive(Debug)]
+pub struct Service {
+    child: Child,
+    /// Its first line on stdout.
+    pub ready: Value,
+}
+
+/// The executable `name`, beside the test's own.
+///
+/// # Panics
+/// Where it was not built: `make test` builds it.
+#[must_use]
+pub fn executable(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a path");
+    let path = own
+        .ancestors()
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file());
+    path.unwrap_or_else(|| {
+        panic!("{name} is not built: run `make test`, or `cargo build --profile ci --workspace --bins`")
+    })
+}
+
+/// Where a ClickHouse may be: above the executable, above this crate.
+#[must_use]
+pub fn places() -> Places {
+    Places::of_this_process().and_above(env!("CARGO_MANIFEST_DIR"))
+}
+
+impl Service {
+    /// Starts `name` with `--json` and waits for its ready line. Its log lines are added to `log`.
+    ///
+    /// # Errors
+    /// Its last words, where it ended or said nothing in time.
+    pub fn start(name: &str, args: &[String], log: &Path) -> Result<Self, String> {
+        let lines = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .map_err(|error| error.to_string())?;
+        let mut command = Command::new(executable(name));
+        if let Ok(Engine::Library(library)) = places().locate() {
+            // The executable may lie outside the clone, where it would not find the library by itself.
+            command.env(LIBRARY_VARIABLE, library);
+        }
+        let mut child = command
+            .args(args)
+            .arg("--json")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(lines)
+            .spawn()
+            .map_err(|error| format!("{name}: {error}"))?;
+        let stdout = child.stdout.take().ok_or("no stdout")?;
+        let (send, first) = sync_channel(1);
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(stdout).read_line(&mut line);
+            // Nobody listens any more where the deadline has passed.
+            send.send(read.map(|_| line)).ok();
+        });
+        let line = first
+            .recv_timeout(READY_DEADLINE)
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or_default();
+        match serde_json::from_str(&line) {
+            Ok(ready) => Ok(Self { child, ready }),
+            Err(_) => {
+                // Whatever it is doing, it is not ready.
+                child.kill().ok();
+                child.wait().ok();
+                Err(format!("{name} did not get ready: {}", tail(log)))
+            }
+        }
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    /// Never for a process that was started.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+
+    /// SIGTERM; its exit status.
+    ///
+    /// # Panics
+    /// Where it does not end within its deadline.
+    pub fn terminate(mut self) -> ExitStatus {
+        kill_process(self.pid(), Signal::TERM).expect("it runs");
+        let until = Instant::now() + EXIT_DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a status") {
+                return status;
+            }
+            assert!(
+                Instant::now() < until,
+                "SIGTERM did not end it within {EXIT_DEADLINE:?}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Resident memory now, and its peak, in bytes.
+    #[must_use]
+    pub fn memory(&self) -> (u64, u64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+                .unwrap_or(0)
+                * 1024
+        };
+        (field("VmRSS:"), field("VmHWM:"))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// The last lines of a log file.
+#[must_use]
+pub fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(15).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
