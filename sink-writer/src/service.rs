@@ -92,7 +92,7 @@ impl SinkWriter {
     async fn answer(self, request: SinkRequest) -> SinkReply {
         match request {
             SinkRequest::Write(call) => {
-                let Some(_held) = self.budget.take(call.record_bytes()) else {
+                let Some(_held) = self.budget.take(held_by(&call)) else {
                     self.observer.refused();
                     return SinkReply::Busy {
                         retry_after_ms: RETRY_AFTER_MS,
@@ -165,6 +165,12 @@ impl SinkWriter {
         }
         sights
     }
+}
+
+/// What a call holds while it is worked: its frames, and their columns once decoded.
+fn held_by(call: &SinkCall) -> usize {
+    let columns = call.records.iter().map(|one| one.record.column_bytes());
+    columns.fold(call.record_bytes(), usize::saturating_add)
 }
 
 /// What the pump must have kept: records of this log, inside the range, with a fate a row.

@@ -82,7 +82,7 @@ impl Settler {
         if self.steps.verify_first && table.verifiable {
             match self.verify(sub, table).await {
                 Found::None => {}
-                found => return settled(found),
+                found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => return settled(found),
             }
         }
         if !self.steps.insert {
@@ -122,7 +122,7 @@ impl Settler {
                 Found::None => Verdict::Unknown {
                     reason: "none there yet, on a replica that may lag behind".into(),
                 },
-                found => settled(found),
+                found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => settled(found),
             },
             // still running under the same id → evidence of nothing
             Sent::Refused {
@@ -143,7 +143,7 @@ impl Settler {
                 }
                 match self.verify(sub, table).await {
                     Found::None => Verdict::Refused { code, message },
-                    found => settled(found),
+                    found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => settled(found),
                 }
             }
             // no answer → done where all are there, else nobody knows: it may still arrive

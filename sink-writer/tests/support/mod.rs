@@ -99,6 +99,7 @@ pub fn record(offset: u64, table: &str, columns: Columns, fates: &[Fate]) -> Ran
         spans: vec![span],
         keys: (0..rows as u128).collect(),
         fingerprints: Vec::new(),
+        column_bytes: u32::try_from(batch.get_array_memory_size()).expect("small"),
         body: Bytes::from(stream.into_inner().expect("finished")),
     };
     let mut frame = Vec::new();
@@ -145,7 +146,9 @@ pub fn call(
 pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
     match ask(writer, call).await {
         SinkReply::Wrote(reports) => reports,
-        other => panic!("not written: {other:?}"),
+        other @ (SinkReply::Horizon(_) | SinkReply::Busy { .. } | SinkReply::Failed { .. }) => {
+            panic!("not written: {other:?}")
+        }
     }
 }
 
