@@ -51,7 +51,11 @@ impl<'b> Events<'b> {
     /// Looks at the body's beginning.
     #[must_use]
     pub fn new(body: &'b [u8], format: BodyFormat) -> Self {
-        let start = if body.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        let start = if body.starts_with(BYTE_ORDER_MARK) {
+            BYTE_ORDER_MARK.len()
+        } else {
+            0
+        };
         let first = skip_space(body, start);
         let is_array = body.get(first) == Some(&b'[');
         let (shape, at) = match format {
@@ -146,7 +150,10 @@ impl<'b> Iterator for Events<'b> {
 
 fn skip_space(text: &[u8], from: usize) -> usize {
     let is_space = |c: &u8| matches!(c, b' ' | b'\t' | b'\n' | b'\r');
-    from + text[from.min(text.len())..].iter().take_while(|c| is_space(c)).count()
+    from + text[from.min(text.len())..]
+        .iter()
+        .take_while(|c| is_space(c))
+        .count()
 }
 
 /// Where the element that begins at `at` ends: at a comma or a closing bracket of its level.
@@ -198,14 +205,24 @@ mod tests {
     fn elements_are_split_at_their_own_level_only() {
         let body = r#" [ {"a":[1,"],}\""]} , 2,"\\" ] "#;
         for format in [BodyFormat::Json, BodyFormat::Auto] {
-            assert_eq!(split(body, format), Ok(vec![r#" {"a":[1,"],}\""]} "#, " 2", r#""\\" "#]));
+            assert_eq!(
+                split(body, format),
+                Ok(vec![r#" {"a":[1,"],}\""]} "#, " 2", r#""\\" "#])
+            );
         }
         assert_eq!(split("[ ]\n", BodyFormat::Json), Ok(vec![]));
     }
 
     #[test]
     fn an_array_that_does_not_end_well_is_broken() {
-        for (body, at) in [("[1", 2), ("[1}", 2), ("[1] 2", 4), ("[\"a]", 4), ("[[1]", 4), ("[\"\\", 3)] {
+        for (body, at) in [
+            ("[1", 2),
+            ("[1}", 2),
+            ("[1] 2", 4),
+            ("[\"a]", 4),
+            ("[[1]", 4),
+            ("[\"\\", 3),
+        ] {
             assert_eq!(split(body, BodyFormat::Json), Err(BrokenArray { at }), "{body}");
         }
     }

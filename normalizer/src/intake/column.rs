@@ -9,9 +9,11 @@ use arrow_array::types::{
     UInt64Type,
 };
 use arrow_array::{ArrayRef, ArrowPrimitiveType, BooleanArray, MapArray, PrimitiveArray, StructArray};
-use arrow_array::{TimestampMicrosecondArray, TimestampMillisecondArray, TimestampNanosecondArray, TimestampSecondArray};
+use arrow_array::{
+    TimestampMicrosecondArray, TimestampMillisecondArray, TimestampNanosecondArray, TimestampSecondArray,
+};
 use arrow_buffer::{NullBuffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer};
-use arrow_schema::{ArrowError, Field as ArrowField, DataType, TimeUnit};
+use arrow_schema::{ArrowError, DataType, Field as ArrowField, TimeUnit};
 use sluice_common::config::Kind;
 use std::sync::Arc;
 
@@ -95,7 +97,11 @@ impl Column {
     /// What [`Self::truncate`] needs besides the rows to return to here.
     #[must_use]
     pub fn mark(&self) -> Mark {
-        if let Values::Dictionary(_, dictionary) = &self.values { dictionary.len() } else { 0 }
+        if let Values::Dictionary(_, dictionary) = &self.values {
+            dictionary.len()
+        } else {
+            0
+        }
     }
 
     /// Appends a value that fits, and says how many bytes it took besides its fixed part. Null, and
@@ -112,7 +118,11 @@ impl Column {
                 return text.len();
             }
             Values::Dictionary(keys, dictionary) => {
-                let (key, grown) = if cell == Cell::Null { (0, 0) } else { dictionary.intern(text) };
+                let (key, grown) = if cell == Cell::Null {
+                    (0, 0)
+                } else {
+                    dictionary.intern(text)
+                };
                 keys.push(key);
                 return grown;
             }
@@ -128,7 +138,11 @@ impl Column {
             Values::Float32(values) => values.push(float as f32),
             Values::Float64(values) => values.push(float),
             Values::Time(unit, values) => {
-                let time = if let Cell::Time(time) = cell { time } else { Default::default() };
+                let time = if let Cell::Time(time) = cell {
+                    time
+                } else {
+                    Default::default()
+                };
                 values.push(time.ticks(per_second(*unit)));
             }
             Values::Map(maps) => maps.close(),
@@ -138,7 +152,11 @@ impl Column {
 
     /// The maps of a map column, to add entries before [`Self::push`] closes the row.
     pub fn maps(&mut self) -> Option<&mut Maps> {
-        if let Values::Map(maps) = &mut self.values { Some(maps) } else { None }
+        if let Values::Map(maps) = &mut self.values {
+            Some(maps)
+        } else {
+            None
+        }
     }
 
     /// Takes back all rows but the first `rows`, and what a row in the making added.
@@ -197,10 +215,10 @@ impl Column {
     /// Whole seconds since 1970 of `row`, in a time column.
     #[must_use]
     pub fn seconds(&self, row: usize) -> Option<i64> {
-        match &self.values {
-            Values::Time(unit, values) => Some(values[row].div_euclid(per_second(*unit))),
-            _ => None,
-        }
+        let Values::Time(unit, values) = &self.values else {
+            return None;
+        };
+        Some(values[row].div_euclid(per_second(*unit)))
     }
 
     /// The finished column.
@@ -252,7 +270,8 @@ impl Texts {
 
     fn truncate(&mut self, rows: usize) {
         self.offsets.truncate(rows + 1);
-        self.data.truncate(self.offsets.last().map_or(0, |end| *end as usize));
+        self.data
+            .truncate(self.offsets.last().map_or(0, |end| *end as usize));
     }
 
     fn finish(self, nulls: Option<NullBuffer>) -> Result<arrow_array::StringArray, ArrowError> {
@@ -346,15 +365,31 @@ fn hashed_float(value: f64, out: &mut Vec<u8>) {
     out.extend_from_slice(&(value + 0.0).to_bits().to_le_bytes());
 }
 
-fn primitive<T: ArrowPrimitiveType>(values: Vec<T::Native>, nulls: Option<NullBuffer>) -> Result<ArrayRef, ArrowError> {
-    Ok(Arc::new(PrimitiveArray::<T>::try_new(ScalarBuffer::from(values), nulls)?))
+fn primitive<T: ArrowPrimitiveType>(
+    values: Vec<T::Native>,
+    nulls: Option<NullBuffer>,
+) -> Result<ArrayRef, ArrowError> {
+    Ok(Arc::new(PrimitiveArray::<T>::try_new(
+        ScalarBuffer::from(values),
+        nulls,
+    )?))
 }
 
-fn times(unit: TimeUnit, values: ScalarBuffer<i64>, nulls: Option<NullBuffer>) -> Result<ArrayRef, ArrowError> {
+fn times(
+    unit: TimeUnit,
+    values: ScalarBuffer<i64>,
+    nulls: Option<NullBuffer>,
+) -> Result<ArrayRef, ArrowError> {
     Ok(match unit {
         TimeUnit::Second => Arc::new(TimestampSecondArray::try_new(values, nulls)?.with_timezone("UTC")),
-        TimeUnit::Millisecond => Arc::new(TimestampMillisecondArray::try_new(values, nulls)?.with_timezone("UTC")),
-        TimeUnit::Microsecond => Arc::new(TimestampMicrosecondArray::try_new(values, nulls)?.with_timezone("UTC")),
-        TimeUnit::Nanosecond => Arc::new(TimestampNanosecondArray::try_new(values, nulls)?.with_timezone("UTC")),
+        TimeUnit::Millisecond => {
+            Arc::new(TimestampMillisecondArray::try_new(values, nulls)?.with_timezone("UTC"))
+        }
+        TimeUnit::Microsecond => {
+            Arc::new(TimestampMicrosecondArray::try_new(values, nulls)?.with_timezone("UTC"))
+        }
+        TimeUnit::Nanosecond => {
+            Arc::new(TimestampNanosecondArray::try_new(values, nulls)?.with_timezone("UTC"))
+        }
     })
 }

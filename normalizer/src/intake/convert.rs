@@ -7,8 +7,9 @@
 //! - Times: see [`super::time`]; a number only where the field states its epoch unit.
 
 use super::fault::Fault;
-use super::schema::{AgeBounds, FieldPlan};
+use super::schema::{AgeBounds, FieldPlan, time_unit};
 use super::time::Moment;
+use arrow_schema::TimeUnit;
 use simd_json::{Node, StaticNode};
 use sluice_common::config::{EpochUnit, Kind};
 
@@ -38,7 +39,9 @@ pub fn cell<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<
         },
         Kind::Bool => match node {
             Node::Static(StaticNode::Bool(value)) => Ok(Cell::Bool(*value)),
-            Node::Object { .. } | Node::Array { .. } | Node::Static(_) | Node::String(_) => Err(Fault::WrongType),
+            Node::Object { .. } | Node::Array { .. } | Node::Static(_) | Node::String(_) => {
+                Err(Fault::WrongType)
+            }
         },
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => integer(field, node),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => integer(field, node),
@@ -75,7 +78,10 @@ fn integer<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
         Node::Static(StaticNode::Bool(_) | StaticNode::Null) => return Err(Fault::WrongType),
         Node::Object { .. } | Node::Array { .. } | Node::String(_) => return Err(Fault::WrongType),
     };
-    in_bounds(field.kind, field.factor.map_or(whole, |factor| factor.of_whole(whole)))
+    in_bounds(
+        field.kind,
+        field.factor.map_or(whole, |factor| factor.of_whole(whole)),
+    )
 }
 
 fn float_to_integer(field: &FieldPlan, value: f64) -> Result<Cell<'static>, Fault> {
@@ -112,11 +118,16 @@ fn digits(text: &str) -> Result<i128, Fault> {
 fn float<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
     let value = number(node).ok_or(Fault::WrongType)?;
     let value = field.factor.map_or(value, |factor| factor.of_float(value));
-    let fits = match field.kind {
-        Kind::Float32 => (value as f32).is_finite(),
-        _ => value.is_finite(),
+    let fits = if field.kind == Kind::Float32 {
+        (value as f32).is_finite()
+    } else {
+        value.is_finite()
     };
-    if fits { Ok(Cell::Float(value)) } else { Err(Fault::OutOfRange) }
+    if fits {
+        Ok(Cell::Float(value))
+    } else {
+        Err(Fault::OutOfRange)
+    }
 }
 
 fn number(node: &Node<'_>) -> Option<f64> {
@@ -145,9 +156,15 @@ fn moment<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<'t
     if !(first..=last).contains(&time.seconds) {
         return Err(Fault::OutOfRange);
     }
-    let digits = if let Kind::DateTime64(digits) = field.kind { digits } else { 0 };
+    let digits = if let Kind::DateTime64(digits) = field.kind {
+        digits
+    } else {
+        0
+    };
     let time = time.cut_to(digits);
-    field.bounds.map_or(Ok(()), |bounds| check_age(time, bounds, now_ms))?;
+    field
+        .bounds
+        .map_or(Ok(()), |bounds| check_age(time, bounds, now_ms))?;
     Ok(Cell::Time(time))
 }
 
@@ -169,16 +186,15 @@ fn fractional(value: f64, unit: EpochUnit) -> Result<Moment, Fault> {
 }
 
 /// First and last second that ClickHouse's type holds, and Arrow's between us and it.
-#[must_use]
-pub fn seconds_bounds(kind: Kind) -> (i64, i64) {
+fn seconds_bounds(kind: Kind) -> (i64, i64) {
     const Y1900: i64 = -2_208_988_800;
     const Y2299_LAST: i64 = 10_413_791_999;
     // The last whole second of 64 bits of nanoseconds: 2262-04-11T23:47:15Z.
     const NANOS_LAST: i64 = i64::MAX / 1_000_000_000 - 1;
-    match kind {
-        Kind::DateTime64(7..) => (Y1900, NANOS_LAST),
-        Kind::DateTime64(_) => (Y1900, Y2299_LAST),
-        _ => (0, u32::MAX as i64),
+    match time_unit(kind) {
+        _ if kind == Kind::DateTime => (0, i64::from(u32::MAX)),
+        TimeUnit::Nanosecond => (Y1900, NANOS_LAST),
+        TimeUnit::Second | TimeUnit::Millisecond | TimeUnit::Microsecond => (Y1900, Y2299_LAST),
     }
 }
 

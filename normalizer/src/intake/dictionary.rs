@@ -76,7 +76,8 @@ impl Interner {
             }
         }
         self.offsets.truncate(len + 1);
-        self.data.truncate(self.offsets.last().map_or(0, |end| *end as usize));
+        self.data
+            .truncate(self.offsets.last().map_or(0, |end| *end as usize));
     }
 
     /// The column of `keys` into this dictionary.
@@ -90,7 +91,10 @@ impl Interner {
         }
         let values = strings(self.offsets, self.data)?;
         let keys = Int32Array::try_new(ScalarBuffer::from(keys), nulls)?;
-        Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys, Arc::new(values))?))
+        Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(
+            keys,
+            Arc::new(values),
+        )?))
     }
 }
 
@@ -110,11 +114,21 @@ pub fn strings(offsets: Vec<i32>, data: Vec<u8>) -> Result<StringArray, ArrowErr
 pub fn join(columns: &[ArrayRef], key: &[u8; 16]) -> Result<ArrayRef, ArrowError> {
     let rows = columns.iter().map(|column| column.len()).sum();
     let mut joined = Interner::new(key);
-    let (mut keys, mut nulls) = (Vec::with_capacity(rows), arrow_buffer::NullBufferBuilder::new(rows));
+    let (mut keys, mut nulls) = (
+        Vec::with_capacity(rows),
+        arrow_buffer::NullBufferBuilder::new(rows),
+    );
     for column in columns {
         let wrong = || ArrowError::SchemaError("a dictionary column was expected".to_owned());
-        let column = column.as_any().downcast_ref::<DictionaryArray<Int32Type>>().ok_or_else(wrong)?;
-        let values = column.values().as_any().downcast_ref::<StringArray>().ok_or_else(wrong)?;
+        let column = column
+            .as_any()
+            .downcast_ref::<DictionaryArray<Int32Type>>()
+            .ok_or_else(wrong)?;
+        let values = column
+            .values()
+            .as_any()
+            .downcast_ref::<StringArray>()
+            .ok_or_else(wrong)?;
         let mut renumbered = vec![None; values.len()];
         for row in 0..column.len() {
             let number = column.key(row);

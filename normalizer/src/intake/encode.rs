@@ -25,7 +25,9 @@ const PACK_BYTES: usize = MAX_RECORD_BYTES - 128 * 1024;
 pub enum EncodeError {
     #[error("Arrow refused the columns: {0}; this is a fault of ours, please report it")]
     Arrow(#[from] ArrowError),
-    #[error("one row makes a record of {bytes} bytes, over the limit; this is a fault of ours, please report it")]
+    #[error(
+        "one row makes a record of {bytes} bytes, over the limit; this is a fault of ours, please report it"
+    )]
     RowTooLarge { bytes: usize },
 }
 
@@ -48,7 +50,7 @@ pub fn build_records(group: Vec<Pending>) -> Result<Vec<(RecordContent, Vec<usiz
 }
 
 /// As [`build_records`], with other limits.
-fn build_within(
+pub(super) fn build_within(
     group: &[Pending],
     pack_bytes: usize,
     frame_bytes: usize,
@@ -80,7 +82,11 @@ fn pack(group: &[Pending], pack_bytes: usize) -> Vec<Vec<usize>> {
     let mut packs: Vec<Open> = Vec::new();
     // The newest pack of each template; a group has few templates.
     let mut newest: Vec<usize> = Vec::new();
-    for (at, pending) in group.iter().enumerate().filter(|(_, pending)| !pending.keys.is_empty()) {
+    for (at, pending) in group
+        .iter()
+        .enumerate()
+        .filter(|(_, pending)| !pending.keys.is_empty())
+    {
         let (rows, bytes) = (pending.keys.len(), pending.bytes + SPAN_BYTES);
         let same = |pack: &&mut usize| same_template(&group[packs[**pack].members[0]], pending);
         let open = newest.iter_mut().find(same);
@@ -141,7 +147,10 @@ fn join_batches(batches: &[&RecordBatch], key: &[u8; 16]) -> Result<RecordBatch,
     }
     let schema = batches[0].schema();
     let columns = (0..schema.fields().len()).map(|column| {
-        let parts: Vec<ArrayRef> = batches.iter().map(|batch| Arc::clone(batch.column(column))).collect();
+        let parts: Vec<ArrayRef> = batches
+            .iter()
+            .map(|batch| Arc::clone(batch.column(column)))
+            .collect();
         if is_dictionary(&parts[0]) {
             return dictionary::join(&parts, key);
         }
@@ -189,12 +198,20 @@ impl Draft {
             }
             Ok(Arc::clone(column))
         });
-        let prints = if self.fingerprints.is_empty() { &[][..] } else { &self.fingerprints[from..to] };
+        let prints = if self.fingerprints.is_empty() {
+            &[][..]
+        } else {
+            &self.fingerprints[from..to]
+        };
         Ok(Self {
             batch: RecordBatch::try_new(batch.schema(), columns.collect::<Result<_, _>>()?)?,
             keys: self.keys[from..to].to_vec(),
             fingerprints: prints.to_vec(),
-            spans: self.spans.iter().filter_map(|(span, at)| Some((clip(span, from, to)?, *at))).collect(),
+            spans: self
+                .spans
+                .iter()
+                .filter_map(|(span, at)| Some((clip(span, from, to)?, *at)))
+                .collect(),
         })
     }
 }
@@ -203,7 +220,11 @@ impl Draft {
 fn clip(span: &RequestSpan, from: usize, to: usize) -> Option<RequestSpan> {
     let (start, end) = (span.first_row as usize, (span.first_row + span.rows) as usize);
     let (first, last) = (start.max(from), end.min(to));
-    let (taken, rejected) = if start >= from { (span.taken, span.rejected) } else { (0, 0) };
+    let (taken, rejected) = if start >= from {
+        (span.taken, span.rejected)
+    } else {
+        (0, 0)
+    };
     (first < last).then(|| RequestSpan {
         first_row: as_u32(first - from),
         rows: as_u32(last - first),
@@ -220,8 +241,10 @@ fn clip(span: &RequestSpan, from: usize, to: usize) -> Option<RequestSpan> {
 pub(super) fn ipc(batch: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
     let size = batch.get_array_memory_size();
     let compression = (size >= COMPRESS_FROM).then_some(CompressionType::LZ4_FRAME);
-    let options = IpcWriteOptions::try_new(8, false, arrow_ipc::MetadataVersion::V5)?.try_with_compression(compression)?;
-    let mut writer = StreamWriter::try_new_with_options(Vec::with_capacity(size / 2), &batch.schema(), options)?;
+    let options = IpcWriteOptions::try_new(8, false, arrow_ipc::MetadataVersion::V5)?
+        .try_with_compression(compression)?;
+    let mut writer =
+        StreamWriter::try_new_with_options(Vec::with_capacity(size / 2), &batch.schema(), options)?;
     writer.write(batch)?;
     writer.into_inner()
 }

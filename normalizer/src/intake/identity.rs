@@ -66,7 +66,9 @@ impl RecordTemplate {
             prefix.write(name.as_bytes());
         }
         Self {
-            meta: serde_json::to_vec(&meta).expect("names and numbers have a JSON form").into(),
+            meta: serde_json::to_vec(&meta)
+                .expect("names and numbers have a JSON form")
+                .into(),
             identity,
             window_ms: meta.window_ms,
             inner_key: inner,

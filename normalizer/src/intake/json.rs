@@ -41,7 +41,8 @@ impl Parser {
         self.document.extend_from_slice(text);
         self.document.resize(text.len() + INPUT_PADDING, b' ');
         let mut tape = std::mem::replace(&mut self.tape, Tape(Vec::new())).reset();
-        let parsed = simd_json::fill_tape_padded(&mut self.document, text.len(), &mut self.buffers, &mut tape);
+        let parsed =
+            simd_json::fill_tape_padded(&mut self.document, text.len(), &mut self.buffers, &mut tape);
         let result = match parsed {
             Ok(()) => Ok(then(&tape.0)),
             Err(error) => Err(fault(&error, text)),

@@ -27,9 +27,14 @@ pub(super) fn parse(
     now_ms: u64,
     parser: &mut Parser,
 ) -> Result<Parsed, Problem> {
-    let schema = intake.schema(&request.dataset).ok_or_else(|| unknown_dataset(&request.dataset))?;
+    let schema = intake
+        .schema(&request.dataset)
+        .ok_or_else(|| unknown_dataset(&request.dataset))?;
     if request.body.is_empty() {
-        return Err(refusal("empty_body", "the body is empty; send at least one event".to_owned()));
+        return Err(refusal(
+            "empty_body",
+            "the body is empty; send at least one event".to_owned(),
+        ));
     }
     let events = Events::new(&request.body, request.format);
     if events.shape() == Shape::Single && !events.begins_object() {
@@ -53,7 +58,11 @@ fn scalar(body: &[u8], parser: &mut Parser) -> Problem {
             "not_an_object",
             "the body is a lone JSON value; send an object, an array of objects or NDJSON".to_owned(),
         ),
-        Err(_) => malformed(0),
+        Err(fault) => malformed(if let Fault::MalformedJson { at } = fault {
+            at
+        } else {
+            0
+        }),
     }
 }
 
@@ -64,7 +73,9 @@ fn refusal(code: &'static str, detail: String) -> Problem {
 fn malformed(at: usize) -> Problem {
     refusal(
         "malformed_json",
-        format!("the body is not JSON (at or before byte {at}); nothing of it was taken, correct it and send it again"),
+        format!(
+            "the body is not JSON (at or before byte {at}); nothing of it was taken, correct it and send it again"
+        ),
     )
 }
 
@@ -199,8 +210,12 @@ impl<'s> Run<'s> {
         let columns = &self.open.columns;
         let index = u32::try_from(self.events - 1).unwrap_or(u32::MAX);
         self.partitions.touch(self.schema, columns, row)?;
-        self.open.keys.push(self.hasher.key(self.schema, columns, row, index));
-        self.open.fingerprints.extend(self.hasher.fingerprint(self.schema, columns, row));
+        self.open
+            .keys
+            .push(self.hasher.key(self.schema, columns, row, index));
+        self.open
+            .fingerprints
+            .extend(self.hasher.fingerprint(self.schema, columns, row));
         self.open.bytes += bytes;
         self.answer.accepted += 1;
         Ok(())
@@ -213,16 +228,25 @@ impl<'s> Run<'s> {
             return;
         }
         let index = u32::try_from(self.events - 1).unwrap_or(u32::MAX);
-        self.answer.errors.push(fault.describe(index, &self.schema.fields, nodes));
+        self.answer
+            .errors
+            .push(fault.describe(index, &self.schema.fields, nodes));
     }
 
     /// Makes the open rows a pending.
     fn close(&mut self) -> Result<(), Problem> {
         let open = std::mem::replace(&mut self.open, Open::new(self.schema, &self.template));
-        let columns = open.columns.into_iter().map(Column::finish).collect::<Result<_, _>>();
-        let batch = columns.and_then(|columns| RecordBatch::try_new(Arc::clone(self.schema.arrow_schema()), columns));
+        let columns = open
+            .columns
+            .into_iter()
+            .map(Column::finish)
+            .collect::<Result<_, _>>();
+        let batch =
+            columns.and_then(|columns| RecordBatch::try_new(Arc::clone(self.schema.arrow_schema()), columns));
         let batch = batch.map_err(|error| {
-            let detail = format!("the columns contradict each other ({error}); this is a fault of ours, please report it");
+            let detail = format!(
+                "the columns contradict each other ({error}); this is a fault of ours, please report it"
+            );
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "internal", detail)
         })?;
         self.pending.push(Pending {
@@ -257,7 +281,9 @@ impl<'s> Run<'s> {
 
 impl Partitions {
     fn touch(&mut self, schema: &Schema, columns: &[Column], row: usize) -> Result<(), Problem> {
-        let Some(field) = schema.partition_field else { return Ok(()) };
+        let Some(field) = schema.partition_field else {
+            return Ok(());
+        };
         let seconds = columns[usize::from(field)].seconds(row).unwrap_or(0);
         let hour = seconds.div_euclid(3_600);
         if self.hour.replace(hour) == Some(hour) {

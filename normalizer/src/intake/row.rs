@@ -44,6 +44,8 @@ pub struct RowWriter<'s> {
     members: usize,
     /// Members dropped because the schema does not know them.
     pub dropped: u64,
+    /// As it was before the current event.
+    dropped_before: u64,
 }
 
 impl<'s> RowWriter<'s> {
@@ -62,6 +64,7 @@ impl<'s> RowWriter<'s> {
             entries: Vec::new(),
             members: 0,
             dropped: 0,
+            dropped_before: 0,
         }
     }
 
@@ -74,17 +77,17 @@ impl<'s> RowWriter<'s> {
         for (mark, column) in self.marks.iter_mut().zip(columns.iter()) {
             *mark = column.mark();
         }
-        let dropped = self.dropped;
+        self.dropped_before = self.dropped;
         let written = self.write_parts(nodes, columns);
         if written.is_err() {
-            self.dropped = dropped;
             self.take_back(columns, rows);
         }
         written
     }
 
     /// Takes back the row that [`Self::write`] wrote last.
-    pub fn take_back(&self, columns: &mut [Column], rows: usize) {
+    pub fn take_back(&mut self, columns: &mut [Column], rows: usize) {
+        self.dropped = self.dropped_before;
         for (column, mark) in columns.iter_mut().zip(&self.marks) {
             column.truncate(rows, *mark);
         }
@@ -180,7 +183,11 @@ impl<'s> RowWriter<'s> {
         let (field, place) = (&schema.fields[usize::from(slot)], usize::from(slot));
         if json::is_null(&nodes[at]) && !field.nullable {
             // As if it had not been sent.
-            return if field.required { Err(Fault::NullNotAllowed.of_field(slot, Some(at))) } else { Ok(0) };
+            return if field.required {
+                Err(Fault::NullNotAllowed.of_field(slot, Some(at)))
+            } else {
+                Ok(0)
+            };
         }
         if std::mem::replace(&mut self.seen[place], self.event) == self.event {
             return Err(Fault::DuplicateField.of_field(slot, Some(at)));
@@ -245,7 +252,10 @@ impl<'s> RowWriter<'s> {
     fn collect_entries(&mut self, slot: u16, sent: Option<usize>, nodes: &[Node<'_>]) {
         self.entries.clear();
         if self.schema.unknown == UnknownPlan::Into(slot) {
-            let entries = self.unknown.iter().filter(|name| !json::is_null(&nodes[**name + 1]));
+            let entries = self
+                .unknown
+                .iter()
+                .filter(|name| !json::is_null(&nodes[**name + 1]));
             self.entries.extend(entries);
         }
         if let Some(at) = sent
@@ -277,7 +287,11 @@ fn zero(kind: Kind) -> Cell<'static> {
 }
 
 fn add_entries(entries: &[usize], nodes: &[Node<'_>], maps: &mut Maps) -> usize {
-    let add = |name: &usize| maps.add(name_at(nodes, *name), |out| json::write_text(&nodes[*name + 1..], out));
+    let add = |name: &usize| {
+        maps.add(name_at(nodes, *name), |out| {
+            json::write_text(&nodes[*name + 1..], out)
+        })
+    };
     entries.iter().map(add).sum()
 }
 
@@ -293,7 +307,10 @@ fn keep_last(entries: &mut Vec<usize>, nodes: &[Node<'_>]) {
     let mut at = 0;
     while at < entries.len() {
         let name = name_at(nodes, entries[at]);
-        if entries[at + 1..].iter().any(|later| name_at(nodes, *later) == name) {
+        if entries[at + 1..]
+            .iter()
+            .any(|later| name_at(nodes, *later) == name)
+        {
             entries.remove(at);
         } else {
             at += 1;
@@ -302,5 +319,9 @@ fn keep_last(entries: &mut Vec<usize>, nodes: &[Node<'_>]) {
 }
 
 fn name_at<'t>(nodes: &[Node<'t>], at: usize) -> &'t str {
-    if let Node::String(name) = nodes[at] { name } else { "" }
+    if let Node::String(name) = nodes[at] {
+        name
+    } else {
+        ""
+    }
 }

@@ -100,11 +100,17 @@ impl Schema {
         for field in &dataset.fields {
             match compile_field(dataset, field) {
                 Ok(plan) => fields.push(plan),
-                Err(text) => problems.push(format!("datasets: {}: field `{}`: {text}", dataset.name, field.name)),
+                Err(text) => problems.push(format!(
+                    "datasets: {}: field `{}`: {text}",
+                    dataset.name, field.name
+                )),
             }
         }
         if fields.len() > usize::from(u16::MAX) {
-            problems.push(format!("datasets: {}: it has more than 65,535 fields", dataset.name));
+            problems.push(format!(
+                "datasets: {}: it has more than 65,535 fields",
+                dataset.name
+            ));
         }
         if !problems.is_empty() {
             return Err(problems);
@@ -120,14 +126,18 @@ impl Schema {
             UnknownFields::Into(name) => UnknownPlan::Into(
                 slot(name)
                     .filter(|slot| fields[usize::from(*slot)].kind == Kind::MapStringString)
-                    .ok_or_else(|| format!("unknown_fields: {name} is not a field of type map(string, string)"))?,
+                    .ok_or_else(|| {
+                        format!("unknown_fields: {name} is not a field of type map(string, string)")
+                    })?,
             ),
         };
         let named = |name: &Name| slot(name.as_str()).ok_or_else(|| format!("{name} is not a field"));
         let key = dataset.dedup.iter().flat_map(|dedup| &dedup.key).map(named);
         let key = key.collect::<Result<Vec<_>, _>>()?;
         let partition_field = dataset.partition_by.column().map(named).transpose()?;
-        let arrow = Arc::new(ArrowSchema::new(fields.iter().map(arrow_field).collect::<Vec<_>>()));
+        let arrow = Arc::new(ArrowSchema::new(
+            fields.iter().map(arrow_field).collect::<Vec<_>>(),
+        ));
         let max_row_bytes = row_room(&arrow)?;
         Ok(Self {
             name: dataset.name.clone(),
@@ -136,7 +146,10 @@ impl Schema {
             arrow,
             batch: dataset.batch.clone(),
             partition_by: dataset.partition_by.clone(),
-            window_ms: dataset.dedup.as_ref().map_or(DEFAULT_WINDOW_MS, |dedup| dedup.window.ms()),
+            window_ms: dataset
+                .dedup
+                .as_ref()
+                .map_or(DEFAULT_WINDOW_MS, |dedup| dedup.window.ms()),
             members: members(dataset),
             member_names: dataset.fields.iter().map(|field| member(field).into()).collect(),
             maps: maps(&fields),
@@ -211,7 +224,12 @@ impl Schema {
     }
 
     /// The template of a tenant's records: made on first use, then shared.
-    pub(super) fn template(&self, tenant: &TenantId, identity: Identity, secret: &[u8; 32]) -> Arc<RecordTemplate> {
+    pub(super) fn template(
+        &self,
+        tenant: &TenantId,
+        identity: Identity,
+        secret: &[u8; 32],
+    ) -> Arc<RecordTemplate> {
         let key = (tenant.clone(), identity);
         if let Some(template) = self.templates.read().get(&key) {
             return Arc::clone(template);
@@ -240,7 +258,10 @@ fn members(dataset: &Dataset) -> HashMap<Box<str>, u16> {
 
 fn maps(fields: &[FieldPlan]) -> Vec<u16> {
     let slots = (0u16..).zip(fields);
-    slots.filter(|(_, field)| field.kind == Kind::MapStringString).map(|(slot, _)| slot).collect()
+    slots
+        .filter(|(_, field)| field.kind == Kind::MapStringString)
+        .map(|(slot, _)| slot)
+        .collect()
 }
 
 fn member(field: &Field) -> &str {
@@ -265,7 +286,11 @@ fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> 
     if let Some(value) = &field.default {
         plan.default = Some(compile_default(&plan, field.field_type, value)?);
     }
-    plan.bounds = dataset.time.as_ref().filter(|time| time.field == field.name).map(bounds);
+    plan.bounds = dataset
+        .time
+        .as_ref()
+        .filter(|time| time.field == field.name)
+        .map(bounds);
     Ok(plan)
 }
 
@@ -306,7 +331,7 @@ fn compile_default(plan: &FieldPlan, typed: FieldType, value: &serde_json::Value
             Cell::Time(value) => Default::Cell(Cell::Time(value)),
         })
     });
-    parsed.map_err(|fault| wrong(fault))?.map_err(wrong)
+    parsed.map_err(&wrong)?.map_err(&wrong)
 }
 
 fn default_map(value: &serde_json::Value) -> Result<Default, String> {
@@ -385,7 +410,8 @@ fn fixed_bytes(kind: Kind) -> usize {
 /// Bytes that one row may take so that its record keeps the limit with any content.
 fn row_room(arrow: &SchemaRef) -> Result<usize, String> {
     let empty = arrow_array::RecordBatch::new_empty(Arc::clone(arrow));
-    let schema = super::encode::ipc(&empty).map_err(|error| format!("its schema cannot be encoded: {error}"))?;
+    let schema =
+        super::encode::ipc(&empty).map_err(|error| format!("its schema cannot be encoded: {error}"))?;
     let taken = ROW_ROOM + 2 * schema.len();
     if taken > MAX_RECORD_BYTES / 2 {
         return Err("its field names fill half a record: use fewer or shorter ones".into());
@@ -396,7 +422,11 @@ fn row_room(arrow: &SchemaRef) -> Result<usize, String> {
 fn version(dataset: &Dataset) -> u64 {
     let mut text = format!(
         "1|{}|{}|{:?}|{:?}|{}",
-        dataset.name, dataset.table(), dataset.unknown_fields, dataset.dedup, dataset.partition_by
+        dataset.name,
+        dataset.table(),
+        dataset.unknown_fields,
+        dataset.dedup,
+        dataset.partition_by
     );
     for field in &dataset.fields {
         let default = field.default.as_ref().map(ToString::to_string);

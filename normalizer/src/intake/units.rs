@@ -106,7 +106,12 @@ impl Factor {
             return product;
         }
         let (whole, rest) = (product / denominator, product % denominator);
-        whole + if rest.abs() * 2 >= denominator { product.signum() } else { 0 }
+        whole
+            + if rest.abs() * 2 >= denominator {
+                product.signum()
+            } else {
+                0
+            }
     }
 
     /// A number in the new unit.
@@ -138,7 +143,10 @@ mod tests {
     #[test]
     fn whole_numbers_convert_exactly_and_round_half_away_from_zero() {
         assert_eq!(convert("KiBy", "By", 3), 3072);
-        assert_eq!(convert("TiBy", "By", i128::from(u64::MAX)), i128::from(u64::MAX) << 40);
+        assert_eq!(
+            convert("TiBy", "By", i128::from(u64::MAX)),
+            i128::from(u64::MAX) << 40
+        );
         assert_eq!(convert("By", "KiBy", 511), 0);
         assert_eq!(convert("By", "KiBy", 512), 1);
         assert_eq!(convert("By", "KiBy", -512), -1);
@@ -160,11 +168,24 @@ mod tests {
         for from in UNITS {
             for to in UNITS {
                 let factor = Factor::between(from.name, to.name);
-                assert_eq!(factor.is_ok(), from.dimension == to.dimension, "{} {}", from.name, to.name);
+                assert_eq!(
+                    factor.is_ok(),
+                    from.dimension == to.dimension,
+                    "{} {}",
+                    from.name,
+                    to.name
+                );
             }
         }
         let text = Factor::between("KiBy", "ms").expect_err("impossible");
-        assert!(text.contains("an amount of data") && text.contains("a time"), "{text}");
-        assert!(Factor::between("KB", "By").expect_err("unknown").contains("known are bit"));
+        assert!(
+            text.contains("an amount of data") && text.contains("a time"),
+            "{text}"
+        );
+        assert!(
+            Factor::between("KB", "By")
+                .expect_err("unknown")
+                .contains("known are bit")
+        );
     }
 }
