@@ -1,12 +1,19 @@
 //! What all services share. Knows no service.
 
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod error;
 pub mod fates;
 pub mod ids;
 pub mod limits;
+pub mod metered;
+pub mod metrics;
+pub mod process;
 pub mod record;
 pub mod secret;
+pub mod serve;
+pub mod shutdown;
+pub mod telemetry;
 pub mod trace;
 pub mod wire;

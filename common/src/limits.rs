@@ -49,6 +49,12 @@ pub const MAX_CONNECTIONS: usize = 10_000;
 pub const MAX_H2_STREAMS: u32 = 256;
 /// Bytes of a request head.
 pub const MAX_HEADER_BYTES: usize = 32 * KIB;
+/// Most decoded bytes for one byte on the wire: telemetry packs 5 to 50 times, a bomb 1,000 and more.
+pub const MAX_COMPRESSION_RATIO: usize = 400;
+/// Decoded bytes from which the ratio counts: small repetitive bodies may pack any amount.
+pub const COMPRESSION_RATIO_FROM_BYTES: usize = 16 * MIB;
+/// Largest window of a zstd body, as a power of two: RFC 9659 has senders keep to 8 MiB.
+pub const MAX_ZSTD_WINDOW_LOG: u32 = 23;
 /// Bytes read and dropped after an early refusal, so that the client sees the answer.
 pub const REFUSAL_DRAIN_BYTES: usize = 64 * KIB;
 /// How long such a drain may take.

@@ -1,1 +1,96 @@
-//! placeholder during bootstrap
+//! The edge: the public listener. Stateless; it knows tenants and the names of datasets, and nothing
+//! of schemas.
+//!
+//! The path of a request is in [`stack`]: head → checks → byte permit → body → forward → answer. It
+//! answers 2xx only when the normalizer says that the rows are durable. Memory is bounded by byte
+//! permits that are taken before a body is read and held until the normalizer has answered; a
+//! request that waits for room behind the edge keeps its permit, so the permits of a tenant are its
+//! bounded queue.
+
+mod admission;
+mod auth;
+mod body;
+mod forward;
+mod handlers;
+mod health;
+mod linger;
+mod respond;
+mod routes;
+pub mod server;
+pub mod stack;
+
+pub use auth::Tenants;
+pub use server::{EdgeServer, run_alone};
+
+use admission::{Admission, Shed};
+use forward::Forwarder;
+use health::Health;
+use sluice_common::admin::Readiness;
+use sluice_common::config::Config;
+use sluice_common::limits::EDGE_BODY_BYTES;
+use sluice_common::metered::ByteBudget;
+use sluice_common::metrics::{Counter, Metrics};
+use sluice_common::wire::intake::IntakeRequest;
+use sluice_common::wire::transport::Seam;
+use std::sync::Arc;
+
+/// What all requests of one edge share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Edge {
+    tenants: Arc<Tenants>,
+    admission: Admission,
+    forwarder: Forwarder,
+    health: Arc<Health>,
+    metrics: Metrics,
+}
+
+impl Edge {
+    /// An edge that hands what it takes to `seam`.
+    #[must_use]
+    pub fn new(config: &Config, seam: Seam<IntakeRequest>, metrics: Metrics) -> Self {
+        show_zeros(&metrics);
+        let health = Arc::new(Health::default());
+        Self {
+            tenants: Arc::new(Tenants::new(config)),
+            admission: Admission::new(ByteBudget::new(EDGE_BODY_BYTES).shown(&metrics, "edge")),
+            forwarder: Forwarder::new(seam, Arc::clone(&health)),
+            health,
+            metrics,
+        }
+    }
+
+    /// The tenants in force; [`Tenants::replace`] changes them while requests run.
+    #[must_use]
+    pub fn tenants(&self) -> &Arc<Tenants> {
+        &self.tenants
+    }
+
+    /// Whether requests can be acknowledged, for `/readyz`. A ClickHouse outage alone does not
+    /// unready an edge: the log still takes rows.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let health = Arc::clone(&self.health);
+        Arc::new(move || health.ready(tokio::time::Instant::now()))
+    }
+
+    /// Body bytes that are held now: 0 when no request is under way.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.admission.held()
+    }
+
+    /// Waits until everything that was handed on is answered.
+    pub async fn drained(&self) {
+        self.forwarder.drained().await;
+    }
+}
+
+fn show_zeros(metrics: &Metrics) {
+    for reason in Shed::REASONS {
+        metrics.zeros(Counter::Shed, &[&[("where", "edge"), ("reason", reason)]]);
+    }
+    for outcome in ["accepted", "rejected"] {
+        metrics.zeros(Counter::Events, &[&[("stage", "edge"), ("outcome", outcome)]]);
+    }
+    metrics.zeros(Counter::Bytes, &[&[("stage", "edge")]]);
+}

@@ -1,5 +1,16 @@
 //! The normalizer: intake before the log, dedup and the pump behind it.
+//!
+//! An event's way: [`service`] admits a request, [`intake`] turns its bytes into checked columns,
+//! [`append`] groups them into records, [`log`] makes them durable (the ack waits here), the [`pump`]
+//! reads them in order, [`dedup`] decides which are repeats, [`progress`] declares a range, has the
+//! sink-writer write it, and commits it when it is proven. [`start`] puts it all together.
 
+pub mod append;
 pub mod dedup;
 pub mod intake;
+pub mod key_cap;
 pub mod log;
+pub mod progress;
+pub mod pump;
+pub mod service;
+pub mod start;

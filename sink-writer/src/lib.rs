@@ -1,1 +1,26 @@
-//! placeholder during bootstrap
+//! The sink-writer: a stateless executor between the normalizer's pump and ClickHouse.
+//!
+//! The path of one call: [`service`] takes it within its byte budget ([`admit`]); [`tables`] knows what the
+//! tables are; [`block`] splits the range's rows by (table, ClickHouse partition) with [`place`], and builds
+//! each block's columns with [`assemble`] as far as they fit ([`adapt`]); [`settle`] works each sub-batch to
+//! one verdict with [`insert`] and [`verify`]. [`client`] alone speaks to ClickHouse.
+
+pub mod adapt;
+pub mod admit;
+pub mod assemble;
+pub mod block;
+pub mod classify;
+pub mod client;
+pub mod ddl;
+mod dead_letters;
+pub mod horizon;
+pub mod insert;
+pub mod place;
+pub mod report;
+pub mod service;
+pub mod settle;
+pub mod tables;
+pub mod verify;
+
+pub use client::{ServerError, Target};
+pub use service::SinkWriter;

@@ -136,9 +136,9 @@ impl fmt::Display for FieldType {
             .iter()
             .find(|(_, kind)| *kind == self.kind)
             .map(|(name, _)| *name);
-        let name = match self.kind {
-            Kind::DateTime64(digits) => format!("datetime64({digits})"),
-            _ => plain.unwrap_or("?").to_owned(),
+        let name = match (self.kind, plain) {
+            (Kind::DateTime64(digits), _) => format!("datetime64({digits})"),
+            (_, plain) => plain.unwrap_or("?").to_owned(),
         };
         if self.nullable {
             write!(f, "nullable({name})")

@@ -216,7 +216,6 @@ impl<C: Call> Clone for Receiver<C> {
 }
 
 /// The routes by which a service takes calls from other processes.
-#[must_use]
 pub fn receive<C: Call>(seam: Seam<C>, token: Option<Secret>) -> Router {
     Router::new()
         .route(C::PATH, post(take::<C>))

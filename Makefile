@@ -1,0 +1,54 @@
+# `make help` lists the targets. Everything works from a bare clone; downloads stay under .local/.
+
+.DEFAULT_GOAL := help
+SHELL := bash
+
+# T=word runs the tests whose name contains it.
+T ?=
+# One profile for tests and clippy: optimised, with assertions.
+PROFILE := --profile ci --locked
+# Where cargo puts release binaries.
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
+CARGO_DENY_VERSION := 0.20.2
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## install what is missing (no network once it is there)
+	@deploy/setup.sh
+
+.PHONY: build
+build: setup ## the four release binaries
+	cargo build --release --locked --bin sluice-edge --bin sluice-normalizer --bin sluice-sink-writer --bin ingestctl
+
+.PHONY: run
+run: build ## start everything on this machine, with a sample; Ctrl-C drains and ends
+	@exec $(RELEASE)/ingestctl up --sample
+
+.PHONY: test
+test: setup ## run every test, or with T=word those whose name contains it
+	cargo test $(PROFILE) --workspace $(if $(T),-- $(T))
+
+.PHONY: lint-quick
+lint-quick: ## formatting and clippy
+	cargo fmt --all --check
+	cargo clippy $(PROFILE) --workspace --all-targets -- -D warnings
+
+.PHONY: lint
+lint: setup lint-quick ## the same, and the licences and sources of what we depend on
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny@$(CARGO_DENY_VERSION)
+	cargo deny --all-features check bans licenses sources
+
+.PHONY: bench
+bench: setup ## run the benchmarks
+	cargo bench --locked --workspace
+
+.PHONY: fmt
+fmt: ## format the code
+	cargo fmt --all
+
+.PHONY: clean
+clean: ## remove what was built (downloads in .local/ and data in data/ stay)
+	cargo clean

@@ -1,0 +1,313 @@
+//! The metrics of CONTRACT.md. One instrumentation serves `/metrics` (Prometheus) and OTLP.
+//!
+//! Names are enum variants; each documents its labels. Zeros are exported from the start, so that a
+//! rate over a first event is seen.
+
+use crate::config::Config;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{self as otel, Meter, MeterProvider};
+use opentelemetry_otlp::{WithExportConfig, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use parking_lot::Mutex;
+use prometheus::{Registry, TextEncoder};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Label names and values of one measurement.
+pub type Labels<'a> = &'a [(&'static str, &'a str)];
+
+macro_rules! names {
+    ($(#[$doc:meta])* $enum:ident { $($(#[$vdoc:meta])* $variant:ident = $name:literal, $help:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $enum { $($(#[$vdoc])* $variant,)* }
+
+        impl $enum {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+            /// The name, the same in Prometheus and OTLP.
+            #[must_use]
+            pub const fn name(self) -> &'static str { match self { $(Self::$variant => $name,)* } }
+            /// What it says, for `# HELP`.
+            #[must_use]
+            pub const fn help(self) -> &'static str { match self { $(Self::$variant => $help,)* } }
+        }
+    };
+}
+
+names! {
+    /// Things that are counted.
+    Counter {
+        /// `stage` edge, intake, dedup, sink; `outcome` accepted, rejected, refused, kept, duplicate, conflict, stored, dead_lettered.
+        Events = "sluice_events_total", "Events by stage and outcome.";
+        /// `stage` edge (decompressed bodies), log (frames), sink (blocks sent).
+        Bytes = "sluice_bytes_total", "Bytes by stage.";
+        /// `route`, `code`.
+        HttpRequests = "sluice_http_requests_total", "HTTP requests answered on the public listener.";
+        /// `where` edge, intake, log, sink; `reason`.
+        Shed = "sluice_shed_total", "Requests refused for want of room, by place and reason.";
+        /// `class` of `classify`.
+        ClickHouseErrors = "sluice_clickhouse_errors_total", "Errors of ClickHouse calls by class.";
+        /// `outcome` all, none, between, unknown.
+        Verify = "sluice_verify_total", "Sub-batches counted on the server, by what was found.";
+        GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
+        /// `reason`.
+        DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
+        /// `reason`.
+        Alarms = "sluice_alarms_total", "Times that something needed an operator; the log line says what to do.";
+    }
+}
+
+names! {
+    /// Distributions.
+    Histogram {
+        /// `route`.
+        RequestDuration = "sluice_request_duration_seconds", "From a request's head to its answer.";
+        AckDuration = "sluice_ack_duration_seconds", "From a request's head to its 2xx.";
+        Freshness = "sluice_freshness_seconds", "From an event's append to its being queryable.";
+        InsertDuration = "sluice_insert_duration_seconds", "One insert into ClickHouse.";
+        InsertRows = "sluice_insert_rows", "Rows of one insert.";
+    }
+}
+
+names! {
+    /// Levels, read when they are asked for.
+    Gauge {
+        /// `queue` edge, intake, log, sink.
+        QueueBytes = "sluice_queue_bytes", "Bytes held in a bounded queue.";
+        /// `queue`.
+        QueueLimitBytes = "sluice_queue_limit_bytes", "The bound of that queue.";
+        /// `partition`.
+        LogBacklogBytes = "sluice_log_backlog_bytes", "Log bytes that are not yet stored.";
+        /// `partition`.
+        LogBacklogAge = "sluice_log_backlog_age_seconds", "Age of the oldest record that is not yet stored.";
+        LogDiskBytes = "sluice_log_disk_bytes", "Disk that the log takes.";
+        DedupKeys = "sluice_dedup_keys", "Keys that dedup remembers.";
+        DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";
+        /// `partition`: 1 while a range cannot be settled.
+        Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
+        /// `version`: always 1.
+        BuildInfo = "sluice_build_info", "The release.";
+    }
+}
+
+impl Histogram {
+    fn bounds(self) -> Vec<f64> {
+        match self {
+            Self::InsertRows => vec![1.0, 10.0, 100.0, 1e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 2.5e5, 5e5],
+            Self::RequestDuration
+            | Self::AckDuration
+            | Self::Freshness
+            | Self::InsertDuration => vec![
+                0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5,
+                2.5, 5.0, 10.0, 30.0, 60.0,
+            ],
+        }
+    }
+}
+
+type Reading = (Vec<KeyValue>, Box<dyn Fn() -> f64 + Send + Sync>);
+type Readings = Arc<Mutex<Vec<Reading>>>;
+
+/// The instruments of one process. Cloning shares them.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    provider: SdkMeterProvider,
+    counters: HashMap<Counter, otel::Counter<u64>>,
+    histograms: HashMap<Histogram, otel::Histogram<f64>>,
+    gauges: HashMap<Gauge, Readings>,
+}
+
+/// The exporters could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics cannot be exported: {0}; see `telemetry.otlp_endpoint`")]
+pub struct MetricsError(String);
+
+/// How often metrics go out over OTLP.
+const OTLP_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Metrics {
+    /// Sets up the instruments; `service` names the process in OTLP.
+    ///
+    /// # Errors
+    /// [`MetricsError`] where the OTLP endpoint's address cannot be used.
+    pub fn new(service: &'static str, config: &Config) -> Result<Self, MetricsError> {
+        let wrong = |error: &dyn std::fmt::Display| MetricsError(error.to_string());
+        let registry = Registry::new();
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry
+            .register(Box::new(process))
+            .map_err(|error| wrong(&error))?;
+        let reader = opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            .without_units()
+            .without_counter_suffixes()
+            .scope_info_enabled(false)
+            .without_target_info()
+            .build()
+            .map_err(|error| wrong(&error))?;
+        let resource = Resource::builder().with_service_name(service).build();
+        let mut builder = SdkMeterProvider::builder()
+            .with_resource(resource)
+            .with_reader(reader);
+        if let Some(endpoint) = &config.telemetry.otlp_endpoint {
+            let exporter = opentelemetry_otlp::MetricExporter::builder()
+                .with_http()
+                .with_http_client(crate::telemetry::otlp_client())
+                .with_endpoint(format!("{}/v1/metrics", endpoint.trim_end_matches('/')))
+                .build()
+                .map_err(|error| wrong(&error))?;
+            let periodic = opentelemetry_sdk::metrics::PeriodicReader::builder(exporter)
+                .with_interval(OTLP_INTERVAL)
+                .build();
+            builder = builder.with_reader(periodic);
+        }
+        Ok(Self::with_provider(registry, builder.build()))
+    }
+
+    fn with_provider(registry: Registry, provider: SdkMeterProvider) -> Self {
+        let meter = provider.meter("sluice");
+        let counters = Counter::ALL.iter().map(|one| (*one, counter(&meter, *one)));
+        let histograms = Histogram::ALL.iter().map(|one| (*one, histogram(&meter, *one)));
+        let gauges = Gauge::ALL.iter().map(|one| (*one, gauge(&meter, *one)));
+        let inner = Inner {
+            counters: counters.collect(),
+            histograms: histograms.collect(),
+            gauges: gauges.collect(),
+            registry,
+            provider,
+        };
+        let metrics = Self(Arc::new(inner));
+        metrics.watch(
+            Gauge::BuildInfo,
+            &[("version", env!("CARGO_PKG_VERSION"))],
+            || 1.0,
+        );
+        metrics
+    }
+
+    /// Metrics that nobody exports, for tests.
+    #[must_use]
+    pub fn detached() -> Self {
+        Self::with_provider(Registry::new(), SdkMeterProvider::builder().build())
+    }
+
+    /// Counts `n` more.
+    pub fn add(&self, counter: Counter, n: u64, labels: Labels<'_>) {
+        if let Some(instrument) = self.0.counters.get(&counter) {
+            instrument.add(n, &pairs(labels));
+        }
+    }
+
+    /// Exports zeros for label sets that are known beforehand.
+    pub fn zeros(&self, counter: Counter, label_sets: &[Labels<'_>]) {
+        label_sets.iter().for_each(|labels| self.add(counter, 0, labels));
+    }
+
+    /// Records one value.
+    pub fn record(&self, histogram: Histogram, value: f64, labels: Labels<'_>) {
+        if let Some(instrument) = self.0.histograms.get(&histogram) {
+            instrument.record(value, &pairs(labels));
+        }
+    }
+
+    /// Has a level read by `read` whenever metrics are asked for.
+    pub fn watch(&self, gauge: Gauge, labels: Labels<'_>, read: impl Fn() -> f64 + Send + Sync + 'static) {
+        if let Some(readings) = self.0.gauges.get(&gauge) {
+            readings.lock().push((pairs(labels), Box::new(read)));
+        }
+    }
+
+    /// The Prometheus text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.0.registry.gather())
+            .unwrap_or_default()
+    }
+
+    /// Sends what is left over OTLP; blocks for at most a few seconds.
+    pub fn shutdown(&self) {
+        if let Err(error) = self.0.provider.shutdown_with_timeout(Duration::from_secs(3)) {
+            tracing::debug!(%error, "metrics were not flushed");
+        }
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+fn pairs(labels: Labels<'_>) -> Vec<KeyValue> {
+    labels
+        .iter()
+        .map(|(name, value)| KeyValue::new(*name, (*value).to_owned()))
+        .collect()
+}
+
+fn counter(meter: &Meter, which: Counter) -> otel::Counter<u64> {
+    meter
+        .u64_counter(which.name())
+        .with_description(which.help())
+        .build()
+}
+
+fn histogram(meter: &Meter, which: Histogram) -> otel::Histogram<f64> {
+    let builder = meter.f64_histogram(which.name()).with_description(which.help());
+    builder.with_boundaries(which.bounds()).build()
+}
+
+fn gauge(meter: &Meter, which: Gauge) -> Readings {
+    let readings = Readings::default();
+    let read = Arc::clone(&readings);
+    let instrument = meter
+        .f64_observable_gauge(which.name())
+        .with_description(which.help());
+    instrument
+        .with_callback(move |observer| {
+            read.lock()
+                .iter()
+                .for_each(|(labels, value)| observer.observe(value(), labels));
+        })
+        .build();
+    readings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Loaded;
+    use std::path::Path;
+
+    fn metrics() -> Metrics {
+        let loaded = Loaded::parse("{}", Path::new("x"), Path::new("/")).expect("valid");
+        Metrics::new("test", &loaded.config).expect("set up")
+    }
+
+    #[test]
+    fn what_is_measured_is_rendered_under_its_name() {
+        let metrics = metrics();
+        metrics.zeros(Counter::Shed, &[&[("where", "edge"), ("reason", "overloaded")]]);
+        metrics.add(Counter::Events, 3, &[("stage", "edge"), ("outcome", "accepted")]);
+        metrics.record(Histogram::AckDuration, 0.004, &[]);
+        metrics.watch(Gauge::QueueBytes, &[("queue", "edge")], || 42.0);
+        let text = metrics.render();
+        for line in [
+            r#"sluice_events_total{outcome="accepted",stage="edge"} 3"#,
+            r#"sluice_shed_total{reason="overloaded",where="edge"} 0"#,
+            r#"sluice_queue_bytes{queue="edge"} 42"#,
+            r#"sluice_ack_duration_seconds_bucket{le="0.005"} 1"#,
+            "sluice_build_info{version=",
+            "process_resident_memory_bytes",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What every service's `main` does alike: a runtime, an exit code, one error line that says what to do.
+
+use crate::metrics::Metrics;
+use crate::telemetry::Telemetry;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use tokio::task::JoinError;
+
+/// Why a process ends with an error: its message is all that a person gets, so it says what to do.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl Failure {
+    /// A failure with a message.
+    #[must_use]
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+
+    /// A part that must not end has ended.
+    #[must_use]
+    pub fn ended<E: Display>(part: &str, how: Result<Result<(), E>, JoinError>) -> Self {
+        match how {
+            Ok(Ok(())) => Self(format!("{part} ended by itself")),
+            Ok(Err(error)) => Self(format!("{part} stopped: {error}")),
+            Err(panic) => Self(format!("{part} failed inside: {panic}")),
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(crate::error::chain(&error))
+    }
+}
+
+/// Runs `work` on a multi-threaded runtime; an error is one line on stderr and exit code 1.
+pub fn run(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(work);
+            // Whatever still runs was given its deadline.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Failure::from(error)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says that the service is ready: one JSON line on stdout, or a log line.
+pub fn ready(json: bool, service: &str, address: SocketAddr, admin: SocketAddr) {
+    let (address, admin) = (format!("http://{address}"), format!("http://{admin}"));
+    if json {
+        println!("{}", serde_json::json!({"ready": true, service: address, "admin": admin}));
+    } else {
+        tracing::info!(address, admin, "ready");
+    }
+}
+
+/// Says how the stop went.
+pub fn stopped(in_time: bool) {
+    if in_time {
+        tracing::info!("stopped");
+    } else {
+        tracing::warn!("not everything was finished in time; what is durable is taken up at the next start");
+    }
+}
+
+/// Sends the last spans and metrics; both exporters block, so they get a thread that may.
+pub async fn flush(telemetry: Telemetry, metrics: Metrics) {
+    let flushed = tokio::task::spawn_blocking(move || {
+        telemetry.end();
+        metrics.shutdown();
+    });
+    if flushed.await.is_err() {
+        tracing::debug!("the last spans were not flushed");
+    }
+}

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Brings a fresh machine to where `make build` and `make test` work. `make setup` calls it.
+#
+# - Idempotent: what is there is left alone, and a second run needs no network.
+# - Downloads stay under .local/ of the repository (SLUICE_LOCAL names another place).
+# - Runs side by side wait for each other; an interrupted run leaves nothing half unpacked.
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+local_dir=${SLUICE_LOCAL:-$repo/.local}
+min_rust=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$repo/Cargo.toml")
+
+chdb_version=26.7.3-stable.1
+# npm's integrity of the tarball, pinned: a registry that serves something else is refused.
+chdb_integrity_linux_x64=sha512-XP97mMqnc5tZpKQywR8N7cLTsHNiTmHr30pC5mzo3jWmukjKn2IBa60c2B/gWUNcuFjOMjWoorQICCqBVj5wpw==
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# --- Debian packages -------------------------------------------------------------------------------
+
+# One line for each tool: the command that must exist, and the Debian package that brings it.
+debian_tools='
+cc build-essential
+pkg-config pkg-config
+npm npm
+openssl openssl
+'
+
+install_debian_packages() {
+    local missing=() tool package
+    while read -r tool package; do
+        [ -z "$tool" ] || have "$tool" || missing+=("$package")
+    done <<<"$debian_tools"
+    [ ${#missing[@]} -gt 0 ] || return 0
+
+    have apt-get || die "missing: ${missing[*]}. Install them with this system's package manager, then run 'make setup' again."
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo -n true 2>/dev/null || die "missing: ${missing[*]}. Run 'sudo apt-get install ${missing[*]}', then 'make setup' again."
+        as_root=(sudo -n)
+    fi
+    say "installing Debian packages: ${missing[*]}"
+    "${as_root[@]}" apt-get update -qq </dev/null
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+}
+
+# --- Rust ------------------------------------------------------------------------------------------
+
+check_rust() {
+    have cargo || die "cargo is missing. Install Rust $min_rust or newer (https://rustup.rs, or this system's packages), then run 'make setup' again."
+    local found
+    found=$(cargo --version | awk '{print $2}')
+    [ "$(printf '%s\n%s\n' "$min_rust" "$found" | sort -V | head -n 1)" = "$min_rust" ] ||
+        die "cargo $found is older than Rust $min_rust. Run 'rustup update stable', then 'make setup' again."
+}
+
+# --- ClickHouse ------------------------------------------------------------------------------------
+
+# Prints the npm package of this machine and the integrity it must have (empty: the registry's own).
+chdb_package() {
+    case "$(uname -s)-$(uname -m)" in
+        Linux-x86_64) echo "@chdb/lib-linux-x64-gnu $chdb_integrity_linux_x64" ;;
+        Linux-aarch64 | Linux-arm64) echo "@chdb/lib-linux-arm64-gnu" ;;
+        Darwin-x86_64) echo "@chdb/lib-darwin-x64" ;;
+        Darwin-arm64) echo "@chdb/lib-darwin-arm64" ;;
+        *) die "no embedded ClickHouse for $(uname -sm): put a 'clickhouse' binary on PATH, or pass --clickhouse-url." ;;
+    esac
+}
+
+# Compares a file with npm's integrity form: sha512-BASE64.
+verify_integrity() {
+    local file=$1 expected=$2 actual
+    actual=sha512-$(openssl dgst -sha512 -binary "$file" | base64 | tr -d '\n')
+    [ "$actual" = "$expected" ] || die "$(basename "$file") has integrity $actual, expected $expected: not installed."
+}
+
+install_clickhouse() {
+    local dir=$local_dir/clickhouse package integrity
+    if [ -f "$dir/libchdb.so" ] && [ "$(cat "$dir/VERSION" 2>/dev/null)" = "$chdb_version" ]; then
+        return 0
+    fi
+    read -r package integrity <<<"$(chdb_package)"
+    [ -n "$package" ] || exit 1
+    say "installing the embedded ClickHouse: npm $package@$chdb_version (180 MB, 570 MB unpacked)"
+    [ -n "$integrity" ] || integrity=$(npm view --silent "$package@$chdb_version" dist.integrity </dev/null) || true
+    [ -n "$integrity" ] || die "npm has no $package@$chdb_version: put a 'clickhouse' binary on PATH, or pass --clickhouse-url."
+
+    local work=$local_dir/tmp/clickhouse
+    rm -rf "$work" && mkdir -p "$work"
+    local tarball
+    tarball=$work/$(cd "$work" && npm pack --silent "$package@$chdb_version" </dev/null) ||
+        die "npm could not fetch $package@$chdb_version: is the npm registry reachable?"
+    verify_integrity "$tarball" "$integrity"
+    tar -xzf "$tarball" -C "$work" package/libchdb.so
+    mkdir -p "$dir"
+    mv -f "$work/package/libchdb.so" "$dir/libchdb.so"
+    printf '%s\n' "$chdb_version" >"$work/VERSION"
+    mv -f "$work/VERSION" "$dir/VERSION"
+    rm -rf "$local_dir/tmp"
+    say "installed $dir/libchdb.so"
+}
+
+# --- The order -------------------------------------------------------------------------------------
+
+mkdir -p "$local_dir"
+if have flock; then
+    # Held until this script ends, however it ends.
+    exec 9>"$local_dir/setup.lock"
+    flock 9
+fi
+install_debian_packages
+check_rust
+install_clickhouse
+say "ready"

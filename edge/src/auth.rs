@@ -1,0 +1,264 @@
+//! Who is calling: an API key leads to a tenant, and nothing else does.
+//!
+//! The table holds SHA-256 hashes only. A lookup costs the same for a known and for an unknown key:
+//! both end in one constant-time comparison, a miss against a dummy.
+
+use crate::admission::TenantAdmission;
+use crate::respond::Refusal;
+use arc_swap::ArcSwap;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use sha2::{Digest, Sha256};
+use sluice_common::config::Config;
+use sluice_common::error::Problem;
+use sluice_common::ids::{Name, TenantId};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+
+/// Why a request has no tenant. Never holds the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    #[error("no API key was sent: add `Authorization: Bearer KEY` or `X-Api-Key: KEY`")]
+    Missing,
+    #[error("the API key is not known: check it, or ask for a new one (`ingestctl tenants rotate`)")]
+    Unknown,
+    #[error("two different API keys were sent: send one, in `Authorization` or in `X-Api-Key`")]
+    Conflicting,
+    #[error("`Authorization` is not understood: send `Bearer KEY`, or the bare key")]
+    Scheme,
+}
+
+/// A tenant as the edge knows it.
+#[derive(Debug)]
+pub struct Tenant {
+    pub id: TenantId,
+    /// Datasets it may write; `None`: all.
+    datasets: Option<HashSet<Name>>,
+    /// Its share of memory, and whether the normalizer takes its requests. Outlives a reload.
+    pub admission: Arc<TenantAdmission>,
+}
+
+impl Tenant {
+    /// Whether the tenant may write the dataset, which need not exist.
+    #[must_use]
+    pub fn may_write(&self, dataset: &str) -> bool {
+        let listed = |set: &HashSet<Name>| set.iter().any(|name| name.as_str() == dataset);
+        self.datasets.as_ref().is_none_or(listed)
+    }
+}
+
+type KeyHash = [u8; 32];
+
+#[derive(Debug, Default)]
+struct Table {
+    by_key: HashMap<KeyHash, Arc<Tenant>>,
+    tenants: HashMap<TenantId, Arc<Tenant>>,
+    datasets: HashSet<Name>,
+}
+
+/// The tenants and dataset names in force; replaced whole when the config changes.
+#[derive(Debug, Default)]
+pub struct Tenants {
+    table: ArcSwap<Table>,
+}
+
+impl Tenants {
+    /// The tenants of `config`.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let tenants = Self::default();
+        tenants.replace(config);
+        tenants
+    }
+
+    /// Puts another config's tenants in force at once. What a tenant that stays holds of memory
+    /// stays counted.
+    pub fn replace(&self, config: &Config) {
+        let old = self.table.load_full();
+        let mut table = Table {
+            datasets: config.datasets.iter().map(|one| one.name.clone()).collect(),
+            ..Table::default()
+        };
+        for one in &config.tenants {
+            let known = old.tenants.get(&one.id);
+            let tenant = Arc::new(Tenant {
+                id: one.id.clone(),
+                datasets: one.datasets.as_ref().map(|list| list.iter().cloned().collect()),
+                admission: known.map_or_else(Arc::default, |known| known.admission.clone()),
+            });
+            for key in &one.keys {
+                if let Some(hash) = read_hash(&key.sha256) {
+                    table.by_key.insert(hash, tenant.clone());
+                }
+            }
+            table.tenants.insert(one.id.clone(), tenant);
+        }
+        self.table.store(Arc::new(table));
+    }
+
+    /// Whether a dataset of that name is configured.
+    #[must_use]
+    pub fn dataset_exists(&self, dataset: &str) -> bool {
+        let table = self.table.load();
+        table.datasets.iter().any(|name| name.as_str() == dataset)
+    }
+
+    /// The tenant whose key the request carries.
+    ///
+    /// # Errors
+    /// [`AuthError`]: a 401.
+    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Tenant>, AuthError> {
+        let key = one_key(headers)?;
+        let hash: KeyHash = Sha256::digest(key).into();
+        let table = self.table.load();
+        let found = table.by_key.get_key_value(&hash);
+        let (stored, tenant) = found.map_or((&DUMMY, None), |(stored, tenant)| (stored, Some(tenant)));
+        let same = bool::from(stored.ct_eq(&hash));
+        tenant.filter(|_| same).cloned().ok_or(AuthError::Unknown)
+    }
+}
+
+/// What an unknown key is compared with; no known text has this hash.
+const DUMMY: KeyHash = [0; 32];
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Config validation lets only 64 hex digits through.
+fn read_hash(text: &str) -> Option<KeyHash> {
+    let mut hash = KeyHash::default();
+    hex::decode_to_slice(text.trim(), &mut hash).ok().map(|()| hash)
+}
+
+/// The key that all credentials of the request agree on.
+fn one_key(headers: &HeaderMap) -> Result<&[u8], AuthError> {
+    let bearer = headers.get_all(header::AUTHORIZATION).iter().map(bearer_key);
+    let plain = headers
+        .get_all(API_KEY)
+        .iter()
+        .map(|value| Ok(value.as_bytes().trim_ascii()));
+    let mut found: Option<&[u8]> = None;
+    for key in bearer.chain(plain) {
+        let key = key?;
+        if found.is_some_and(|earlier| !bool::from(earlier.ct_eq(key))) {
+            return Err(AuthError::Conflicting);
+        }
+        found = Some(key);
+    }
+    found.filter(|key| !key.is_empty()).ok_or(AuthError::Missing)
+}
+
+/// `Bearer KEY` (the scheme in any case) or `KEY`.
+fn bearer_key(value: &HeaderValue) -> Result<&[u8], AuthError> {
+    let text = value.as_bytes().trim_ascii();
+    let Some(space) = text.iter().position(u8::is_ascii_whitespace) else {
+        let bare_scheme = text.eq_ignore_ascii_case(b"bearer");
+        return if bare_scheme {
+            Err(AuthError::Missing)
+        } else {
+            Ok(text)
+        };
+    };
+    let (scheme, key) = text.split_at(space);
+    let key = key.trim_ascii();
+    let sound = scheme.eq_ignore_ascii_case(b"bearer") && !key.iter().any(u8::is_ascii_whitespace);
+    sound.then_some(key).ok_or(AuthError::Scheme)
+}
+
+impl From<AuthError> for Refusal {
+    fn from(error: AuthError) -> Self {
+        let (code, challenge) = match error {
+            AuthError::Missing => ("missing_api_key", "Bearer realm=\"sluice\""),
+            AuthError::Unknown => ("unknown_api_key", INVALID_TOKEN),
+            AuthError::Conflicting => ("conflicting_api_keys", INVALID_REQUEST),
+            AuthError::Scheme => ("bad_authorization", INVALID_REQUEST),
+        };
+        let problem = Problem::new(StatusCode::UNAUTHORIZED, code, error.to_string());
+        Self::new(problem).with(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+    }
+}
+
+const INVALID_TOKEN: &str = "Bearer realm=\"sluice\", error=\"invalid_token\"";
+const INVALID_REQUEST: &str = "Bearer realm=\"sluice\", error=\"invalid_request\"";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_common::config::Loaded;
+    use std::path::Path;
+
+    fn config(tenants: &[(&str, &str)]) -> Config {
+        let list = tenants.iter().map(|(id, key)| {
+            let hash = hex::encode(Sha256::digest(key));
+            format!("- {{id: {id}, keys: [{{sha256: {hash}}}]}}\n")
+        });
+        let yaml = format!("tenants:\n{}", list.collect::<String>());
+        Loaded::parse(&yaml, Path::new("t"), Path::new("/tmp"))
+            .unwrap()
+            .config
+    }
+
+    fn tenant_of(tenants: &Tenants, headers: &[(&str, &str)]) -> Result<String, AuthError> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            map.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        tenants.authenticate(&map).map(|tenant| tenant.id.to_string())
+    }
+
+    #[test]
+    fn a_key_is_taken_from_each_of_its_places_and_from_nowhere_else() {
+        let tenants = Tenants::new(&config(&[("acme", "slc_a_1"), ("other", "slc_o_1")]));
+        for good in [
+            &[("authorization", "Bearer slc_a_1")][..],
+            &[("authorization", "bEARER   slc_a_1 ")],
+            &[("authorization", "slc_a_1")],
+            &[("x-api-key", "slc_a_1")],
+            &[("x-api-key", "slc_a_1"), ("authorization", "Bearer slc_a_1")],
+            &[
+                ("x-api-key", "slc_a_1"),
+                ("x-tenant", "other"),
+                ("tenant", "other"),
+            ],
+        ] {
+            assert_eq!(tenant_of(&tenants, good).as_deref(), Ok("acme"), "{good:?}");
+        }
+        for (bad, why) in [
+            (&[][..], AuthError::Missing),
+            (&[("authorization", "")], AuthError::Missing),
+            (&[("authorization", "Bearer")], AuthError::Missing),
+            (&[("authorization", "Bearer ")], AuthError::Missing),
+            (&[("x-api-key", "")], AuthError::Missing),
+            (&[("authorization", "Basic c2x1aWNl")], AuthError::Scheme),
+            (&[("authorization", "Bearer slc_a_1 slc_o_1")], AuthError::Scheme),
+            (&[("authorization", "Bearer slc_a_2")], AuthError::Unknown),
+            (&[("x-api-key", "acme")], AuthError::Unknown),
+            (
+                &[("x-api-key", "slc_a_1"), ("x-api-key", "slc_o_1")],
+                AuthError::Conflicting,
+            ),
+            (
+                &[("x-api-key", "slc_a_1"), ("authorization", "slc_o_1")],
+                AuthError::Conflicting,
+            ),
+        ] {
+            assert_eq!(tenant_of(&tenants, bad), Err(why), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_reload_revokes_keys_and_keeps_what_a_tenant_holds() {
+        let tenants = Tenants::new(&config(&[("acme", "old"), ("gone", "x")]));
+        let mut headers = HeaderMap::new();
+        headers.insert(API_KEY, HeaderValue::from_static("old"));
+        let before = tenants.authenticate(&headers).unwrap();
+        tenants.replace(&config(&[("acme", "new")]));
+        assert_eq!(tenants.authenticate(&headers).unwrap_err(), AuthError::Unknown);
+        headers.insert(API_KEY, HeaderValue::from_static("new"));
+        let after = tenants.authenticate(&headers).unwrap();
+        assert!(Arc::ptr_eq(&before.admission, &after.admission));
+        assert_eq!(
+            tenant_of(&tenants, &[("x-api-key", "x")]),
+            Err(AuthError::Unknown)
+        );
+    }
+}

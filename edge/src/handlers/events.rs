@@ -1,0 +1,155 @@
+//! `POST /v1/events/{dataset}`: NDJSON, a JSON object, or an array.
+
+use crate::Edge;
+use crate::body::{self, Deadlines, quoted};
+use crate::respond::{self, Refusal};
+use crate::stack::{Head, Passed, check};
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, Request, State};
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderMap, HeaderName, StatusCode};
+use sluice_common::error::Problem;
+use sluice_common::limits::{EDGE_FORWARD_DEADLINE, MAX_IDEMPOTENCY_KEY_BYTES};
+use sluice_common::metrics::Counter;
+use sluice_common::telemetry::context_of;
+use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
+
+/// Takes a request's events: checks → body → forward → answer.
+pub async fn take(
+    State(edge): State<Edge>,
+    Extension(head): Extension<Head>,
+    dataset: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (parts, wire) = request.into_parts();
+    // A name that is not UTF-8 is no dataset's; the checks before that one come first all the same.
+    let dataset = dataset.map_or_else(|_| "\u{fffd}".into(), |path| path.0);
+    let Passed {
+        tenant,
+        plan,
+        mut permit,
+    } = check(&edge, &parts.headers, &dataset)?;
+    let body = body::read(wire, plan, &mut permit, Deadlines::from_head(head.at)).await?;
+    let idempotency_key = idempotency_key(&parts.headers)?;
+    edge.metrics
+        .add(Counter::Bytes, body.len() as u64, &[("stage", "edge")]);
+    let call = IntakeRequest {
+        tenant: tenant.id.clone(),
+        dataset,
+        request: head.id,
+        idempotency_key,
+        format: plan.format,
+        body,
+        timeout: EDGE_FORWARD_DEADLINE,
+        trace: context_of(&tracing::Span::current(), head.trace),
+    };
+    let reply = edge
+        .forwarder
+        .forward(call, tenant.admission.clone(), permit)
+        .await;
+    let (status, rows) = respond::reply(reply)?;
+    count_rows(&edge, &rows);
+    Ok((status, Json(rows)).into_response())
+}
+
+fn count_rows(edge: &Edge, rows: &RowsAnswer) {
+    let count = |n, outcome| {
+        edge.metrics
+            .add(Counter::Events, n, &[("stage", "edge"), ("outcome", outcome)])
+    };
+    count(rows.accepted, "accepted");
+    count(rows.rejected, "rejected");
+}
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The `Idempotency-Key`, unquoted; quoted and bare are the same key.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some() {
+        return Err(bad_key("it was sent twice"));
+    }
+    let text = std::str::from_utf8(value.as_bytes())
+        .map_err(|_| bad_key("it is not UTF-8"))?
+        .trim();
+    let key = match text.strip_prefix('"') {
+        Some(rest) => unquote(rest).ok_or_else(|| bad_key("its quotes do not match"))?,
+        None => text.to_owned(),
+    };
+    if key.is_empty() {
+        return Err(bad_key("it is empty"));
+    }
+    if key.len() > MAX_IDEMPOTENCY_KEY_BYTES {
+        return Err(bad_key("it is too long"));
+    }
+    Ok(Some(key))
+}
+
+/// A structured-field string (RFC 9651) after its first quote: only `\"` and `\\` are escapes.
+fn unquote(rest: &str) -> Option<String> {
+    let mut key = String::with_capacity(rest.len());
+    let mut chars = rest.chars();
+    loop {
+        match chars.next()? {
+            '"' => break,
+            '\\' => key.push(chars.next().filter(|c| matches!(c, '"' | '\\'))?),
+            other => key.push(other),
+        }
+    }
+    chars.as_str().is_empty().then_some(key)
+}
+
+fn bad_key(why: &str) -> Refusal {
+    let detail = format!(
+        "Idempotency-Key is not usable: {}; send 1 to {MAX_IDEMPOTENCY_KEY_BYTES} bytes, bare or in double quotes",
+        quoted(why)
+    );
+    Refusal::new(Problem::new(
+        StatusCode::BAD_REQUEST,
+        "bad_idempotency_key",
+        detail,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn key(text: &str) -> Result<Option<String>, String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(text.as_bytes()).unwrap());
+        idempotency_key(&headers).map_err(|refusal| refusal.problem().code.to_string())
+    }
+
+    #[test]
+    fn an_idempotency_key_is_the_same_bare_and_quoted() {
+        for (text, expected) in [
+            ("abc", "abc"),
+            ("\"abc\"", "abc"),
+            ("  \"a b\"  ", "a b"),
+            (r#""a\"b\\c""#, "a\"b\\c"),
+            ("schlüssel", "schlüssel"),
+        ] {
+            assert_eq!(key(text), Ok(Some(expected.into())), "{text}");
+        }
+        let longest = "k".repeat(MAX_IDEMPOTENCY_KEY_BYTES);
+        assert_eq!(key(&format!("\"{longest}\"")), Ok(Some(longest.clone())));
+        for bad in [
+            "",
+            "\"\"",
+            "\"abc",
+            "\"a\"b",
+            "\"a\\n\"",
+            "\"",
+            &format!("{longest}k"),
+        ] {
+            assert_eq!(key(bad), Err("bad_idempotency_key".into()), "{bad}");
+        }
+        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
+    }
+}

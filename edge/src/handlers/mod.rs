@@ -1,0 +1,3 @@
+//! One handler a kind of request.
+
+pub mod events;

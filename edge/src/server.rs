@@ -1,0 +1,162 @@
+//! The edge as a server: its listeners, and the process that is nothing but an edge.
+
+use crate::{Edge, stack};
+use sluice_common::config::Loaded;
+use sluice_common::metrics::{Metrics, MetricsError};
+use sluice_common::serve::{Bounds, ListenError, listen, serve};
+use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
+use sluice_common::wire::transport::PeerClient;
+use sluice_common::{admin, error};
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// An edge with its listeners.
+#[derive(Debug)]
+pub struct EdgeServer {
+    edge: Edge,
+    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl EdgeServer {
+    /// Takes the addresses (`edge.listen`); port 0 picks one.
+    ///
+    /// # Errors
+    /// [`ListenError`] naming the address that could not be had.
+    pub async fn bind(edge: Edge, addresses: &[String]) -> Result<Self, ListenError> {
+        let mut server = Self {
+            edge,
+            listeners: Vec::new(),
+            addresses: Vec::new(),
+        };
+        for address in addresses {
+            let listener = listen(address).await?;
+            let failed = |error| ListenError {
+                address: address.clone(),
+                error,
+            };
+            server.addresses.push(listener.local_addr().map_err(failed)?);
+            server.listeners.push(listener);
+        }
+        Ok(server)
+    }
+
+    /// Where it listens, in the order of the config.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves until `stop`, then finishes what was taken. The caller bounds the time that this takes.
+    pub async fn run(self, stop: Stop) {
+        let mut running = JoinSet::new();
+        for listener in self.listeners {
+            let router = stack::service(self.edge.clone());
+            running.spawn(serve(listener, router, Bounds::PUBLIC, stop.clone()));
+        }
+        running.join_all().await;
+        self.edge.drained().await;
+    }
+}
+
+/// Why an edge could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error("cannot watch for signals, or write to stdout: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Runs an edge as a process of its own until SIGTERM or SIGINT: the normalizers of the config behind
+/// it, its admin listener beside it. With `json` the first line on stdout says where it listens.
+///
+/// # Errors
+/// [`EdgeError`].
+pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
+    let own = &config.config.edge;
+    let metrics = Metrics::new("sluice-edge", &config.config)?;
+    let seam = PeerClient::new(&own.normalizer, config.internal_token.clone()).seam();
+    let edge = Edge::new(&config.config, seam, metrics.clone());
+    let server = EdgeServer::bind(edge.clone(), &own.listen).await?;
+    let admin = listen(&own.admin).await?;
+    say_ready(&server, admin.local_addr()?, json)?;
+    let (stop, probing) = (Stop::new(), Stop::new());
+    let admin = tokio::spawn(admin::run(
+        admin,
+        metrics.clone(),
+        edge.readiness(),
+        probing.clone(),
+    ));
+    let watch = tokio::spawn(watch_peers(edge, own.normalizer.clone(), stop.clone()));
+    let serving = tokio::spawn(server.run(stop.clone()));
+    asked_to_stop().await?;
+    tracing::info!("stopping: no new requests are taken, those under way are finished");
+    stop.cancel();
+    let drained = within_deadline(async {
+        log_panic(serving.await);
+        log_panic(watch.await);
+    });
+    if !drained.await {
+        tracing::warn!("not all requests were finished in time; their clients will retry");
+    }
+    // The probes answer until the end, so that an operator sees the draining.
+    probing.cancel();
+    within_deadline(async { log_panic(admin.await) }).await;
+    tokio::task::spawn_blocking(move || metrics.shutdown()).await.ok();
+    Ok(())
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(
+            error = error::chain(&error),
+            "a part of the edge failed inside: report this line"
+        );
+    }
+}
+
+fn say_ready(server: &EdgeServer, admin: SocketAddr, json: bool) -> io::Result<()> {
+    for address in server.addresses() {
+        tracing::info!(%address, %admin, "the edge listens");
+    }
+    if !json {
+        return Ok(());
+    }
+    let edge = server
+        .addresses()
+        .first()
+        .map(|address| format!("http://{address}"));
+    let line = serde_json::json!({"ready": true, "edge": edge, "admin": format!("http://{admin}")});
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tries every second whether any normalizer takes connections: an edge without traffic must know.
+async fn watch_peers(edge: Edge, peers: Vec<String>, stop: Stop) {
+    while !stop.is_cancelled() {
+        let mut any = false;
+        for peer in &peers {
+            any = any || reachable(peer).await;
+        }
+        edge.health.reached(any);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(PROBE_INTERVAL) => {}
+        }
+    }
+}
+
+async fn reachable(peer: &str) -> bool {
+    let authority = peer.strip_prefix("http://").unwrap_or(peer).trim_end_matches('/');
+    let connected = tokio::time::timeout(PROBE_INTERVAL, TcpStream::connect(authority)).await;
+    matches!(connected, Ok(Ok(_)))
+}

@@ -1,0 +1,147 @@
+//! The way of a request through the edge, as one ordered list. The order is CONTRACT.md's "Order of
+//! checks", and each step stands where it does for a reason:
+//!
+//! | step | answers | why here |
+//! |---|---|---|
+//! | *TLS* | — | its place is before all others, in `server`: a client certificate can name a tenant |
+//! | [`identify`] | — | every answer carries the request's id, refusals included; refusals are written here |
+//! | [`span`] | — | all that follows is part of the request's trace |
+//! | [`measure`] | — | counts what the client is really answered, panics included |
+//! | [`catch_panic`] | 503 | a bug costs one request, not its connection; what it left behind is unknown |
+//! | `linger` | — | a client in the middle of its sending still sees an early refusal |
+//! | routing | 404, 405 | costs nothing and says nothing about tenants |
+//! | authenticate | 401 | before anything is done for a stranger |
+//! | dataset | 403, 404 | what the tenant may do, before what it sent |
+//! | media type, encoding | 415 | from the head alone |
+//! | length | 413 | from the head alone, before memory is taken |
+//! | *quotas* | 429 | their place: a tenant over its quota must not take memory; from the head alone |
+//! | admission | 503 | byte permits and the gate: the last thing before the body is read |
+//! | body | 408, 413, 400 | read and unpacked within the permit |
+//! | *fair queue* | 503 | its place: between a whole body and the normalizer, where requests wait for room |
+//! | forward | 503 | waits for "durable", whatever the client does |
+//! | answer | 202, 422, 4xx | only what the normalizer said |
+//!
+//! The first part are tower layers, listed in [`service`]; the checks from the head are the list in
+//! [`check`], so that what one of them finds (a tenant, a permit) is typed and cannot be missing.
+
+use crate::Edge;
+use crate::admission::BodyPermit;
+use crate::auth::Tenant;
+use crate::body::BodyPlan;
+use crate::respond::{self, Outcome, Refusal};
+use crate::{linger, routes};
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::FutureExt as _;
+use http::{HeaderMap, Version};
+use sluice_common::ids::RequestId;
+use sluice_common::metrics::{Counter, Histogram};
+use sluice_common::telemetry::set_parent;
+use sluice_common::trace::TraceContext;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tower::ServiceBuilder;
+use tracing::Instrument as _;
+
+/// What is known of every request from its head on.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    pub id: RequestId,
+    /// When the head was read.
+    pub at: Instant,
+    /// The client's trace, if it sent one.
+    pub trace: TraceContext,
+}
+
+/// The public service: the layers from the outermost to the routes.
+pub fn service(edge: Edge) -> Router {
+    let layers = ServiceBuilder::new()
+        .layer(from_fn(identify))
+        .layer(from_fn(span))
+        .layer(from_fn_with_state(edge.clone(), measure))
+        .layer(from_fn(catch_panic))
+        .layer(from_fn(linger::layer));
+    routes::routes(edge).layer(layers)
+}
+
+/// What the checks before the body found.
+#[derive(Debug)]
+pub struct Passed {
+    pub tenant: Arc<Tenant>,
+    pub plan: BodyPlan,
+    pub permit: BodyPermit,
+}
+
+/// The checks that need the head only, in their order.
+///
+/// # Errors
+/// The first check that fails.
+pub fn check(edge: &Edge, headers: &HeaderMap, dataset: &str) -> Result<Passed, Refusal> {
+    let tenant = edge.tenants.authenticate(headers)?;
+    let span = tracing::Span::current();
+    span.record("tenant", tenant.id.as_str());
+    routes::check_dataset(edge, &tenant, dataset)?;
+    span.record("dataset", dataset);
+    let plan = BodyPlan::of(headers)?;
+    plan.check_length()?;
+    let permit = edge
+        .admission
+        .enter(&tenant.admission, plan.first_charge(), Instant::now())?;
+    Ok(Passed { tenant, plan, permit })
+}
+
+async fn identify(mut request: Request, next: Next) -> Response {
+    let head = Head {
+        id: RequestId::random(),
+        at: Instant::now(),
+        trace: TraceContext::from_headers(request.headers()),
+    };
+    let http1 = request.version() < Version::HTTP_2;
+    request.extensions_mut().insert(head);
+    respond::finish(next.run(request).await, head.id, http1)
+}
+
+async fn span(request: Request, next: Next) -> Response {
+    let Some(head) = request.extensions().get::<Head>() else {
+        return next.run(request).await;
+    };
+    let empty = tracing::field::Empty;
+    let span = tracing::info_span!("request", request_id = %head.id, tenant = empty, dataset = empty);
+    set_parent(&span, head.trace);
+    next.run(request).instrument(span).await
+}
+
+async fn measure(State(edge): State<Edge>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let route = routes::label(request.extensions().get::<MatchedPath>());
+    let response = next.run(request).await;
+    let status = response.status();
+    let seconds = started.elapsed().as_secs_f64();
+    let metrics = &edge.metrics;
+    metrics.add(
+        Counter::HttpRequests,
+        1,
+        &[("route", &route), ("code", status.as_str())],
+    );
+    metrics.record(Histogram::RequestDuration, seconds, &[("route", &route)]);
+    if status.is_success() {
+        metrics.record(Histogram::AckDuration, seconds, &[]);
+    }
+    if let Some(reason) = response.extensions().get().and_then(Refusal::shed) {
+        metrics.add(Counter::Shed, 1, &[("where", "edge"), ("reason", reason)]);
+    }
+    response
+}
+
+async fn catch_panic(request: Request, next: Next) -> Response {
+    let caught = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    caught.unwrap_or_else(|_| {
+        tracing::error!("a request failed inside the edge: report the panic message above");
+        let reason = "the request failed inside the edge";
+        Refusal::unavailable(Outcome::Unknown, reason, Duration::from_secs(1)).into_response()
+    })
+}

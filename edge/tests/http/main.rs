@@ -1,0 +1,10 @@
+//! The edge over real sockets, before a normalizer that does what each test tells it.
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod overload;
+#[cfg(test)]
+mod wire;

@@ -1,0 +1,141 @@
+//! What happens when there is no room, and when clients go away.
+
+use crate::harness::{KEY, accepted, busy, eventually, start, start_accepting};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Semaphore;
+
+#[tokio::test]
+async fn a_request_waits_for_a_busy_normalizer_and_is_tried_again() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let fixture = start(move |_| {
+        let first = calls.fetch_add(1, Ordering::SeqCst) < 2;
+        async move { if first { busy(30) } else { accepted(1) } }
+    })
+    .await;
+    let answer = fixture.send_once(fixture.events(), b"{}").await;
+    assert_eq!((answer.status.as_u16(), fixture.seen()), (202, 3));
+    let seen = fixture.seen.lock().unwrap();
+    assert!(
+        seen.iter().all(|one| one.request == seen[0].request),
+        "one identity for all tries"
+    );
+}
+
+#[tokio::test]
+async fn a_normalizer_that_stays_busy_is_503_at_the_deadline_then_at_once_until_it_has_room() {
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_full = Arc::clone(&full);
+    let fixture = start(move |_| {
+        let reply = if is_full.load(Ordering::SeqCst) {
+            busy(300)
+        } else {
+            accepted(1)
+        };
+        async move { reply }
+    })
+    .await;
+    let started = Instant::now();
+    let answer = fixture.send_once(fixture.events(), b"{}").await;
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    assert_eq!((answer.status.as_u16(), answer.code()), (503, "overloaded"));
+    assert_eq!(answer.header("sluice-outcome"), "refused");
+    let calls = fixture.seen();
+    let started = Instant::now();
+    let answer = fixture.send_once(fixture.events(), b"{}").await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.header("sluice-outcome")),
+        (503, "refused")
+    );
+    assert!(started.elapsed() < Duration::from_millis(200), "the gate is shut");
+    assert_eq!(fixture.seen(), calls, "nothing was handed on");
+    assert!((fixture.edge.readiness())().is_err());
+    full.store(false, Ordering::SeqCst);
+    let opened = async { while fixture.send_once(fixture.events(), b"{}").await.status.as_u16() != 202 {} };
+    tokio::time::timeout(Duration::from_secs(5), opened)
+        .await
+        .expect("a probe opens the gate");
+    assert_eq!((fixture.edge.readiness())(), Ok(()));
+    assert!(
+        fixture
+            .metrics
+            .render()
+            .contains(r#"sluice_shed_total{reason="queue_deadline",where="edge"} 1"#)
+    );
+}
+
+#[tokio::test]
+async fn an_append_outlives_its_client_and_keeps_its_bytes_charged() {
+    let gate = Arc::new(Semaphore::new(0));
+    let done = Arc::new(AtomicUsize::new(0));
+    let (open, finished) = (Arc::clone(&gate), Arc::clone(&done));
+    let fixture = start(move |_| {
+        let (open, finished) = (Arc::clone(&open), Arc::clone(&finished));
+        async move {
+            open.acquire().await.unwrap().forget();
+            finished.fetch_add(1, Ordering::SeqCst);
+            accepted(1)
+        }
+    })
+    .await;
+    let mut client = fixture.connect().await;
+    let request = format!(
+        "POST /v1/events/events HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    eventually("the request is handed on", || fixture.seen() == 1).await;
+    drop(client);
+    assert!(fixture.edge.held_bytes() > 0);
+    gate.add_permits(1);
+    eventually("the append ends", || done.load(Ordering::SeqCst) == 1).await;
+    eventually("its bytes are given back", || fixture.edge.held_bytes() == 0).await;
+}
+
+#[tokio::test]
+async fn a_thousand_clients_that_leave_in_the_middle_leave_nothing_behind() {
+    let fixture = start_accepting().await;
+    let known = format!(
+        "POST /v1/events/events HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-length: 90000\r\n\r\n{{\"a\":"
+    );
+    let chunked = format!(
+        "POST /v1/events/events HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{{\"a\":"
+    );
+    for _ in 0..10 {
+        let mut clients = Vec::new();
+        for n in 0..100 {
+            let mut client = fixture.connect().await;
+            let request = if n % 2 == 0 { &known } else { &chunked };
+            client.write_all(request.as_bytes()).await.unwrap();
+            clients.push(client);
+        }
+        eventually("bodies are charged", || fixture.edge.held_bytes() > 1_000_000).await;
+        drop(clients);
+        eventually("all is given back", || fixture.edge.held_bytes() == 0).await;
+    }
+    assert_eq!(fixture.seen(), 0);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_before_it_is_read() {
+    let fixture = start_accepting().await;
+    let head = format!(
+        "POST /v1/events/events HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-length: {}\r\n\r\n",
+        60 << 20
+    );
+    let mut holders = Vec::new();
+    for _ in 0..2 {
+        let mut client = fixture.connect().await;
+        client.write_all(head.as_bytes()).await.unwrap();
+        holders.push(client);
+    }
+    eventually("both are charged", || fixture.edge.held_bytes() == 120 << 20).await;
+    let answer = fixture.raw(head.as_bytes()).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("sluice-outcome: refused"),
+        "{answer}"
+    );
+    let small = fixture.send(fixture.events(), b"{}").await;
+    assert_eq!(small.status.as_u16(), 202, "what fits goes on");
+}

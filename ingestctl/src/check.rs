@@ -1,0 +1,179 @@
+//! `ingestctl check`: is the config valid, is ClickHouse there, what is degraded.
+
+use crate::pipeline::target;
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use sluice_common::clock::{SharedClock, SystemClock};
+use sluice_common::config::Loaded;
+use sluice_normalizer::start::compile;
+use sluice_sink_writer::report::TableState;
+use sluice_sink_writer::{SinkWriter, ddl};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Validates the config, asks ClickHouse, and says what is degraded.
+///
+/// Exit codes: 0 good, 1 unusable, 2 usable but degraded.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The config file; without it the default config counts.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Relative paths of the config are taken from here.
+    #[arg(long, value_name = "DIR", default_value = "./data")]
+    data_dir: PathBuf,
+    /// A ClickHouse to ask, instead of clickhouse.url.
+    #[arg(long, value_name = "URL")]
+    clickhouse_url: Option<String>,
+    /// Print the tables' DDL and end.
+    #[arg(long)]
+    ddl: bool,
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Json,
+    Table,
+}
+
+/// How bad it is; the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Good,
+    Degraded,
+    Unusable,
+}
+
+struct Finding {
+    level: Level,
+    what: String,
+    message: String,
+}
+
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Clocks further apart than this make freshness and age bounds wrong.
+const MAX_SKEW_MS: u64 = 2_000;
+/// Upper estimate of what one remembered key costs on disk, filter included.
+const DEDUP_BYTES_A_KEY: u64 = 40;
+
+impl CheckArgs {
+    /// Checks, prints, and says how bad it is.
+    pub async fn run(self) -> ExitCode {
+        let mut findings = Vec::new();
+        match Loaded::read(self.config.as_deref(), &self.data_dir) {
+            Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
+            Ok(loaded) if self.ddl => return print_ddl(&loaded),
+            Ok(loaded) => self.look(&loaded, &mut findings).await,
+        }
+        let worst = findings.iter().map(|one| one.level).max().unwrap_or(Level::Good);
+        self.print(&findings, worst);
+        match worst {
+            Level::Good => ExitCode::SUCCESS,
+            Level::Unusable => ExitCode::from(1),
+            Level::Degraded => ExitCode::from(2),
+        }
+    }
+
+    async fn look(&self, loaded: &Loaded, findings: &mut Vec<Finding>) {
+        match compile(loaded) {
+            Ok(schemas) => findings.push(finding(Level::Good, "config", format!("valid; {} datasets", schemas.len()))),
+            Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
+        }
+        if loaded.config.tenants.is_empty() && self.config.is_some() {
+            findings.push(finding(Level::Degraded, "tenants", "no tenant: every request will be answered 401".into()));
+        }
+        dedup_fits(loaded, findings);
+        let url = self.clickhouse_url.clone().or_else(|| loaded.clickhouse_url.clone());
+        match url {
+            Some(url) => ask(loaded, &url, findings).await,
+            None => findings.push(finding(
+                Level::Good,
+                "clickhouse",
+                "no url: `ingestctl up` starts one; pass --clickhouse-url to have its tables checked".into(),
+            )),
+        }
+    }
+
+    fn print(&self, findings: &[Finding], worst: Level) {
+        if self.output == Output::Json {
+            let list = findings.iter().map(|one| json!({"level": name(one.level), "what": one.what, "message": one.message}));
+            println!("{}", json!({"result": name(worst), "findings": list.collect::<Vec<_>>()}));
+            return;
+        }
+        for one in findings {
+            println!("{:<9} {:<24} {}", name(one.level), one.what, one.message);
+        }
+        println!("{}", name(worst));
+    }
+}
+
+async fn ask(loaded: &Loaded, url: &str, findings: &mut Vec<Finding>) {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let sink = SinkWriter::new(&target(loaded, url), &loaded.config.datasets);
+    let report = sink.describe_all(&clock, DEADLINE).await;
+    match report.server {
+        Err(error) => {
+            findings.push(finding(Level::Unusable, "clickhouse", format!("{url}: {error}")));
+            return;
+        }
+        Ok(facts) => {
+            let skew = facts.clock_skew_ms;
+            findings.push(finding(Level::Good, "clickhouse", format!("{url}: version {}", facts.version)));
+            if skew.unsigned_abs() > MAX_SKEW_MS {
+                let message = format!("its clock is {skew} ms from ours: set both by NTP");
+                findings.push(finding(Level::Degraded, "clock", message));
+            }
+        }
+    }
+    for table in report.tables {
+        let what = format!("table {}", table.table);
+        match table.state {
+            TableState::Good => findings.push(finding(Level::Good, &what, "exactly once".into())),
+            TableState::Missing => findings.push(finding(Level::Good, &what, "not there yet: it is created at start".into())),
+            TableState::Degraded(notes) => findings.push(finding(Level::Degraded, &what, notes.join("; "))),
+            TableState::Unusable(reasons) => findings.push(finding(Level::Unusable, &what, reasons.join("; "))),
+            TableState::Unreachable(error) => findings.push(finding(Level::Unusable, &what, error.to_string())),
+        }
+    }
+}
+
+fn dedup_fits(loaded: &Loaded, findings: &mut Vec<Finding>) {
+    let dedup = &loaded.config.dedup;
+    let tenants = loaded.config.tenants.len().max(1) as u64;
+    let need = dedup.keys_per_tenant.0.saturating_mul(tenants).saturating_mul(DEDUP_BYTES_A_KEY);
+    if need > dedup.max_bytes.0 {
+        let message = format!(
+            "{tenants} tenants x dedup.keys_per_tenant x {DEDUP_BYTES_A_KEY} B is up to {} GiB, over dedup.max_bytes: \
+             lower keys_per_tenant to what you expect within the window",
+            need >> 30
+        );
+        findings.push(finding(Level::Degraded, "dedup", message));
+    }
+}
+
+fn print_ddl(loaded: &Loaded) -> ExitCode {
+    let database = &loaded.config.clickhouse.database;
+    println!("{};\n", ddl::database(database));
+    for dataset in &loaded.config.datasets {
+        println!("{};\n", ddl::table(dataset, database));
+    }
+    println!("{};", ddl::dead_letters(database));
+    ExitCode::SUCCESS
+}
+
+fn finding(level: Level, what: &str, message: String) -> Finding {
+    Finding { level, what: what.to_owned(), message }
+}
+
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::Good => "good",
+        Level::Degraded => "degraded",
+        Level::Unusable => "unusable",
+    }
+}

@@ -1,0 +1,69 @@
+//! The tenant of an `up` without a config: `demo`, no quota, every dataset; for development only.
+
+use sha2::{Digest, Sha256};
+use sluice_common::config::{KeyHash, Tenant};
+use sluice_common::ids::TenantId;
+use sluice_common::process::Failure;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// The tenant's id.
+pub const TENANT: &str = "demo";
+
+/// The demo tenant's key: made once, kept in `DIR/demo.key` (0600), the same after a restart.
+///
+/// # Errors
+/// Where the file can be neither read nor written.
+pub fn key(data_dir: &Path) -> Result<String, Failure> {
+    let path = data_dir.join("demo.key");
+    let cannot = |what: &str, error: std::io::Error| Failure::new(format!("cannot {what} {}: {error}", path.display()));
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().starts_with("slc_demo_") => return Ok(text.trim().to_owned()),
+        Ok(_) => return Err(Failure::new(format!("{} holds no key: delete it, a new one is made", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(cannot("read", error)),
+    }
+    let mut secret = [0; 24];
+    getrandom::fill(&mut secret).map_err(|error| Failure::new(format!("no random bytes: {error}")))?;
+    let key = format!("slc_{TENANT}_{}", hex::encode(secret));
+    let fresh = path.with_extension("key.new");
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh);
+    let write = file.and_then(|mut file| {
+        writeln!(file, "{key}")?;
+        file.sync_all()
+    });
+    write.and_then(|()| std::fs::rename(&fresh, &path)).map_err(|error| cannot("write", error))?;
+    Ok(key)
+}
+
+/// A tenant with this key.
+///
+/// # Panics
+/// Never: the id is a constant that a test checks.
+#[must_use]
+pub fn tenant(key: &str) -> Tenant {
+    Tenant {
+        id: TenantId::new(TENANT).expect("a valid id"),
+        keys: vec![KeyHash { sha256: hex::encode(Sha256::digest(key)) }],
+        datasets: None,
+        quota: (),
+        weight: (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_key_is_made_once_and_only_its_owner_reads_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = key(dir.path()).ok().expect("made");
+        assert_eq!(key(dir.path()).ok(), Some(first.clone()));
+        let mode = std::fs::metadata(dir.path().join("demo.key")).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(tenant(&first).keys[0].sha256.len(), 64);
+    }
+}

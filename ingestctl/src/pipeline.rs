@@ -1,0 +1,121 @@
+//! All three services in one process, joined by in-process calls through the same seams that carry
+//! HTTP/2 between processes.
+
+use sluice_common::clock::SharedClock;
+use sluice_common::config::Loaded;
+use sluice_common::metrics::Metrics;
+use sluice_common::process::Failure;
+use sluice_common::serve::listen;
+use sluice_common::shutdown::Stop;
+use sluice_common::{admin, admin::Readiness};
+use sluice_edge::{Edge, EdgeServer};
+use sluice_normalizer::start::{Environment, Running};
+use sluice_sink_writer::{SinkWriter, Target};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// How long the start waits for ClickHouse to have its tables; after it, inserts create them.
+const TABLES_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a pipeline is given besides its config.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// `http://host:port` of ClickHouse.
+    pub clickhouse_url: String,
+    /// Whether the start waits for the tables: a ClickHouse of our own is there, a remote one may not be.
+    pub wait_for_tables: bool,
+    pub clock: SharedClock,
+    pub metrics: Metrics,
+    pub accept_window_loss: bool,
+}
+
+/// A running pipeline.
+pub struct Pipeline {
+    /// Where events are taken.
+    pub edge: Vec<SocketAddr>,
+    /// Where probes and metrics are.
+    pub admin: SocketAddr,
+    taking: Stop,
+    pumping: Stop,
+    server: JoinHandle<()>,
+    running: Running,
+}
+
+impl Pipeline {
+    /// Starts sink-writer, normalizer and edge, in this order, and the admin listener.
+    ///
+    /// # Errors
+    /// [`Failure`] saying what to do; nothing is left running.
+    pub async fn start(loaded: &Loaded, given: Given) -> Result<Self, Failure> {
+        let config = &loaded.config;
+        let probes = listen(&config.edge.admin).await?;
+        let sink = SinkWriter::new(&target(loaded, &given.clickhouse_url), &config.datasets);
+        make_tables(&sink, given.wait_for_tables).await;
+        let (taking, pumping) = (Stop::new(), Stop::new());
+        let environment = Environment {
+            sink: sink.seam(),
+            metrics: given.metrics.clone(),
+            clock: given.clock,
+            stop: pumping.clone(),
+            accept_window_loss: given.accept_window_loss,
+        };
+        let running = tokio::task::block_in_place(|| Running::start(loaded, environment))?;
+        let edge = Edge::new(config, running.intake.clone(), given.metrics.clone());
+        let ready = both(edge.readiness(), Arc::clone(&running.ready));
+        let server = EdgeServer::bind(edge, &config.edge.listen).await?;
+        let admin = probes.local_addr()?;
+        tokio::spawn(admin::run(probes, given.metrics, ready, pumping.clone()));
+        let edge = server.addresses().to_vec();
+        let server = tokio::spawn(server.run(taking.clone()));
+        Ok(Self { edge, admin, taking, pumping, server, running })
+    }
+
+    /// Waits until the pump ends by itself, which it must not.
+    pub async fn ended(&mut self) -> Failure {
+        Failure::ended("the pump", (&mut self.running.pump).await)
+    }
+
+    /// Stops taking, finishes what was taken, settles what is in the log as far as ClickHouse allows.
+    /// The caller bounds the time.
+    pub async fn stop(mut self) {
+        self.taking.cancel();
+        // A panic of the server task was logged where it happened; the rest still has to stop.
+        self.server.await.ok();
+        self.running.close();
+        self.pumping.cancel();
+        if let Ok(Err(error)) = (&mut self.running.pump).await {
+            tracing::error!(%error, "the pump ended with an error while stopping");
+        }
+    }
+}
+
+/// The ClickHouse of a config, at `url`.
+#[must_use]
+pub fn target(loaded: &Loaded, url: &str) -> Target {
+    Target {
+        url: url.to_owned(),
+        database: loaded.config.clickhouse.database.clone(),
+        user: loaded.clickhouse_user.clone(),
+        password: loaded.clickhouse_password.clone(),
+    }
+}
+
+async fn make_tables(sink: &SinkWriter, wait: bool) {
+    let sink = sink.clone();
+    let making = async move {
+        if let Err(error) = sink.create_missing(TABLES_DEADLINE).await {
+            tracing::warn!(%error, "tables could not be made yet; inserts try again, events are taken meanwhile");
+        }
+    };
+    if wait {
+        making.await;
+    } else {
+        tokio::spawn(making);
+    }
+}
+
+fn both(first: Readiness, second: Readiness) -> Readiness {
+    Arc::new(move || first().and_then(|()| second()))
+}

@@ -1,0 +1,92 @@
+//! R9: how many events one tenant may append within the widest dedup window. Counted on appends, an
+//! upper bound of the keys that dedup must remember; over it intake answers 429 and dedup never has to
+//! refuse.
+
+use parking_lot::Mutex;
+use sluice_common::clock::UnixMs;
+use sluice_common::ids::TenantId;
+use std::collections::{HashMap, VecDeque};
+
+/// The window is counted in so many steps: the cap is exact to a 24th of it.
+const STEPS: u64 = 24;
+
+/// Events by tenant over the window.
+#[derive(Debug)]
+pub struct KeyCap {
+    limit: u64,
+    step_ms: u64,
+    steps: Mutex<VecDeque<Step>>,
+}
+
+#[derive(Debug)]
+struct Step {
+    number: u64,
+    events: HashMap<TenantId, u64>,
+}
+
+impl KeyCap {
+    /// A cap of `limit` events in `window_ms`; `known` are those that dedup remembers at start.
+    #[must_use]
+    pub fn new(limit: u64, window_ms: u64, known: HashMap<TenantId, u64>, now: UnixMs) -> Self {
+        let step_ms = (window_ms / STEPS).max(1);
+        let first = Step {
+            number: now / step_ms,
+            events: known,
+        };
+        Self {
+            limit,
+            step_ms,
+            steps: Mutex::new(VecDeque::from([first])),
+        }
+    }
+
+    /// Charges `events` to the tenant.
+    ///
+    /// # Errors
+    /// How many milliseconds until the oldest step leaves the window, where they would not fit.
+    pub fn charge(&self, tenant: &TenantId, events: u64, now: UnixMs) -> Result<(), u64> {
+        let number = now / self.step_ms;
+        let mut steps = self.steps.lock();
+        while steps.front().is_some_and(|step| step.number + STEPS < number) {
+            steps.pop_front();
+        }
+        let held: u64 = steps.iter().filter_map(|step| step.events.get(tenant)).sum();
+        if held + events > self.limit {
+            let oldest = steps.iter().find(|step| step.events.contains_key(tenant));
+            let leaves = oldest.map_or(number, |step| step.number) + STEPS + 1;
+            return Err((leaves * self.step_ms).saturating_sub(now).max(1_000));
+        }
+        if steps.back().is_none_or(|step| step.number < number) {
+            steps.push_back(Step {
+                number,
+                events: HashMap::new(),
+            });
+        }
+        if let Some(step) = steps.back_mut() {
+            *step.events.entry(tenant.clone()).or_default() += events;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_over_its_cap_is_told_how_long_and_hurts_no_other() {
+        let (a, b) = (
+            TenantId::new("a").expect("valid"),
+            TenantId::new("b").expect("valid"),
+        );
+        let cap = KeyCap::new(100, 24_000, HashMap::from([(a.clone(), 60)]), 1_000_000);
+        assert_eq!(cap.charge(&a, 40, 1_000_000), Ok(()));
+        let wait = cap.charge(&a, 1, 1_000_500).expect_err("over");
+        assert_eq!(cap.charge(&b, 100, 1_000_500), Ok(()));
+        assert_eq!(
+            cap.charge(&a, 1, 1_000_500 + wait),
+            Ok(()),
+            "whoever waits that long is let in"
+        );
+    }
+}

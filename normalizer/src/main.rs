@@ -1,0 +1,85 @@
+//! `sluice-normalizer`: the normalizer as a process of its own.
+
+use clap::Parser;
+use sluice_common::clock::SystemClock;
+use sluice_common::config::Loaded;
+use sluice_common::metrics::Metrics;
+use sluice_common::serve::{Bounds, listen, serve};
+use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
+use sluice_common::telemetry::{self, LogFormat};
+use sluice_common::wire::transport::{PeerClient, receive};
+use sluice_common::{admin, process};
+use sluice_normalizer::start::{Environment, Running};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Sluice's normalizer: validates events, makes them durable, drops repeats, and drives the writing.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Args {
+    /// The config file that all services share; without it the default config counts.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the log, the progress and the dedup state live.
+    #[arg(long, value_name = "DIR", default_value = "./data")]
+    data_dir: PathBuf,
+    /// Start though the dedup state is lost and the log does not reach back one window.
+    #[arg(long)]
+    accept_window_loss: bool,
+    /// Log lines as JSON, and one line on stdout once ready.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    process::run(run(Args::parse()))
+}
+
+async fn run(args: Args) -> Result<(), process::Failure> {
+    let loaded = Loaded::read(args.config.as_deref(), &args.data_dir)?;
+    let format = if args.json {
+        LogFormat::Json
+    } else {
+        LogFormat::Human
+    };
+    let telemetry = telemetry::begin("sluice-normalizer", &loaded.config, format)?;
+    let metrics = Metrics::new("sluice-normalizer", &loaded.config)?;
+    let (inner, own) = (&loaded.config.normalizer, loaded.internal_token.clone());
+    let (calls, probes) = (listen(&inner.listen).await?, listen(&inner.admin).await?);
+    let (taking, pumping) = (Stop::new(), Stop::new());
+    let environment = Environment {
+        sink: PeerClient::new(&inner.sink_writer, own.clone()).seam(),
+        metrics: metrics.clone(),
+        clock: Arc::new(SystemClock),
+        stop: pumping.clone(),
+        accept_window_loss: args.accept_window_loss,
+    };
+    let mut running = Running::start(&loaded, environment)?;
+    process::ready(args.json, "normalizer", calls.local_addr()?, probes.local_addr()?);
+    let router = receive(running.intake.clone(), own);
+    let server = tokio::spawn(serve(calls, router, Bounds::INNER, taking.clone()));
+    tokio::spawn(admin::run(
+        probes,
+        metrics.clone(),
+        Arc::clone(&running.ready),
+        pumping.clone(),
+    ));
+    tokio::select! {
+        asked = asked_to_stop() => asked?,
+        ended = &mut running.pump => return Err(process::Failure::ended("the pump", ended)),
+    }
+    tracing::info!("stopping: finishing what was taken");
+    taking.cancel();
+    let in_time = within_deadline(async {
+        server.await.ok();
+        running.close();
+        pumping.cancel();
+        if let Ok(Err(error)) = (&mut running.pump).await {
+            tracing::error!(%error, "the pump ended with an error while stopping");
+        }
+    });
+    process::stopped(in_time.await);
+    process::flush(telemetry, metrics).await;
+    Ok(())
+}

@@ -1,0 +1,379 @@
+//! The pump: reads its partition in log order, has dedup decide, cuts ranges, declares them, has them
+//! settled, commits.
+//!
+//! Two stages overlap: while one range is being settled the next one is decided and grows. The pump
+//! therefore never runs more than two ranges ahead of what is committed, which bounds memory and the
+//! dedup state that is not yet on disk.
+
+pub mod batching;
+mod drive;
+mod range;
+mod recover;
+
+use crate::dedup::{Dedup, DedupError};
+use crate::log::{EmbeddedLog, ReadError};
+use crate::progress::settle::Settling;
+use crate::progress::store::{Store, StoreError};
+use crate::progress::{Intent, Progress};
+use batching::Batching;
+use drive::Driver;
+use parking_lot::Mutex;
+use range::{ClosedRange, OpenRange};
+use sluice_common::clock::SharedClock;
+use sluice_common::config::Config;
+use sluice_common::ids::{Name, Offset};
+use sluice_common::limits::VERIFY_ONE_IN;
+use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
+use sluice_common::record::Record;
+use sluice_common::shutdown::Stop;
+use sluice_common::wire::sink::{RangeRecord, SinkRequest};
+use sluice_common::wire::transport::Seam;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, block_in_place};
+
+/// Embedded: one partition.
+const PARTITION: u16 = 0;
+/// Record bytes read from the log at once.
+const READ_BYTES: usize = 4 * 1024 * 1024;
+/// How long the pump sleeps at most before it looks around again.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the pump stands on.
+pub struct Parts {
+    pub log: Arc<EmbeddedLog>,
+    pub dedup: Dedup,
+    pub store: Store,
+    pub sink: Seam<SinkRequest>,
+    pub metrics: Metrics,
+    pub clock: SharedClock,
+    pub stop: Stop,
+    pub accept_window_loss: bool,
+}
+
+/// Why a partition stops. The process ends; nothing was lost, and nothing goes on in doubt.
+#[derive(Debug, thiserror::Error)]
+pub enum PumpError {
+    #[error("reading the log: {0}")]
+    Log(#[from] ReadError),
+    #[error("deciding duplicates: {0}")]
+    Dedup(#[from] DedupError),
+    #[error("keeping progress: {0}")]
+    Store(#[from] StoreError),
+    #[error("the settling task failed: {0}")]
+    Settling(#[from] tokio::task::JoinError),
+    #[error("{0}")]
+    Recover(#[from] recover::RecoverError),
+}
+
+/// Counts shared with whoever shows them.
+#[derive(Debug, Default)]
+pub struct Live {
+    pub dedup_keys: AtomicU64,
+    pub dedup_disk_bytes: AtomicU64,
+}
+
+/// The running pump of one partition.
+pub struct Pump {
+    log: Arc<EmbeddedLog>,
+    dedup: Dedup,
+    driver: Driver,
+    store: Arc<Mutex<Store>>,
+    batching: Batching,
+    tables: Vec<Name>,
+    max_window_ms: u64,
+    metrics: Metrics,
+    clock: SharedClock,
+    stop: Stop,
+    accept_window_loss: bool,
+    live: Arc<Live>,
+    next: OpenRange,
+    under_way: Option<(Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>)>,
+    ranges: u64,
+    /// The last trouble of the dedup state that was logged.
+    told: Option<String>,
+}
+
+impl Pump {
+    /// A pump that has not begun.
+    #[must_use]
+    pub fn new(parts: Parts, config: &Config) -> Self {
+        let Parts {
+            log,
+            dedup,
+            store,
+            sink,
+            metrics,
+            clock,
+            stop,
+            accept_window_loss,
+        } = parts;
+        let next = OpenRange::at(store.state().end());
+        let store = Arc::new(Mutex::new(store));
+        let in_trouble = Arc::new(AtomicBool::new(false));
+        let live = Arc::new(Live::default());
+        show(&metrics, &live, &in_trouble);
+        let driver = Driver {
+            log: log.id(),
+            partition: PARTITION,
+            sink,
+            store: Arc::clone(&store),
+            metrics: metrics.clone(),
+            in_trouble,
+        };
+        let tables = config.datasets.iter().map(|one| one.table().clone()).collect();
+        Self {
+            log,
+            dedup,
+            driver,
+            store,
+            batching: Batching::new(config),
+            tables,
+            max_window_ms: config.max_window_ms(),
+            metrics,
+            clock,
+            stop,
+            accept_window_loss,
+            live,
+            next,
+            under_way: None,
+            ranges: 0,
+            told: None,
+        }
+    }
+
+    /// Runs until it is told to stop: recover, then read, decide, declare, settle, commit.
+    ///
+    /// # Errors
+    /// [`PumpError`]: the partition must not go on.
+    pub async fn run(mut self) -> Result<(), PumpError> {
+        let Some(()) = self.recover().await? else {
+            return Ok(());
+        };
+        let mut durable = self.log.durable_end();
+        while !self.is_drained(&durable) {
+            self.fill(&mut durable)?;
+            self.send_if_ripe()?;
+            self.wait(&mut durable).await?;
+        }
+        self.dedup.close()?;
+        Ok(())
+    }
+
+    /// After a stop: everything durable is settled, or the rest is in trouble and stays in the log.
+    fn is_drained(&self, durable: &watch::Receiver<Offset>) -> bool {
+        let all = self.next.is_empty() && self.next.end() >= *durable.borrow() && self.under_way.is_none();
+        self.stop.is_cancelled() && (all || self.driver.in_trouble.load(Ordering::Relaxed))
+    }
+
+    /// Reads and decides until the next range is full or the log's end is reached.
+    fn fill(&mut self, durable: &mut watch::Receiver<Offset>) -> Result<(), PumpError> {
+        while !self.next.is_full() && self.next.end() < *durable.borrow_and_update() {
+            let from = self.next.end();
+            let records = block_in_place(|| self.log.read(from, READ_BYTES))?;
+            for record in records {
+                if !self.next.has_room_for(&record) {
+                    return Ok(());
+                }
+                let Some(one) = self.decide(record)? else {
+                    return Ok(());
+                };
+                self.next.push(one, &self.batching);
+                if self.next.is_full() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has dedup decide the next record. `None`: its memory is full until something is sealed, which
+    /// is tried again here; the record has to be asked again later.
+    fn decide(&mut self, record: Record) -> Result<Option<RangeRecord>, PumpError> {
+        let committed = self.store.lock().state().committed;
+        let fates = match block_in_place(|| self.dedup.decide(&record)) {
+            Err(DedupError::Stalled { .. }) => {
+                block_in_place(|| self.dedup.committed(committed))?;
+                return Ok(None);
+            }
+            decided => decided?,
+        };
+        let count = |outcome, n: usize| {
+            self.metrics.add(
+                Counter::Events,
+                n as u64,
+                &[("stage", "dedup"), ("outcome", outcome)],
+            );
+        };
+        count("kept", fates.kept() as usize);
+        count("duplicate", fates.dropped().len());
+        count("conflict", fates.conflicts().len());
+        Ok(Some(RangeRecord { record, fates }))
+    }
+
+    /// Open → declared, where the range is due and none is under way. A range of repeats alone sends
+    /// nothing and is committed at once.
+    fn send_if_ripe(&mut self) -> Result<(), PumpError> {
+        let now = self.clock.now_ms();
+        let due = self
+            .next
+            .ripe_in(now)
+            .is_some_and(|wait| wait == 0 || self.stop.is_cancelled());
+        if self.under_way.is_some() || !due {
+            return Ok(());
+        }
+        let closed = std::mem::replace(&mut self.next, OpenRange::at(0)).close();
+        self.next = OpenRange::at(closed.range.b);
+        if closed.proof.rows == 0 {
+            return self.commit(&closed);
+        }
+        self.declare(&closed)?;
+        // R14: the first range after a start, and one in a thousand.
+        let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
+        self.ranges += 1;
+        let settling = Settling::declared(closed.proof, verify);
+        self.settle(Arc::new(closed), settling);
+        Ok(())
+    }
+
+    fn settle(&mut self, closed: Arc<ClosedRange>, settling: Settling) {
+        let task = tokio::spawn(self.driver.clone().settle(Arc::clone(&closed), settling));
+        self.under_way = Some((closed, task));
+    }
+
+    fn declare(&self, closed: &ClosedRange) -> Result<(), StoreError> {
+        let intent = Intent {
+            range: closed.range,
+            proof: closed.proof,
+            bumped: Vec::new(),
+        };
+        block_in_place(|| {
+            let mut store = self.store.lock();
+            let committed = store.state().committed;
+            store.write(Progress {
+                log: self.log.id(),
+                committed,
+                intent: Some(intent),
+            })
+        })
+    }
+
+    /// Waits for whatever comes first: more records, the range's age, its settling, the stop.
+    async fn wait(&mut self, durable: &mut watch::Receiver<Offset>) -> Result<(), PumpError> {
+        let stopping = self.stop.is_cancelled();
+        let ripe = self
+            .next
+            .ripe_in(self.clock.now_ms())
+            .map_or(IDLE, Duration::from_millis);
+        let room = !self.next.is_full();
+        if let Some((_, task)) = &mut self.under_way {
+            let settled = tokio::select! {
+                done = task => Some(done),
+                _ = durable.changed(), if room => None,
+                () = self.stop.cancelled(), if !stopping => None,
+                () = tokio::time::sleep(IDLE) => None,
+            };
+            let Some(done) = settled else { return Ok(()) };
+            done??;
+            return self.settled();
+        }
+        if stopping {
+            return Ok(());
+        }
+        tokio::select! {
+            _ = durable.changed() => {}
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(ripe.min(IDLE)) => {}
+        }
+        Ok(())
+    }
+
+    /// Settled → committed.
+    fn settled(&mut self) -> Result<(), PumpError> {
+        let Some((closed, _)) = self.under_way.take() else {
+            return Ok(());
+        };
+        let now = self.clock.now_ms();
+        for one in &closed.records {
+            let age = Duration::from_millis(now.saturating_sub(one.record.place.append_ms));
+            self.metrics.record(Histogram::Freshness, age.as_secs_f64(), &[]);
+        }
+        let conflicts: usize = closed.records.iter().map(|one| one.fates.conflicts().len()).sum();
+        let stored = closed.proof.rows - conflicts as u64;
+        self.metrics.add(
+            Counter::Events,
+            stored,
+            &[("stage", "sink"), ("outcome", "stored")],
+        );
+        let dead = [("stage", "sink"), ("outcome", "dead_lettered")];
+        self.metrics.add(Counter::Events, conflicts as u64, &dead);
+        self.metrics.add(
+            Counter::DeadLetters,
+            conflicts as u64,
+            &[("reason", "idempotency_conflict")],
+        );
+        self.commit(&closed)
+    }
+
+    /// R17: progress is made durable first; only then may anything be deleted behind it.
+    fn commit(&mut self, closed: &ClosedRange) -> Result<(), PumpError> {
+        let committed = closed.range.b;
+        block_in_place(|| -> Result<(), PumpError> {
+            let log = self.log.id();
+            self.store.lock().write(Progress {
+                log,
+                committed,
+                intent: None,
+            })?;
+            self.dedup.committed(committed)?;
+            self.log.set_progress(committed, self.dedup.sealed());
+            Ok(())
+        })?;
+        self.note_dedup();
+        Ok(())
+    }
+
+    fn note_dedup(&mut self) {
+        let stats = self.dedup.stats();
+        if let Some(error) = stats.last_error.filter(|error| self.told.as_ref() != Some(error)) {
+            tracing::error!(
+                error,
+                "the dedup state cannot be sealed; it is tried again, and the pump waits once memory is full: mend the cause"
+            );
+            self.metrics.add(Counter::Alarms, 1, &[("reason", "dedup_state")]);
+            self.told = Some(error);
+        }
+        self.live
+            .dedup_keys
+            .store(stats.keys_active + stats.keys_sealed, Ordering::Relaxed);
+        self.live
+            .dedup_disk_bytes
+            .store(stats.disk_bytes, Ordering::Relaxed);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges")]
+fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
+    let (keys, disk, trouble) = (Arc::clone(live), Arc::clone(live), Arc::clone(in_trouble));
+    metrics.watch(Gauge::DedupKeys, &[], move || {
+        keys.dedup_keys.load(Ordering::Relaxed) as f64
+    });
+    metrics.watch(Gauge::DedupDiskBytes, &[], move || {
+        disk.dedup_disk_bytes.load(Ordering::Relaxed) as f64
+    });
+    let read = move || f64::from(u8::from(trouble.load(Ordering::Relaxed)));
+    metrics.watch(Gauge::Unsettled, &[("partition", "0")], read);
+    for outcome in ["kept", "duplicate", "conflict"] {
+        metrics.add(Counter::Events, 0, &[("stage", "dedup"), ("outcome", outcome)]);
+    }
+    for outcome in ["stored", "dead_lettered"] {
+        metrics.add(Counter::Events, 0, &[("stage", "sink"), ("outcome", outcome)]);
+    }
+    metrics.add(Counter::GenerationBumps, 0, &[]);
+    metrics.add(Counter::DeadLetters, 0, &[("reason", "idempotency_conflict")]);
+    for reason in ["unsettled_range", "dedup_state"] {
+        metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
+    }
+}

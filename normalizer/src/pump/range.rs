@@ -1,0 +1,139 @@
+//! Building a range: records join until it is full or old enough (R11: once declared it is never cut).
+
+use super::batching::Batching;
+use crate::progress::Proof;
+use sluice_common::clock::UnixMs;
+use sluice_common::fates::Fate;
+use sluice_common::ids::{Name, Offset, source_o};
+use sluice_common::limits::{MAX_BLOCK_BYTES, MAX_BLOCK_ROWS};
+use sluice_common::record::Record;
+use sluice_common::wire::sink::{Range, RangeRecord};
+use std::collections::BTreeMap;
+
+/// Records `[a, b)` with their fates, not yet declared.
+#[derive(Debug)]
+pub struct OpenRange {
+    range: Range,
+    records: Vec<RangeRecord>,
+    proof: Proof,
+    column_bytes: usize,
+    tables: BTreeMap<Name, Load>,
+    /// When the range must close, by the most impatient dataset in it.
+    ripe_at: UnixMs,
+    full: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Load {
+    rows: u64,
+    bytes: u64,
+}
+
+/// A range that grows no more.
+#[derive(Debug)]
+pub struct ClosedRange {
+    pub range: Range,
+    pub records: Vec<RangeRecord>,
+    pub proof: Proof,
+}
+
+impl OpenRange {
+    /// An empty range that begins at `a`.
+    #[must_use]
+    pub fn at(a: Offset) -> Self {
+        Self {
+            range: Range { a, b: a },
+            records: Vec::new(),
+            proof: Proof::default(),
+            column_bytes: 0,
+            tables: BTreeMap::new(),
+            ripe_at: UnixMs::MAX,
+            full: false,
+        }
+    }
+
+    /// The offset that the next record must have.
+    #[must_use]
+    pub fn end(&self) -> Offset {
+        self.range.b
+    }
+
+    /// Count and sums of the rows that it sends.
+    #[must_use]
+    pub fn proof(&self) -> Proof {
+        self.proof
+    }
+
+    /// Whether no record has joined.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Whether another record may join. One record always may.
+    #[must_use]
+    pub fn has_room_for(&self, record: &Record) -> bool {
+        let rows = self.proof.rows + u64::from(record.rows());
+        let bytes = self.column_bytes + record.column_bytes();
+        self.is_empty() || (!self.full && rows <= MAX_BLOCK_ROWS as u64 && bytes <= MAX_BLOCK_BYTES)
+    }
+
+    /// Lets a decided record join.
+    ///
+    /// # Panics
+    /// Where the record is not the next one: the reader promised the log's order.
+    pub fn push(&mut self, one: RangeRecord, batching: &Batching) {
+        let record = &one.record;
+        assert_eq!(record.place.offset, self.range.b, "records come in log order");
+        self.range.b += 1;
+        self.column_bytes += record.column_bytes();
+        prove(&mut self.proof, &one);
+        let policy = batching.of(&record.meta.dataset);
+        let load = self.tables.entry(record.meta.table.clone()).or_default();
+        load.rows += u64::from(one.fates.kept());
+        load.bytes += record.column_bytes() as u64;
+        self.full |= load.rows >= policy.max_rows.0 || load.bytes >= policy.max_bytes.0;
+        self.ripe_at = self.ripe_at.min(record.place.append_ms + policy.max_age.ms());
+        self.records.push(one);
+    }
+
+    /// Whether it must not grow any more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full || self.column_bytes >= MAX_BLOCK_BYTES
+    }
+
+    /// Milliseconds from `now` until it has to go out; 0 where it is full or old enough; `None` where
+    /// it is empty.
+    #[must_use]
+    pub fn ripe_in(&self, now: UnixMs) -> Option<u64> {
+        (!self.is_empty()).then(|| {
+            if self.is_full() {
+                0
+            } else {
+                self.ripe_at.saturating_sub(now)
+            }
+        })
+    }
+
+    /// Closes it.
+    #[must_use]
+    pub fn close(self) -> ClosedRange {
+        ClosedRange {
+            range: self.range,
+            records: self.records,
+            proof: self.proof,
+        }
+    }
+}
+
+fn prove(proof: &mut Proof, one: &RangeRecord) {
+    let (record, fates) = (&one.record, &one.fates);
+    let repeats = !fates.dropped().is_empty();
+    for row in 0..record.rows() {
+        let dropped = repeats && u16::try_from(row).is_ok_and(|row| fates.of(row) == Fate::Drop);
+        if !dropped {
+            proof.add(source_o(record.place.offset, row));
+        }
+    }
+}

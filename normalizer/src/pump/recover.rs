@@ -1,0 +1,227 @@
+//! A partition's start: is the state of one piece (R19), what did dedup know, what became of the
+//! range that was declared.
+
+use super::range::OpenRange;
+use super::{PARTITION, Pump, PumpError, READ_BYTES};
+use crate::dedup::DedupError;
+use crate::progress::Intent;
+use crate::progress::settle::Settling;
+use sluice_common::ids::{Name, Offset, source_o};
+use sluice_common::limits::{RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
+use sluice_common::wire::sink::{Horizon, SinkReply, SinkRequest};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::block_in_place;
+use tower::ServiceExt as _;
+
+/// Why a partition must not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error(
+        "the dedup state covers records up to {applied}, but only {committed} are committed: progress went \
+         backwards (an old copy was restored?). Restore log, progress and dedup together, from one moment"
+    )]
+    DedupAhead { applied: Offset, committed: Offset },
+    #[error(
+        "dedup needs the log from record {need}, and it begins at {first}: within the dedup window repeats would \
+         be stored twice. Restore the dedup directory, or accept that with --accept-window-loss"
+    )]
+    WindowLost { need: Offset, first: Offset },
+    #[error(
+        "the declared range {a}..{b} does not come out as it was declared: the log or the dedup state was changed. \
+         Restore log, progress and dedup together"
+    )]
+    IntentDiffers { a: Offset, b: Offset },
+    #[error(
+        "table {table} already holds rows of this log past record {end} (up to {found}): progress went backwards \
+         (an old copy was restored?), and going on would store events twice or lose them. Restore the newest copy"
+    )]
+    RowsAhead { table: Name, end: Offset, found: Offset },
+}
+
+/// Between two looks whether a bucket of the dedup state has been sealed.
+const SEAL_WAIT: Duration = Duration::from_millis(20);
+const HORIZON_DEADLINE: Duration = Duration::from_secs(20);
+
+impl Pump {
+    /// Unknown → ready to read on. `None`: told to stop before that.
+    pub(super) async fn recover(&mut self) -> Result<Option<()>, PumpError> {
+        let progress = self.store.lock().state().clone();
+        let from = self.dedup_start(progress.committed)?;
+        self.replay(from, progress.committed).await?;
+        let found = match &progress.intent {
+            Some(intent) => Some(self.decide_intent(intent).await?),
+            None => None,
+        };
+        self.note_dedup();
+        if self.check_horizon(progress.end()).await?.is_none() {
+            return Ok(None);
+        }
+        self.next = OpenRange::at(progress.end());
+        if let (Some(closed), Some(intent)) = (found, progress.intent) {
+            tracing::info!(
+                a = intent.range.a,
+                b = intent.range.b,
+                "verifying the range that was declared before the stop"
+            );
+            self.settle(
+                Arc::new(closed.close()),
+                Settling::found(intent.proof, intent.bumped),
+            );
+        }
+        Ok(Some(()))
+    }
+
+    /// Where the log has to be read from so that dedup knows what it knew.
+    fn dedup_start(&self, committed: Offset) -> Result<Offset, PumpError> {
+        let first = self.log.first_offset();
+        if let Some(applied) = self.dedup.applied() {
+            if applied > committed {
+                return Err(RecoverError::DedupAhead { applied, committed }.into());
+            }
+            if applied < first {
+                return Err(RecoverError::WindowLost { need: applied, first }.into());
+            }
+            return Ok(applied);
+        }
+        // No state at all: one window of log rebuilds it (R7).
+        let need = self.window_start(committed)?;
+        if need.is_none_or(|need| need >= first) {
+            return Ok(need.unwrap_or(first).max(first));
+        }
+        if self.accept_window_loss {
+            tracing::warn!(
+                first,
+                "the dedup window is lost as accepted: repeats of older events will be stored"
+            );
+            return Ok(first);
+        }
+        Err(RecoverError::WindowLost {
+            need: need.unwrap_or_default(),
+            first,
+        }
+        .into())
+    }
+
+    /// The first record that lies within one window of the last committed one. `None`: any start will
+    /// do, because nothing was committed or the log reaches back far enough.
+    fn window_start(&self, committed: Offset) -> Result<Option<Offset>, PumpError> {
+        let first = self.log.first_offset();
+        if committed == 0 || first == 0 {
+            return Ok(None);
+        }
+        if committed <= first {
+            return Ok(Some(0));
+        }
+        let oldest = block_in_place(|| self.log.read(first, 1))?;
+        let newest = block_in_place(|| self.log.read(committed - 1, 1))?;
+        let (Some(oldest), Some(newest)) = (oldest.first(), newest.first()) else {
+            return Ok(Some(0));
+        };
+        let since = newest.place.append_ms.saturating_sub(self.max_window_ms);
+        // Records below the first one are gone; they matter unless the first is already too old to.
+        Ok((oldest.place.append_ms > since).then_some(0))
+    }
+
+    async fn replay(&mut self, from: Offset, to: Offset) -> Result<(), PumpError> {
+        let mut at = from;
+        if to > from {
+            tracing::info!(from, to, "reading the log again for the dedup state");
+        }
+        while at < to {
+            for record in block_in_place(|| self.log.read(at, READ_BYTES))? {
+                if record.place.offset >= to {
+                    break;
+                }
+                match block_in_place(|| self.dedup.absorb(&record)) {
+                    Err(DedupError::Stalled { .. }) => {
+                        tokio::time::sleep(SEAL_WAIT).await;
+                        break;
+                    }
+                    absorbed => absorbed?,
+                }
+                at = record.place.offset + 1;
+            }
+            // Seals what is behind, so that memory stays bounded; all of it is committed.
+            block_in_place(|| self.dedup.committed(at))?;
+        }
+        self.log.set_progress(to, self.dedup.sealed());
+        Ok(())
+    }
+
+    /// Decides the declared range's records again: they must come out the same.
+    async fn decide_intent(&mut self, intent: &Intent) -> Result<OpenRange, PumpError> {
+        let mut range = OpenRange::at(intent.range.a);
+        while range.end() < intent.range.b {
+            for record in block_in_place(|| self.log.read(range.end(), READ_BYTES))? {
+                if record.place.offset >= intent.range.b {
+                    break;
+                }
+                let Some(one) = self.decide(record)? else {
+                    tokio::time::sleep(SEAL_WAIT).await;
+                    break;
+                };
+                range.push(one, &self.batching);
+            }
+        }
+        if range.proof() != intent.proof {
+            return Err(RecoverError::IntentDiffers {
+                a: intent.range.a,
+                b: intent.range.b,
+            }
+            .into());
+        }
+        Ok(range)
+    }
+
+    /// R19: no row of this log at or past `end` in any table. Waits for ClickHouse as long as it takes;
+    /// intake goes on meanwhile.
+    async fn check_horizon(&mut self, end: Offset) -> Result<Option<()>, PumpError> {
+        let mut delay = RETRY_BACKOFF_MIN;
+        loop {
+            let question = Horizon {
+                log: self.log.id(),
+                partition: PARTITION,
+                from_o: source_o(end, 0),
+                tables: self.tables.clone(),
+                timeout: HORIZON_DEADLINE,
+            };
+            let answer = self
+                .driver
+                .sink
+                .clone()
+                .oneshot(SinkRequest::Horizon(question))
+                .await;
+            let reason = match answer {
+                Ok(SinkReply::Horizon(found)) => return judge(found, end).map_err(Into::into),
+                Ok(SinkReply::Failed { reason }) => reason,
+                Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
+                Ok(SinkReply::Wrote(_)) => "the sink-writer answers another question".into(),
+                Err(never) => match never {},
+            };
+            self.driver
+                .in_trouble
+                .store(true, std::sync::atomic::Ordering::Relaxed);
+            tracing::warn!(
+                reason,
+                "ClickHouse cannot be asked yet; events are taken into the log meanwhile"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = self.stop.cancelled() => return Ok(None),
+            }
+            delay = (delay * 2).min(RETRY_BACKOFF_MAX);
+        }
+    }
+}
+
+fn judge(found: Vec<(Name, u64)>, end: Offset) -> Result<Option<()>, RecoverError> {
+    match found.into_iter().next() {
+        None => Ok(Some(())),
+        Some((table, at)) => Err(RecoverError::RowsAhead {
+            table,
+            end,
+            found: at >> 16,
+        }),
+    }
+}

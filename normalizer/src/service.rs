@@ -1,0 +1,186 @@
+//! The intake service: what the edge calls. Admit, parse, append, answer.
+
+use crate::append::{Appender, NotAppended};
+use crate::intake::{Intake, Parsed};
+use crate::key_cap::KeyCap;
+use crate::log::EmbeddedLog;
+use sluice_common::clock::SharedClock;
+use sluice_common::error::Problem;
+use sluice_common::limits::INTAKE_BYTES;
+use sluice_common::metered::ByteBudget;
+use sluice_common::metrics::{Counter, Gauge, Metrics};
+use sluice_common::telemetry;
+use sluice_common::wire::intake::{IntakeReply, IntakeRequest};
+use sluice_common::wire::transport::Seam;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tower::util::BoxCloneSyncService;
+use tracing::Instrument as _;
+
+/// Bodies up to this size are parsed on the spot; larger ones give their worker thread away first.
+const SMALL_BODY_BYTES: usize = 32 * 1024;
+/// What parsing holds besides the body: columns and tape, of the order of the body each.
+const PARSE_FACTOR: usize = 2;
+/// What the edge is told to wait where the log is full.
+const FULL_RETRY: Duration = Duration::from_millis(250);
+
+/// The intake half of a normalizer.
+pub struct IntakeService {
+    pub intake: Intake,
+    pub appender: Appender,
+    pub log: Arc<EmbeddedLog>,
+    pub key_cap: KeyCap,
+    pub budget: ByteBudget,
+    pub metrics: Metrics,
+    pub clock: SharedClock,
+}
+
+impl IntakeService {
+    /// The budget of bodies under way.
+    #[must_use]
+    pub fn budget(metrics: &Metrics) -> ByteBudget {
+        ByteBudget::new(INTAKE_BYTES * PARSE_FACTOR).shown(metrics, "intake")
+    }
+
+    /// This service as a seam.
+    #[must_use]
+    pub fn seam(self: Arc<Self>) -> Seam<IntakeRequest> {
+        self.show();
+        BoxCloneSyncService::new(tower::service_fn(move |request: IntakeRequest| {
+            let service = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(service.handle(request).await) }
+        }))
+    }
+
+    async fn handle(&self, mut request: IntakeRequest) -> IntakeReply {
+        let span = tracing::info_span!(
+            "intake",
+            request_id = %request.request,
+            tenant = %request.tenant,
+            dataset = request.dataset
+        );
+        telemetry::set_parent(&span, request.trace);
+        request.trace = telemetry::context_of(&span, request.trace);
+        let deadline = Instant::now() + request.timeout;
+        let work = self.take(request).instrument(span);
+        // Past its deadline nobody waits for the answer any more; what was queued is still appended.
+        tokio::time::timeout_at(deadline, work)
+            .await
+            .unwrap_or_else(|_| IntakeReply::Unavailable {
+                unknown: true,
+                reason: "the log did not answer in time".into(),
+                retry_after_ms: 1_000,
+            })
+    }
+
+    /// Admit → parse → charge → append.
+    async fn take(&self, request: IntakeRequest) -> IntakeReply {
+        if let Some(reason) = self.log.stats().closed {
+            return self.busy(
+                "log",
+                "log_full",
+                format!("the log is full: {reason}"),
+                FULL_RETRY,
+            );
+        }
+        let Some(_permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
+            return self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
+        };
+        let parsed = match self.parse(&request) {
+            Ok(parsed) => parsed,
+            Err(problem) => return IntakeReply::Refused(problem),
+        };
+        let Parsed { pending, answer, .. } = parsed;
+        if let Err(wait_ms) = self
+            .key_cap
+            .charge(&request.tenant, answer.accepted, self.clock.now_ms())
+        {
+            let reason = "the tenant's events within the dedup window reach dedup.keys_per_tenant".to_owned();
+            return self.busy(
+                "intake",
+                "keys_per_tenant",
+                reason,
+                Duration::from_millis(wait_ms),
+            );
+        }
+        self.count("rejected", answer.rejected);
+        if pending.is_empty() {
+            return IntakeReply::Rows(answer);
+        }
+        match self.appender.append(pending).await {
+            Ok(()) => {
+                self.count("accepted", answer.accepted);
+                IntakeReply::Rows(answer)
+            }
+            Err(NotAppended::Full(reason)) => self.busy("log", "queue", reason, FULL_RETRY),
+            Err(NotAppended::Refused(reason)) => unavailable(false, reason),
+            Err(NotAppended::Unknown(reason)) => unavailable(true, reason),
+        }
+    }
+
+    fn parse(&self, request: &IntakeRequest) -> Result<Parsed, Problem> {
+        let now = self.clock.now_ms();
+        if request.body.len() <= SMALL_BODY_BYTES {
+            return self.intake.parse(request, now);
+        }
+        tokio::task::block_in_place(|| self.intake.parse(request, now))
+    }
+
+    fn busy(&self, place: &str, cause: &str, reason: String, retry_after: Duration) -> IntakeReply {
+        self.metrics
+            .add(Counter::Shed, 1, &[("where", place), ("reason", cause)]);
+        let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+        IntakeReply::Busy {
+            reason,
+            retry_after_ms,
+        }
+    }
+
+    fn count(&self, outcome: &str, events: u64) {
+        self.metrics.add(
+            Counter::Events,
+            events,
+            &[("stage", "intake"), ("outcome", outcome)],
+        );
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "gauges")]
+    fn show(&self) {
+        let metrics = &self.metrics;
+        self.count("accepted", 0);
+        self.count("rejected", 0);
+        for (place, reason) in [
+            ("log", "log_full"),
+            ("log", "queue"),
+            ("intake", "bytes"),
+            ("intake", "keys_per_tenant"),
+        ] {
+            metrics.add(Counter::Shed, 0, &[("where", place), ("reason", reason)]);
+        }
+        let (backlog, disk, age) = (
+            Arc::clone(&self.log),
+            Arc::clone(&self.log),
+            Arc::clone(&self.log),
+        );
+        let clock = Arc::clone(&self.clock);
+        let partition: &[_] = &[("partition", "0")];
+        metrics.watch(Gauge::LogBacklogBytes, partition, move || {
+            backlog.stats().backlog_bytes as f64
+        });
+        metrics.watch(Gauge::LogDiskBytes, &[], move || disk.stats().disk_bytes as f64);
+        metrics.watch(Gauge::LogBacklogAge, partition, move || {
+            let oldest = age.stats().oldest_backlog_append_ms;
+            oldest.map_or(0.0, |ms| clock.now_ms().saturating_sub(ms) as f64 / 1_000.0)
+        });
+    }
+}
+
+fn unavailable(unknown: bool, reason: String) -> IntakeReply {
+    IntakeReply::Unavailable {
+        unknown,
+        reason,
+        retry_after_ms: 1_000,
+    }
+}

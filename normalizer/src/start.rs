@@ -1,0 +1,245 @@
+//! Putting a normalizer together: lock and recover the log, find the progress, open the dedup state,
+//! start the appender and the pump.
+
+use crate::append::Appender;
+use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
+use crate::intake::{Intake, Schema};
+use crate::key_cap::KeyCap;
+use crate::log::{EmbeddedLog, LogOptions, OpenError};
+use crate::progress::Progress;
+use crate::progress::store::{Store, StoreError};
+use crate::pump::{Parts, Pump, PumpError};
+use crate::service::IntakeService;
+use sluice_common::admin::Readiness;
+use sluice_common::clock::SharedClock;
+use sluice_common::config::Loaded;
+use sluice_common::ids::{LogId, Offset};
+use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
+use sluice_common::metrics::Metrics;
+use sluice_common::shutdown::Stop;
+use sluice_common::wire::intake::IntakeRequest;
+use sluice_common::wire::sink::SinkRequest;
+use sluice_common::wire::transport::Seam;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// What a normalizer is given besides its config.
+pub struct Environment {
+    pub sink: Seam<SinkRequest>,
+    pub metrics: Metrics,
+    pub clock: SharedClock,
+    /// Told when the pump must come to its end: after the edge has stopped taking.
+    pub stop: Stop,
+    /// `--accept-window-loss`.
+    pub accept_window_loss: bool,
+}
+
+/// A running normalizer.
+pub struct Running {
+    pub intake: Seam<IntakeRequest>,
+    pub ready: Readiness,
+    /// Ends with the stop, or with the reason why the partition cannot go on.
+    pub pump: JoinHandle<Result<(), PumpError>>,
+    log: Arc<EmbeddedLog>,
+}
+
+/// Why a normalizer does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the config has problems:\n  {}", .0.join("\n  "))]
+    Schema(Vec<String>),
+    #[error("cannot use the data directory {dir}: {error}")]
+    DataDir { dir: PathBuf, error: std::io::Error },
+    #[error("progress: {0}")]
+    Progress(#[from] StoreError),
+    #[error("log: {0}")]
+    Log(#[from] OpenError),
+    #[error("dedup state: {0}")]
+    Dedup(#[from] DedupOpenError),
+    #[error(
+        "the progress in {path} belongs to log {progress}, and {dir} holds log {log}: restore log, progress and \
+         dedup together, from one moment"
+    )]
+    OtherLog {
+        path: PathBuf,
+        progress: LogId,
+        dir: PathBuf,
+        log: LogId,
+    },
+    #[error(
+        "the log holds records up to {end} and {path} is missing: without it they would be stored twice. Restore it \
+         together with the log"
+    )]
+    ProgressMissing { path: PathBuf, end: Offset },
+}
+
+/// Age at which the active dedup bucket rotates: a sixth of the window, within these bounds.
+const ROTATE_MIN: Duration = Duration::from_secs(60);
+const ROTATE_MAX: Duration = Duration::from_secs(4 * 3600);
+
+impl Running {
+    /// Starts everything. Blocking work (recovery) is done before it returns.
+    ///
+    /// # Errors
+    /// [`StartError`], saying what to do.
+    pub fn start(loaded: &Loaded, environment: Environment) -> Result<Self, StartError> {
+        let dir = &loaded.data_dir;
+        std::fs::create_dir_all(dir).map_err(|error| StartError::DataDir {
+            dir: dir.clone(),
+            error,
+        })?;
+        let path = dir.join("progress");
+        let store = Store::open(&path)?;
+        let known_durable = store.as_ref().map_or(0, |store| store.state().end());
+        let log = EmbeddedLog::open(log_options(loaded, known_durable), Arc::clone(&environment.clock))?;
+        let store = match_store(store, &path, &log, loaded)?;
+        let dedup = Dedup::open(dedup_options(loaded, &log))?;
+        log.set_progress(
+            store.state().committed,
+            dedup.sealed().min(store.state().committed),
+        );
+        let intake = Intake::new(&loaded.config.datasets, log.hash_secret()).map_err(StartError::Schema)?;
+        Ok(Self::assemble(loaded, environment, (log, store, dedup), intake))
+    }
+
+    fn assemble(
+        loaded: &Loaded,
+        environment: Environment,
+        (log, store, dedup): (Arc<EmbeddedLog>, Store, Dedup),
+        intake: Intake,
+    ) -> Self {
+        let Environment {
+            sink,
+            metrics,
+            clock,
+            stop,
+            accept_window_loss,
+        } = environment;
+        let cap = loaded.config.dedup.keys_per_tenant.0;
+        let window = loaded.config.max_window_ms();
+        let service = Arc::new(IntakeService {
+            intake,
+            appender: Appender::start(Arc::clone(&log), &metrics),
+            log: Arc::clone(&log),
+            key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
+            budget: IntakeService::budget(&metrics),
+            metrics: metrics.clone(),
+            clock: Arc::clone(&clock),
+        });
+        let parts = Parts {
+            log: Arc::clone(&log),
+            dedup,
+            store,
+            sink,
+            metrics,
+            clock,
+            stop,
+            accept_window_loss,
+        };
+        let pump = tokio::spawn(Pump::new(parts, &loaded.config).run());
+        Self {
+            intake: service.seam(),
+            ready: readiness(Arc::clone(&log)),
+            pump,
+            log,
+        }
+    }
+
+    /// Closes the log: what is queued is written, nothing more is taken.
+    pub fn close(&self) {
+        tokio::task::block_in_place(|| self.log.close());
+    }
+}
+
+/// Compiles all datasets; also what `ingestctl check` asks.
+///
+/// # Errors
+/// [`StartError::Schema`] with every problem.
+pub fn compile(loaded: &Loaded) -> Result<Vec<Schema>, StartError> {
+    let compiled = loaded.config.datasets.iter().map(Schema::compile);
+    let (mut schemas, mut problems) = (Vec::new(), Vec::new());
+    for one in compiled {
+        match one {
+            Ok(schema) => schemas.push(schema),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if problems.is_empty() {
+        Ok(schemas)
+    } else {
+        Err(StartError::Schema(problems))
+    }
+}
+
+fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {
+    let log = &loaded.config.log;
+    LogOptions {
+        dir: loaded.log_dir(),
+        max_bytes: log.max_bytes.0,
+        retain_ms: log.retain.ms(),
+        reserve_bytes: log.reserve.map(|reserve| reserve.0),
+        segment_bytes: SEGMENT_BYTES as u64,
+        tail_cache_bytes: TAIL_CACHE_BYTES,
+        queue_bytes: LOG_QUEUE_BYTES,
+        known_durable,
+    }
+}
+
+fn dedup_options(loaded: &Loaded, log: &EmbeddedLog) -> DedupOptions {
+    let (dedup, window) = (&loaded.config.dedup, loaded.config.max_window_ms());
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    DedupOptions {
+        dir: loaded.dedup_dir(),
+        log: log.id(),
+        secret_check: xxhash_rust::xxh3::xxh3_64(&log.hash_secret()),
+        memory_bytes: dedup.memory.0,
+        max_bytes: dedup.max_bytes.0,
+        active_keys: ACTIVE_BUCKET_KEYS,
+        max_window_ms: window,
+        rotate_ms: (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
+    }
+}
+
+/// The progress that belongs to this log; a new one only for a log that holds nothing.
+fn match_store(
+    store: Option<Store>,
+    path: &std::path::Path,
+    log: &EmbeddedLog,
+    loaded: &Loaded,
+) -> Result<Store, StartError> {
+    let (path, id) = (path.to_owned(), log.id());
+    let Some(store) = store else {
+        let end = *log.durable_end().borrow();
+        if end > 0 {
+            return Err(StartError::ProgressMissing { path, end });
+        }
+        return Ok(Store::create(
+            &path,
+            Progress {
+                log: id,
+                committed: 0,
+                intent: None,
+            },
+        )?);
+    };
+    let progress = store.state().log;
+    if progress != id {
+        return Err(StartError::OtherLog {
+            path,
+            progress,
+            dir: loaded.log_dir(),
+            log: id,
+        });
+    }
+    Ok(store)
+}
+
+fn readiness(log: Arc<EmbeddedLog>) -> Readiness {
+    Arc::new(move || {
+        log.stats()
+            .closed
+            .map_or(Ok(()), |reason| Err(format!("the log is full: {reason}")))
+    })
+}

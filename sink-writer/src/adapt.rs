@@ -1,0 +1,229 @@
+//! Which Arrow types land in which ClickHouse types without loss.
+//!
+//! ClickHouse casts whatever it is sent, and silently: an Int64 of 300 into UInt8 is 44, a negative
+//! one into UInt64 wraps, a Float64 into Int64 is cut, a time beyond 2106 saturates (measured). So a
+//! column is sent only where its type fits; otherwise the table is refused here, with nothing sent.
+
+use arrow_schema::{DataType, TimeUnit};
+use std::sync::Arc;
+
+/// Whether every value of `from` has its place in the ClickHouse type `to`. Nulls become the column's
+/// default where it takes none (`input_format_null_as_default`).
+#[must_use]
+pub fn fits(from: &DataType, to: &str) -> bool {
+    let to = bare(to);
+    match from {
+        DataType::Dictionary(_, values) => fits(values, to),
+        DataType::Map(entries, _) => map_fits(entries.data_type(), to),
+        DataType::List(item) | DataType::LargeList(item) => {
+            arguments(to, "Array").is_some_and(|inner| fits(item.data_type(), inner))
+        }
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => takes_text(to),
+        DataType::Timestamp(unit, _) => time_fits(*unit, to),
+        DataType::Boolean => matches!(to, "Bool" | "UInt8"),
+        DataType::Float64 => to == "Float64",
+        DataType::Float32 => matches!(to, "Float64" | "Float32"),
+        DataType::Binary | DataType::LargeBinary => to == "String",
+        DataType::Date32 => to == "Date32",
+        DataType::Decimal128(precision, scale) => decimal_fits(*precision, *scale, to),
+        number => integer(number).is_some_and(|(signed, bits)| integer_fits(signed, bits, to)),
+    }
+}
+
+/// The Arrow type in which two record versions of one column meet, by the table's type.
+#[must_use]
+pub fn meeting_type(to: &str) -> Option<DataType> {
+    let to = bare(to);
+    if let Some(digits) = arguments(to, "DateTime64") {
+        let unit = match digits.split(',').next()?.trim().parse::<u8>().ok()? {
+            0 => TimeUnit::Second,
+            1..=3 => TimeUnit::Millisecond,
+            4..=6 => TimeUnit::Microsecond,
+            _ => TimeUnit::Nanosecond,
+        };
+        return Some(DataType::Timestamp(unit, Some(Arc::from("UTC"))));
+    }
+    if to.starts_with("DateTime") {
+        return Some(DataType::Timestamp(TimeUnit::Second, Some(Arc::from("UTC"))));
+    }
+    Some(match to {
+        "UInt8" => DataType::UInt8,
+        "UInt16" => DataType::UInt16,
+        "UInt32" => DataType::UInt32,
+        "UInt64" => DataType::UInt64,
+        "Int8" => DataType::Int8,
+        "Int16" => DataType::Int16,
+        "Int32" => DataType::Int32,
+        "Int64" => DataType::Int64,
+        "Float32" => DataType::Float32,
+        "Float64" => DataType::Float64,
+        "Bool" => DataType::Boolean,
+        text if takes_text(text) => DataType::Utf8,
+        _ => return None,
+    })
+}
+
+/// The type without `Nullable` and `LowCardinality`, in any order.
+fn bare(mut to: &str) -> &str {
+    while let Some(inner) = arguments(to, "LowCardinality").or_else(|| arguments(to, "Nullable")) {
+        to = inner;
+    }
+    to
+}
+
+fn arguments<'a>(text: &'a str, outer: &str) -> Option<&'a str> {
+    text.strip_prefix(outer)?
+        .strip_prefix('(')?
+        .strip_suffix(')')
+        .map(str::trim)
+}
+
+fn takes_text(to: &str) -> bool {
+    let parsed = ["FixedString(", "Enum8(", "Enum16(", "JSON("];
+    matches!(to, "String" | "UUID" | "IPv4" | "IPv6" | "JSON")
+        || parsed.iter().any(|name| to.starts_with(name))
+}
+
+fn map_fits(entries: &DataType, to: &str) -> bool {
+    if to == "JSON" {
+        return true;
+    }
+    let (DataType::Struct(fields), Some(inner)) = (entries, arguments(to, "Map")) else {
+        return false;
+    };
+    let Some((key, value)) = split_top(inner) else {
+        return false;
+    };
+    fields.len() == 2 && fits(fields[0].data_type(), key) && fits(fields[1].data_type(), value)
+}
+
+/// Splits `K, V` at the comma that is inside no brackets.
+fn split_top(text: &str) -> Option<(&str, &str)> {
+    let mut depth = 0usize;
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.checked_sub(1)?,
+            ',' if depth == 0 => return Some((text[..at].trim(), text[at + 1..].trim())),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn time_fits(unit: TimeUnit, to: &str) -> bool {
+    if let Some(inner) = arguments(to, "DateTime64") {
+        let digits = inner
+            .split(',')
+            .next()
+            .and_then(|text| text.trim().parse::<u8>().ok());
+        let least = match unit {
+            TimeUnit::Second => 0,
+            TimeUnit::Millisecond => 1,
+            TimeUnit::Microsecond => 4,
+            TimeUnit::Nanosecond => 7,
+        };
+        return digits.is_some_and(|digits| digits >= least);
+    }
+    unit == TimeUnit::Second && (to == "DateTime" || to.starts_with("DateTime("))
+}
+
+fn decimal_fits(precision: u8, scale: i8, to: &str) -> bool {
+    let Some((their_precision, their_scale)) = arguments(to, "Decimal").and_then(split_top) else {
+        return false;
+    };
+    let (Ok(p), Ok(s)) = (their_precision.parse::<i16>(), their_scale.parse::<i16>()) else {
+        return false;
+    };
+    i16::from(scale) <= s && i16::from(precision) - i16::from(scale) <= p - s
+}
+
+fn integer(from: &DataType) -> Option<(bool, u16)> {
+    let named = [
+        (DataType::UInt8, false, 8),
+        (DataType::UInt16, false, 16),
+        (DataType::UInt32, false, 32),
+        (DataType::UInt64, false, 64),
+        (DataType::Int8, true, 8),
+        (DataType::Int16, true, 16),
+        (DataType::Int32, true, 32),
+        (DataType::Int64, true, 64),
+    ];
+    named
+        .into_iter()
+        .find(|(number, ..)| number == from)
+        .map(|(_, signed, bits)| (signed, bits))
+}
+
+fn integer_fits(signed: bool, bits: u16, to: &str) -> bool {
+    if let Some(theirs) = to.strip_prefix("UInt").and_then(|text| text.parse::<u16>().ok()) {
+        return !signed && bits <= theirs;
+    }
+    if let Some(theirs) = to.strip_prefix("Int").and_then(|text| text.parse::<u16>().ok()) {
+        return if signed { bits <= theirs } else { bits < theirs };
+    }
+    (to == "Float64" && bits <= 32) || (to == "Float32" && bits <= 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow_schema::{Field, Fields};
+
+    fn map(value: DataType) -> DataType {
+        let pair = Fields::from(vec![
+            Field::new("keys", DataType::Utf8, false),
+            Field::new("values", value, true),
+        ]);
+        DataType::Map(
+            Arc::new(Field::new("entries", DataType::Struct(pair), false)),
+            false,
+        )
+    }
+
+    #[test]
+    fn what_keeps_every_value_fits() {
+        let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        let ms = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
+        for (from, to) in [
+            (dictionary, "LowCardinality(Nullable(String))"),
+            (DataType::UInt16, "Nullable(UInt16)"),
+            (DataType::UInt16, "Int32"),
+            (DataType::Int32, "Float64"),
+            (ms.clone(), "DateTime64(3, 'UTC')"),
+            (ms, "DateTime64(9)"),
+            (DataType::Timestamp(TimeUnit::Second, None), "DateTime('UTC')"),
+            (
+                map(DataType::Utf8),
+                "Map(LowCardinality(String), Nullable(String))",
+            ),
+            (map(DataType::Utf8), "JSON"),
+            (DataType::Utf8, "Enum8('a' = 1, 'b' = 2)"),
+            (DataType::Boolean, "Bool"),
+            (DataType::Decimal128(18, 3), "Decimal(20, 4)"),
+        ] {
+            assert!(fits(&from, to), "{from:?} into {to}");
+        }
+    }
+
+    #[test]
+    fn what_clickhouse_would_silently_change_does_not_fit() {
+        for (from, to) in [
+            (DataType::Int64, "UInt8"),
+            (DataType::Int64, "UInt64"),
+            (DataType::UInt64, "Int64"),
+            (DataType::Float64, "Float32"),
+            (DataType::Float64, "Int64"),
+            (DataType::Int64, "Float64"),
+            (DataType::UInt16, "String"),
+            (DataType::Utf8, "UInt16"),
+            (DataType::Utf8, "DateTime64(3)"),
+            (DataType::Timestamp(TimeUnit::Millisecond, None), "DateTime"),
+            (DataType::Timestamp(TimeUnit::Nanosecond, None), "DateTime64(3)"),
+            (map(DataType::Utf8), "Map(String, UInt8)"),
+            (DataType::Decimal128(18, 3), "Decimal(18, 2)"),
+        ] {
+            assert!(!fits(&from, to), "{from:?} into {to}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The columns of one block: ours beside the records', by name, as the table takes them.
+
+use crate::adapt::{fits, meeting_type};
+use crate::block::Piece;
+use crate::tables::Table;
+use arrow_array::types::Int32Type;
+use arrow_array::{
+    Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, TimestampMillisecondArray,
+    UInt16Array, UInt32Array, UInt64Array, new_null_array,
+};
+use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{ArrowError, DataType, Field, Schema};
+use bytes::Bytes;
+use sluice_common::ids::{LogId, Name, source_o};
+use std::sync::Arc;
+
+/// ClickHouse's code for a type mismatch, used for what is refused before it is sent.
+const TYPE_MISMATCH: u32 = 53;
+/// Columns that are ours, whatever a record says.
+const OWN: [&str; 5] = ["tenant", "ingested_at", "_src_l", "_src_p", "_src_o"];
+
+/// One column of a block.
+#[derive(Debug, Clone)]
+pub struct Column {
+    pub name: String,
+    pub array: ArrayRef,
+}
+
+/// Rows that the table cannot take, found before anything was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: u32,
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal by reason of `table`.
+    #[must_use]
+    pub fn new(table: &Name, why: &str) -> Self {
+        Self {
+            code: TYPE_MISMATCH,
+            message: format!("table {table} cannot be written: {why}"),
+        }
+    }
+}
+
+type Fitted = Result<(Vec<Column>, Vec<String>), Refusal>;
+
+/// The columns of some pieces of records; with the names of those that the table lacks.
+pub(crate) fn rows(pieces: &[Piece<'_>], table: &Table) -> Fitted {
+    let mut columns = own(pieces);
+    for name in names(pieces) {
+        let Some(to) = table.column(&name) else {
+            // Left to `fit`, which lists it: its rows are not needed for that.
+            columns.push(Column {
+                name,
+                array: new_null_array(&DataType::Null, 0),
+            });
+            continue;
+        };
+        let array = gather(pieces, &name, to).map_err(|error| {
+            Refusal::new(
+                &table.name,
+                &format!("column {name} ({to}) cannot be built: {error}"),
+            )
+        })?;
+        columns.push(Column { name, array });
+    }
+    fit(columns, table)
+}
+
+/// Leaves out what the table lacks, and refuses what it would change.
+pub(crate) fn fit(columns: Vec<Column>, table: &Table) -> Fitted {
+    let (mut kept, mut left_out) = (Vec::with_capacity(columns.len()), Vec::new());
+    for column in columns {
+        let from = column.array.data_type();
+        match table.column(&column.name) {
+            None => left_out.push(column.name),
+            Some(to) if fits(from, to) => kept.push(column),
+            Some(to) => {
+                let why = format!(
+                    "column {} is {from} in the dataset and {to} in the table",
+                    column.name
+                );
+                return Err(Refusal::new(&table.name, &why));
+            }
+        }
+    }
+    Ok((kept, left_out))
+}
+
+/// All column names of the records, in order of first appearance.
+fn names(pieces: &[Piece<'_>]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for piece in pieces {
+        for field in piece.batch.schema_ref().fields() {
+            if !OWN.contains(&field.name().as_str()) && !names.contains(field.name()) {
+                names.push(field.name().clone());
+            }
+        }
+    }
+    names
+}
+
+/// One column of all pieces; a record of another schema version may lack it, or have it narrower.
+fn gather(pieces: &[Piece<'_>], name: &str, to: &str) -> Result<ArrayRef, ArrowError> {
+    let mut types: Vec<&DataType> = Vec::new();
+    for array in pieces.iter().filter_map(|piece| piece.batch.column_by_name(name)) {
+        if !types.contains(&array.data_type()) {
+            types.push(array.data_type());
+        }
+    }
+    let meeting = match types.as_slice() {
+        [one] => (*one).clone(),
+        several => match several.iter().find(|one| !fits(one, to)) {
+            // Kept as it is, so that `fit` names the column that the table would change.
+            Some(unfit) => return Ok(new_null_array(unfit, 0)),
+            None => meeting_type(to).ok_or_else(|| {
+                ArrowError::CastError(format!("{} versions of it do not meet", several.len()))
+            })?,
+        },
+    };
+    let arrays = pieces
+        .iter()
+        .map(|piece| take(piece, name, &meeting))
+        .collect::<Result<Vec<_>, _>>()?;
+    let arrays: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
+    arrow_select::concat::concat(&arrays)
+}
+
+fn take(piece: &Piece<'_>, name: &str, meeting: &DataType) -> Result<ArrayRef, ArrowError> {
+    let Some(array) = piece.batch.column_by_name(name) else {
+        return Ok(new_null_array(meeting, piece.rows.len()));
+    };
+    let array = if piece.rows.len() == piece.batch.num_rows() {
+        array.clone()
+    } else {
+        arrow_select::take::take(array, &UInt32Array::from(piece.rows.clone()), None)?
+    };
+    if array.data_type() == meeting {
+        return Ok(array);
+    }
+    let strict = arrow_cast::CastOptions {
+        safe: false,
+        ..Default::default()
+    };
+    arrow_cast::cast_with_options(&array, meeting, &strict)
+}
+
+fn own(pieces: &[Piece<'_>]) -> Vec<Column> {
+    let each = || {
+        pieces
+            .iter()
+            .flat_map(|piece| piece.rows.iter().map(move |row| (piece.record, *row)))
+    };
+    let log = pieces.first().map_or(LogId(0), |piece| piece.record.place.log);
+    let partition = pieces.first().map_or(0, |piece| piece.partition);
+    let tenants = runs(
+        pieces
+            .iter()
+            .map(|piece| (piece.record.meta.tenant.as_str(), piece.rows.len())),
+    );
+    let o = each()
+        .map(|(record, row)| source_o(record.place.offset, row))
+        .collect();
+    let times = each()
+        .map(|(record, _)| milliseconds(record.place.append_ms))
+        .collect();
+    let mut columns = vec![Column {
+        name: "tenant".into(),
+        array: tenants,
+    }];
+    columns.extend(stamps(times, log, partition, o));
+    columns
+}
+
+/// `ingested_at` and the provenance.
+pub(crate) fn stamps(times: Vec<i64>, log: LogId, partition: u16, o: Vec<u64>) -> [Column; 4] {
+    let rows = o.len();
+    let array = |name: &str, array: ArrayRef| Column {
+        name: name.into(),
+        array,
+    };
+    [
+        array(
+            "ingested_at",
+            Arc::new(TimestampMillisecondArray::from(times).with_timezone("UTC")),
+        ),
+        array("_src_l", Arc::new(UInt64Array::from_value(log.0, rows))),
+        array("_src_p", Arc::new(UInt16Array::from_value(partition, rows))),
+        array("_src_o", Arc::new(UInt64Array::from(o))),
+    ]
+}
+
+pub(crate) fn milliseconds(append_ms: u64) -> i64 {
+    i64::try_from(append_ms).unwrap_or(i64::MAX)
+}
+
+/// A dictionary column of runs of the same text.
+pub(crate) fn runs<'a>(runs: impl Iterator<Item = (&'a str, usize)>) -> ArrayRef {
+    let (mut values, mut keys): (Vec<&str>, Vec<i32>) = (Vec::new(), Vec::new());
+    for (text, rows) in runs {
+        let known = values.iter().position(|value| *value == text);
+        let at = known.unwrap_or_else(|| {
+            values.push(text);
+            values.len() - 1
+        });
+        keys.extend(std::iter::repeat_n(i32::try_from(at).unwrap_or(i32::MAX), rows));
+    }
+    let values: ArrayRef = Arc::new(StringArray::from(values));
+    Arc::new(DictionaryArray::<Int32Type>::new(Int32Array::from(keys), values))
+}
+
+/// One Arrow IPC stream with one batch.
+pub(crate) fn encode(columns: Vec<Column>) -> Result<Bytes, Refusal> {
+    let field = |column: &Column| Field::new(&column.name, column.array.data_type().clone(), true);
+    let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
+    let arrays = columns.into_iter().map(|column| column.array).collect();
+    let written = RecordBatch::try_new(schema.clone(), arrays).and_then(|batch| {
+        let mut writer = StreamWriter::try_new(Vec::with_capacity(batch.get_array_memory_size()), &schema)?;
+        writer.write(&batch)?;
+        writer.into_inner()
+    });
+    written.map(Bytes::from).map_err(|error| Refusal {
+        code: TYPE_MISMATCH,
+        message: format!("the block cannot be encoded: {error}"),
+    })
+}

@@ -1,0 +1,175 @@
+//! The statements that create our database and tables. Pure text: `ingestctl check --ddl` prints it.
+
+use sluice_common::config::{Dataset, Field, FieldType, Kind, PartitionBy};
+use sluice_common::ids::Name;
+use sluice_common::limits::TOKEN_WINDOW_BLOCKS;
+use std::fmt::Write;
+
+/// The table of dead letters.
+pub const DEAD_LETTERS: &str = "dead_letters";
+
+/// `CREATE DATABASE`.
+#[must_use]
+pub fn database(database: &Name) -> String {
+    format!("CREATE DATABASE IF NOT EXISTS `{database}`")
+}
+
+/// `CREATE TABLE` of a dataset.
+#[must_use]
+pub fn table(dataset: &Dataset, database: &Name) -> String {
+    let mut columns = vec!["`tenant` LowCardinality(String)".to_owned()];
+    columns.extend(dataset.fields.iter().map(column));
+    let mut sql = create(database, dataset.table().as_str(), &columns);
+    if dataset.partition_by != PartitionBy::None {
+        let _ = write!(sql, "\nPARTITION BY {}", quoted_partition(&dataset.partition_by));
+    }
+    let _ = write!(sql, "\nORDER BY ({})", order_by(dataset));
+    if let (Some(ttl), Some(time)) = (dataset.ttl, &dataset.time) {
+        // A TTL is a whole number of seconds, rounded up: a row is never deleted early.
+        let seconds = ttl.ms().div_ceil(1_000);
+        let _ = write!(
+            sql,
+            "\nTTL toDateTime(`{}`) + toIntervalSecond({seconds})",
+            time.field
+        );
+    }
+    sql + &settings()
+}
+
+/// `CREATE TABLE` of the dead letters (R3, R15): what was acknowledged and cannot be stored as a row.
+#[must_use]
+pub fn dead_letters(database: &Name) -> String {
+    let columns = [
+        "`tenant` LowCardinality(String)",
+        "`dataset` LowCardinality(String)",
+        "`stage` LowCardinality(String)",
+        "`code` LowCardinality(String)",
+        "`message` String",
+        "`payload` String CODEC(ZSTD(3))",
+    ]
+    .map(str::to_owned);
+    let sql = create(database, DEAD_LETTERS, &columns);
+    sql + "\nPARTITION BY toYYYYMM(`ingested_at`)\nORDER BY (`tenant`, `dataset`, `ingested_at`)"
+        + &settings()
+}
+
+fn create(database: &Name, table: &str, columns: &[String]) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS `{database}`.`{table}` (\n    {},\n    \
+         `ingested_at` DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),\n    \
+         `_src_l` UInt64 CODEC(ZSTD(1)),\n    \
+         `_src_p` UInt16 CODEC(ZSTD(1)),\n    \
+         `_src_o` UInt64 CODEC(Delta, ZSTD(1)),\n    \
+         INDEX `_src_o_range` `_src_o` TYPE minmax GRANULARITY 1\n)\nENGINE = MergeTree",
+        columns.join(",\n    ")
+    )
+}
+
+fn settings() -> String {
+    format!("\nSETTINGS non_replicated_deduplication_window = {TOKEN_WINDOW_BLOCKS}")
+}
+
+fn order_by(dataset: &Dataset) -> String {
+    let mut columns: Vec<String> = dataset.order_by.iter().map(|name| format!("`{name}`")).collect();
+    if columns.is_empty() {
+        columns.push("`tenant`".into());
+        columns.extend(dataset.time.as_ref().map(|time| format!("`{}`", time.field)));
+    }
+    columns.join(", ")
+}
+
+fn quoted_partition(by: &PartitionBy) -> String {
+    let text = by.to_string();
+    match by.column() {
+        Some(column) => text.replace(&format!("({column})"), &format!("(`{column}`)")),
+        None => text,
+    }
+}
+
+fn column(field: &Field) -> String {
+    format!(
+        "`{}` {}{}",
+        field.name,
+        clickhouse_type(field.field_type),
+        codec(field.field_type.kind)
+    )
+}
+
+/// The ClickHouse type of a field's type.
+#[must_use]
+pub fn clickhouse_type(field: FieldType) -> String {
+    let plain = match field.kind {
+        Kind::String => "String",
+        Kind::LowCardinalityString if field.nullable => return "LowCardinality(Nullable(String))".into(),
+        Kind::LowCardinalityString => "LowCardinality(String)",
+        Kind::Bool => "Bool",
+        Kind::Int8 => "Int8",
+        Kind::Int16 => "Int16",
+        Kind::Int32 => "Int32",
+        Kind::Int64 => "Int64",
+        Kind::UInt8 => "UInt8",
+        Kind::UInt16 => "UInt16",
+        Kind::UInt32 => "UInt32",
+        Kind::UInt64 => "UInt64",
+        Kind::Float32 => "Float32",
+        Kind::Float64 => "Float64",
+        Kind::DateTime => "DateTime('UTC')",
+        Kind::DateTime64(digits) => return nullable(&format!("DateTime64({digits}, 'UTC')"), field.nullable),
+        Kind::MapStringString => "Map(LowCardinality(String), String)",
+    };
+    nullable(plain, field.nullable)
+}
+
+fn nullable(plain: &str, is: bool) -> String {
+    if is {
+        format!("Nullable({plain})")
+    } else {
+        plain.to_owned()
+    }
+}
+
+fn codec(kind: Kind) -> &'static str {
+    match kind {
+        Kind::DateTime | Kind::DateTime64(_) => " CODEC(Delta, ZSTD(1))",
+        Kind::String | Kind::MapStringString => " CODEC(ZSTD(1))",
+        Kind::LowCardinalityString
+        | Kind::Bool
+        | Kind::Int8
+        | Kind::Int16
+        | Kind::Int32
+        | Kind::Int64
+        | Kind::UInt8
+        | Kind::UInt16
+        | Kind::UInt32
+        | Kind::UInt64
+        | Kind::Float32
+        | Kind::Float64 => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_common::config::Loaded;
+    use std::path::Path;
+
+    #[test]
+    fn the_default_dataset_has_provenance_partition_ttl_and_a_token_window() {
+        let loaded = Loaded::read(None, Path::new("/nowhere")).expect("the default config");
+        let config = loaded.config;
+        let sql = table(&config.datasets[0], &config.clickhouse.database);
+        for part in [
+            "`telemetry`.`events`",
+            "`size_bytes` Nullable(UInt64)",
+            "`attributes` Map(LowCardinality(String), String)",
+            "`_src_l` UInt64",
+            "TYPE minmax",
+            "PARTITION BY toDate(`timestamp`)",
+            "ORDER BY (`tenant`, `service`, `timestamp`)",
+            "TTL toDateTime(`timestamp`) + toIntervalSecond(2592000)",
+            "non_replicated_deduplication_window = 10000",
+        ] {
+            assert!(sql.contains(part), "{part} is not in\n{sql}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What was acknowledged and cannot become a row of its table: one row each of `dead_letters`, with the
+//! provenance of the row that it stands for.
+
+use crate::assemble::{Column, milliseconds, runs, stamps};
+use crate::block::{Sights, placement_of};
+use crate::ddl::DEAD_LETTERS;
+use crate::place::ALL;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    TimestampMicrosecondType as Us, TimestampMillisecondType as Ms, TimestampNanosecondType as Ns,
+    TimestampSecondType as S,
+};
+use arrow_array::{Array, RecordBatch, StringArray};
+use arrow_schema::{DataType, TimeUnit};
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use sluice_common::ids::{LogId, Name, source_o};
+use sluice_common::record::Record;
+use sluice_common::wire::sink::SubKey;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One dead letter.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Letter<'a> {
+    record: &'a Record,
+    partition: u16,
+    batch: &'a RecordBatch,
+    row: u32,
+    stage: &'static str,
+    code: &'static str,
+    message: &'static str,
+}
+
+impl<'a> Letter<'a> {
+    /// The same `Idempotency-Key` identity with other content (R3).
+    pub fn conflict(record: &'a Record, partition: u16, batch: &'a RecordBatch, row: u32) -> Self {
+        let message = "an event with the same Idempotency-Key and index, and other content, came before it";
+        Self {
+            record,
+            partition,
+            batch,
+            row,
+            stage: "dedup",
+            code: "idempotency_conflict",
+            message,
+        }
+    }
+
+    /// A time that ClickHouse would put into a partition of another time.
+    pub fn out_of_range(record: &'a Record, partition: u16, batch: &'a RecordBatch, row: u32) -> Self {
+        let message = "the time that decides the table's partition is null, before 1970 or after 2106-02-07";
+        Self {
+            record,
+            partition,
+            batch,
+            row,
+            stage: "sink",
+            code: "time_out_of_range",
+            message,
+        }
+    }
+
+    /// `_src_o`.
+    pub fn source_o(&self) -> u64 {
+        source_o(self.record.place.offset, self.row)
+    }
+}
+
+/// Splits letters by the partition of `dead_letters` that they fall into.
+pub(crate) fn by_partition<'a>(letters: &[Letter<'a>], sights: &Sights) -> BTreeMap<SubKey, Vec<Letter<'a>>> {
+    let mut groups: BTreeMap<SubKey, Vec<Letter<'a>>> = BTreeMap::new();
+    let Ok(table) = Name::new(DEAD_LETTERS) else {
+        return groups;
+    };
+    let placement = placement_of(&table, sights);
+    for letter in letters {
+        let seconds = milliseconds(letter.record.place.append_ms).div_euclid(1_000);
+        let part = placement
+            .as_ref()
+            .map_or_else(|| ALL.to_owned(), |placement| placement.id(seconds));
+        groups
+            .entry(SubKey {
+                table: table.clone(),
+                part,
+            })
+            .or_default()
+            .push(*letter);
+    }
+    groups
+}
+
+/// The columns of some letters.
+pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
+    let labels = |name: &str, of: fn(&Letter<'_>) -> String| {
+        let texts: Vec<String> = letters.iter().map(of).collect();
+        Column {
+            name: name.into(),
+            array: runs(texts.iter().map(|text| (text.as_str(), 1))),
+        }
+    };
+    let texts = |name: &str, of: fn(&Letter<'_>) -> String| {
+        let array = StringArray::from_iter_values(letters.iter().map(of));
+        Column {
+            name: name.into(),
+            array: Arc::new(array),
+        }
+    };
+    let mut columns = vec![
+        labels("tenant", |letter| letter.record.meta.tenant.to_string()),
+        labels("dataset", |letter| letter.record.meta.dataset.to_string()),
+        labels("stage", |letter| letter.stage.to_owned()),
+        labels("code", |letter| letter.code.to_owned()),
+        texts("message", |letter| letter.message.to_owned()),
+        texts("payload", |letter| row_json(letter.batch, letter.row as usize)),
+    ];
+    let times = letters
+        .iter()
+        .map(|letter| milliseconds(letter.record.place.append_ms))
+        .collect();
+    let log = letters.first().map_or(LogId(0), |letter| letter.record.place.log);
+    let partition = letters.first().map_or(0, |letter| letter.partition);
+    columns.extend(stamps(
+        times,
+        log,
+        partition,
+        letters.iter().map(Letter::source_o).collect(),
+    ));
+    columns
+}
+
+/// One row as a JSON object, nulls left out.
+fn row_json(batch: &RecordBatch, row: usize) -> String {
+    let mut members = Map::new();
+    for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        let value = cell(array.as_ref(), row);
+        if !value.is_null() {
+            members.insert(field.name().clone(), value);
+        }
+    }
+    Value::Object(members).to_string()
+}
+
+fn cell(array: &dyn Array, row: usize) -> Value {
+    if array.is_null(row) {
+        return Value::Null;
+    }
+    match array.data_type() {
+        DataType::Map(_, _) => {
+            let entries = array.as_map().value(row);
+            let [keys, values] = entries.columns() else {
+                return Value::Null;
+            };
+            let pair = |at| (text(keys.as_ref(), at), cell(values.as_ref(), at));
+            Value::Object((0..entries.len()).map(pair).collect())
+        }
+        DataType::List(_) => {
+            let items = array.as_list::<i32>().value(row);
+            (0..items.len()).map(|at| cell(items.as_ref(), at)).collect()
+        }
+        DataType::Timestamp(unit, _) => time(array, *unit, row).map_or(Value::Null, Value::String),
+        kind if kind.is_numeric() || *kind == DataType::Boolean => {
+            let written = text(array, row);
+            serde_json::from_str(&written).unwrap_or(Value::String(written))
+        }
+        _ => Value::String(text(array, row)),
+    }
+}
+
+/// RFC 3339 in UTC, as a client may send it.
+fn time(array: &dyn Array, unit: TimeUnit, row: usize) -> Option<String> {
+    let time = match unit {
+        TimeUnit::Second => Timestamp::from_second(array.as_primitive::<S>().value(row)),
+        TimeUnit::Millisecond => Timestamp::from_millisecond(array.as_primitive::<Ms>().value(row)),
+        TimeUnit::Microsecond => Timestamp::from_microsecond(array.as_primitive::<Us>().value(row)),
+        TimeUnit::Nanosecond => Timestamp::from_nanosecond(i128::from(array.as_primitive::<Ns>().value(row))),
+    };
+    time.ok().map(|time| time.to_string())
+}
+
+fn text(array: &dyn Array, row: usize) -> String {
+    arrow_cast::display::array_value_to_string(array, row).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow_array::builder::{Int64Builder, MapBuilder, StringBuilder};
+    use arrow_array::{ArrayRef, Float64Array, TimestampMillisecondArray};
+
+    #[test]
+    fn a_row_is_written_as_the_event_that_a_client_would_send() {
+        let mut map = MapBuilder::new(None, StringBuilder::new(), Int64Builder::new());
+        map.keys().append_value("n \"quoted\"");
+        map.values().append_value(-7);
+        map.append(true).expect("one key, one value");
+        let columns: [(&str, ArrayRef); 4] = [
+            (
+                "at",
+                Arc::new(TimestampMillisecondArray::from(vec![1_795_231_830_123]).with_timezone("UTC")),
+            ),
+            ("none", Arc::new(StringArray::from(vec![None::<&str>]))),
+            ("ratio", Arc::new(Float64Array::from(vec![0.5]))),
+            ("map", Arc::new(map.finish())),
+        ];
+        let batch = RecordBatch::try_from_iter(columns).expect("columns of one length");
+        let expected = r#"{"at":"2026-11-21T03:30:30.123Z","map":{"n \"quoted\"":-7},"ratio":0.5}"#;
+        assert_eq!(row_json(&batch, 0), expected);
+    }
+}

@@ -1,0 +1,227 @@
+//! The sink-writer as a service: calls in, one verdict a sub-batch out. It persists nothing and
+//! retries nothing (R13).
+
+use crate::admit::{Budget, RETRY_AFTER_MS};
+use crate::block::{self, Sight, Sights, SubBatch};
+use crate::client::{Client, ServerError, Target};
+use crate::insert::Origin;
+use crate::settle::Settler;
+use crate::tables::Tables;
+use crate::{horizon, report};
+use futures_util::StreamExt;
+use futures_util::stream;
+use sluice_common::clock::SharedClock;
+use sluice_common::config::Dataset;
+use sluice_common::wire::sink::{SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
+use sluice_common::wire::transport::Seam;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Instant;
+use tower::Service;
+use tower::util::BoxCloneSyncService;
+
+/// Sub-batches of one call that are worked on at once.
+const SUB_BATCHES_AT_ONCE: usize = 4;
+
+/// Executes calls against one ClickHouse. Cloning is cheap and shares everything.
+#[derive(Debug, Clone)]
+pub struct SinkWriter {
+    client: Client,
+    tables: Arc<Tables>,
+    datasets: Arc<[Dataset]>,
+    budget: Budget,
+}
+
+impl SinkWriter {
+    /// A sink-writer for `target`; nothing is connected yet. `datasets` are needed to create tables and
+    /// to place rows of tables that are missing; what is in the log is written as its records say.
+    #[must_use]
+    pub fn new(target: &Target, datasets: &[Dataset]) -> Self {
+        let client = Client::new(target);
+        let tables = Arc::new(Tables::new(client.clone(), datasets));
+        Self {
+            client,
+            tables,
+            datasets: datasets.into(),
+            budget: Budget::default(),
+        }
+    }
+
+    /// The same with another byte budget.
+    #[must_use]
+    pub fn with_budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Creates the database and all missing tables.
+    ///
+    /// # Errors
+    /// The server's; what was created stays.
+    pub async fn create_missing(&self, timeout: Duration) -> Result<(), ServerError> {
+        self.tables
+            .create_missing(&self.datasets, Instant::now() + timeout)
+            .await
+    }
+
+    /// What `ingestctl check` says of the server and the configured tables.
+    pub async fn describe_all(&self, clock: &SharedClock, timeout: Duration) -> report::ServerReport {
+        let deadline = Instant::now() + timeout;
+        report::describe_all(&self.client, &self.datasets, clock, deadline).await
+    }
+
+    /// Bytes of records that calls hold now.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.budget.held()
+    }
+
+    /// This sink-writer as a seam.
+    #[must_use]
+    pub fn seam(self) -> Seam<SinkRequest> {
+        BoxCloneSyncService::new(self)
+    }
+
+    async fn answer(self, request: SinkRequest) -> SinkReply {
+        match request {
+            SinkRequest::Write(call) => {
+                let Some(_held) = self.budget.take(call.record_bytes()) else {
+                    return SinkReply::Busy {
+                        retry_after_ms: RETRY_AFTER_MS,
+                    };
+                };
+                self.write(call).await
+            }
+            SinkRequest::Horizon(asked) => match horizon::ask(&self.client, &self.tables, &asked).await {
+                Ok(found) => SinkReply::Horizon(found),
+                Err(reason) => SinkReply::Failed { reason },
+            },
+        }
+    }
+
+    async fn write(&self, call: SinkCall) -> SinkReply {
+        let deadline = Instant::now() + call.timeout;
+        if let Err(reason) = check(&call) {
+            return SinkReply::Failed { reason };
+        }
+        let sights = self.sights(&call, deadline).await;
+        let (partition, records) = (call.partition, call.records);
+        let built = tokio::task::spawn_blocking(move || block::build(partition, &records, &sights)).await;
+        let subs = match built {
+            Ok(Ok(subs)) => subs,
+            Ok(Err(bad)) => {
+                return SinkReply::Failed {
+                    reason: bad.to_string(),
+                };
+            }
+            Err(panic) => {
+                return SinkReply::Failed {
+                    reason: format!("building the blocks failed inside: {panic}"),
+                };
+            }
+        };
+        let (work, lost) = select(subs, call.tasks);
+        let settler = Settler {
+            client: self.client.clone(),
+            tables: self.tables.clone(),
+            origin: Origin {
+                log: call.log,
+                partition,
+                range: call.range,
+            },
+            steps: call.steps,
+            deadline,
+        };
+        let settled = stream::iter(work).map(|(sub, generation)| settler.settle(sub, generation));
+        let mut reports: Vec<SubReport> = settled.buffer_unordered(SUB_BATCHES_AT_ONCE).collect().await;
+        reports.extend(lost);
+        reports.sort_by(|a, b| a.sub.cmp(&b.sub));
+        SinkReply::Wrote(reports)
+    }
+
+    async fn sights(&self, call: &SinkCall, deadline: Instant) -> Sights {
+        let mut sights = Sights::new();
+        for name in block::tables_of(&call.records) {
+            let sight = match self.tables.get(&name, deadline).await {
+                Ok(table) => Sight::Known(table),
+                Err(why) => Sight::Hidden {
+                    why,
+                    placement: self.tables.last_placement(&name),
+                },
+            };
+            sights.insert(name, sight);
+        }
+        sights
+    }
+}
+
+/// What the pump must have kept: records of this log, inside the range, with a fate a row.
+fn check(call: &SinkCall) -> Result<(), String> {
+    for one in &call.records {
+        let place = one.record.place;
+        if place.log != call.log {
+            return Err(format!(
+                "record {} is of log {}, the call of {}",
+                place.offset, place.log, call.log
+            ));
+        }
+        if !(call.range.a..call.range.b).contains(&place.offset) {
+            return Err(format!("record {} lies outside the range", place.offset));
+        }
+        if one.fates.rows() != one.record.rows() {
+            return Err(format!(
+                "record {} has another number of fates than rows",
+                place.offset
+            ));
+        }
+    }
+    if call.range.b > 1 << 48 {
+        return Err("the range ends past the highest offset".into());
+    }
+    Ok(())
+}
+
+/// The sub-batches that were asked for with their generations, and reports for asked ones that the
+/// range no longer has (its table was repartitioned).
+fn select(subs: Vec<SubBatch>, tasks: Option<Vec<SubTask>>) -> (Vec<(SubBatch, u32)>, Vec<SubReport>) {
+    let Some(tasks) = tasks else {
+        return (subs.into_iter().map(|sub| (sub, 0)).collect(), Vec::new());
+    };
+    let (mut work, mut lost) = (Vec::with_capacity(tasks.len()), Vec::new());
+    let mut subs: Vec<Option<SubBatch>> = subs.into_iter().map(Some).collect();
+    for task in tasks {
+        let is_asked = |sub: &&mut Option<SubBatch>| sub.as_ref().is_some_and(|sub| sub.key == task.sub);
+        match subs.iter_mut().find(is_asked).and_then(Option::take) {
+            Some(sub) => work.push((sub, task.generation)),
+            None => lost.push(SubReport {
+                sub: task.sub,
+                rows: 0,
+                sum_o: 0,
+                sum_o2: 0,
+                verdict: Verdict::Unknown {
+                    reason: "no rows of the range fall there now: was the table partitioned anew?".into(),
+                },
+            }),
+        }
+    }
+    (work, lost)
+}
+
+impl Service<SinkRequest> for SinkWriter {
+    type Response = SinkReply;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<SinkReply, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: SinkRequest) -> Self::Future {
+        let writer = self.clone();
+        Box::pin(async move { Ok(writer.answer(request).await) })
+    }
+}

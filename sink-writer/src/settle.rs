@@ -1,0 +1,201 @@
+//! One sub-batch's steps, from what the pump asked to one verdict (R13, R14).
+
+use crate::block::{Content, SubBatch};
+use crate::classify::{QUERY_WITH_SAME_ID_IS_RUNNING, classify, is_stale_description};
+use crate::client::{Client, ServerError};
+use crate::insert::{self, Origin};
+use crate::tables::{DescribeError, Table, Tables};
+use crate::verify::{Found, verify};
+use bytes::Bytes;
+use sluice_common::wire::sink::{Steps, SubReport, Verdict};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// What all sub-batches of one call share.
+#[derive(Debug, Clone)]
+pub struct Settler {
+    pub client: Client,
+    pub tables: Arc<Tables>,
+    pub origin: Origin,
+    pub steps: Steps,
+    pub deadline: Instant,
+}
+
+/// What became of the insert itself.
+enum Sent {
+    Clean,
+    Refused { code: u32, message: String },
+    Uncertain(String),
+}
+
+impl Settler {
+    /// Works one sub-batch to its verdict.
+    pub async fn settle(&self, sub: SubBatch, generation: u32) -> SubReport {
+        for column in &sub.left_out {
+            let what = format!("column {column} of the dataset is not in the table and is left out");
+            self.tables.warn_once(&sub.key.table, &what);
+        }
+        let verdict = self.verdict(&sub, generation).await;
+        SubReport {
+            sub: sub.key,
+            rows: sub.rows,
+            sum_o: sub.sum_o,
+            sum_o2: sub.sum_o2,
+            verdict,
+        }
+    }
+
+    async fn verdict(&self, sub: &SubBatch, generation: u32) -> Verdict {
+        match &sub.content {
+            Content::Block { columns, body, table } => {
+                self.write(sub, generation, (columns, body), table).await
+            }
+            Content::Refused { refusal, table } => {
+                let refused = Sent::Refused {
+                    code: refusal.code,
+                    message: refusal.message.clone(),
+                };
+                self.tables.forget(&sub.key.table);
+                self.unsent(sub, table, refused).await
+            }
+            Content::Hidden(DescribeError::Missing(table)) => Verdict::Refused {
+                code: UNKNOWN_TABLE,
+                message: DescribeError::Missing(table.clone()).to_string(),
+            },
+            Content::Hidden(DescribeError::Server(error)) => Verdict::Unknown {
+                reason: format!("table {} cannot be described: {error}", sub.key.table),
+            },
+        }
+    }
+
+    /// Verify first, if asked; then insert, if asked and none is there; then the insert's answer.
+    async fn write(
+        &self,
+        sub: &SubBatch,
+        generation: u32,
+        (columns, body): (&[String], &Bytes),
+        table: &Table,
+    ) -> Verdict {
+        // Where nothing can be verified, the token alone stands between a repeat and a second row.
+        if self.steps.verify_first && table.verifiable {
+            match self.verify(sub, table).await {
+                Found::None => {}
+                found => return settled(found),
+            }
+        }
+        if !self.steps.insert {
+            return if self.steps.verify_first && table.verifiable {
+                Verdict::NoneThere
+            } else {
+                Verdict::Unknown {
+                    reason: "its rows cannot be verified, and no insert was asked for".into(),
+                }
+            };
+        }
+        let request = (columns, body.clone(), self.deadline);
+        let request = insert::request(self.client.database(), self.origin, sub, generation, request);
+        let sent = match self.client.insert(request, self.deadline).await {
+            Ok(()) => Sent::Clean,
+            Err(ServerError::Definite { code, message }) => {
+                self.note_error(sub, code, &message);
+                Sent::Refused { code, message }
+            }
+            Err(ServerError::Uncertain(reason)) => Sent::Uncertain(reason),
+        };
+        self.after(sub, table, sent).await
+    }
+
+    /// From the insert's answer to the verdict.
+    async fn after(&self, sub: &SubBatch, table: &Table, sent: Sent) -> Verdict {
+        match sent {
+            // answered clean → done, where that is enough
+            Sent::Clean if !self.steps.verify_after || !table.verifiable => Verdict::Done,
+            // answered clean → poisoned, only where none there is certain
+            Sent::Clean => match self.verify(sub, table).await {
+                Found::None if table.bump_safe => Verdict::CleanButNone,
+                Found::None => Verdict::Unknown {
+                    reason: "none there yet, on a replica that may lag behind".into(),
+                },
+                found => settled(found),
+            },
+            // still running under the same id → evidence of nothing
+            Sent::Refused {
+                code: QUERY_WITH_SAME_ID_IS_RUNNING,
+                ..
+            } => match self.proven(sub, table).await {
+                Some(done) => done,
+                None => Verdict::Unknown {
+                    reason: "an earlier attempt still runs on the server".into(),
+                },
+            },
+            // refused → refused, only where none there is verified
+            Sent::Refused { code, message } => {
+                if !self.steps.verify_after || !table.verifiable {
+                    return Verdict::Unknown {
+                        reason: format!("code {code}: {message}"),
+                    };
+                }
+                match self.verify(sub, table).await {
+                    Found::None => Verdict::Refused { code, message },
+                    found => settled(found),
+                }
+            }
+            // no answer → done where all are there, else nobody knows: it may still arrive
+            Sent::Uncertain(reason) => match self.proven(sub, table).await {
+                Some(done) => done,
+                None => Verdict::Unknown { reason },
+            },
+        }
+    }
+
+    /// A sub-batch that this call cannot send: an earlier attempt may have landed all the same.
+    async fn unsent(&self, sub: &SubBatch, table: &Table, refused: Sent) -> Verdict {
+        let asked = self.steps.verify_first || self.steps.verify_after;
+        let found = if asked && table.verifiable {
+            self.verify(sub, table).await
+        } else {
+            Found::None
+        };
+        match (found, refused) {
+            (Found::None, Sent::Refused { code, message }) => Verdict::Refused { code, message },
+            (found, _) => settled(found),
+        }
+    }
+
+    /// Done, if verification is asked for and finds all.
+    async fn proven(&self, sub: &SubBatch, table: &Table) -> Option<Verdict> {
+        if !self.steps.verify_after || !table.verifiable || Instant::now() >= self.deadline {
+            return None;
+        }
+        matches!(self.verify(sub, table).await, Found::All).then_some(Verdict::Done)
+    }
+
+    async fn verify(&self, sub: &SubBatch, table: &Table) -> Found {
+        let found = verify(&self.client, self.origin, sub, table, self.deadline).await;
+        tracing::debug!(table = %sub.key.table, part = %sub.key.part, outcome = found.label(), "verified");
+        if matches!(found, Found::Unknown(_)) {
+            // Another server, or a table that is another now: see it afresh next time.
+            self.tables.forget(&sub.key.table);
+        }
+        found
+    }
+
+    fn note_error(&self, sub: &SubBatch, code: u32, message: &str) {
+        let class = classify(code).label();
+        tracing::warn!(table = %sub.key.table, part = %sub.key.part, code, class, "insert refused: {message}");
+        if is_stale_description(code) {
+            self.tables.forget(&sub.key.table);
+        }
+    }
+}
+
+const UNKNOWN_TABLE: u32 = 60;
+
+fn settled(found: Found) -> Verdict {
+    match found {
+        Found::All => Verdict::Done,
+        Found::None => Verdict::NoneThere,
+        Found::Some { rows } => Verdict::Between { found: rows },
+        Found::Unknown(reason) => Verdict::Unknown { reason },
+    }
+}

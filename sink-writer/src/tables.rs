@@ -1,0 +1,249 @@
+//! What our tables are: created where missing, described once, described again when the server says
+//! that we are wrong. An existing table is adapted to and never altered.
+
+use crate::client::{Client, ServerError};
+use crate::ddl;
+use crate::place::Placement;
+use parking_lot::Mutex;
+use serde_json::Value;
+use sluice_common::config::Dataset;
+use sluice_common::ids::Name;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// The columns that say where a row came from (R10).
+pub const PROVENANCE: [&str; 3] = ["_src_l", "_src_p", "_src_o"];
+/// Described tables that are kept; more can only be forged records.
+const MAX_DESCRIBED: usize = 10_000;
+
+/// One table as the server describes it.
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub name: Name,
+    /// ClickHouse type by name, of the columns that can be inserted into.
+    columns: HashMap<String, String>,
+    /// How rows are placed, or why they cannot be.
+    pub placement: Result<Placement, String>,
+    /// Whether rows can be verified: provenance columns on an engine that keeps every row.
+    pub verifiable: bool,
+    /// Whether "none there" is certain enough to bump a generation: not for replicas that may lag.
+    pub bump_safe: bool,
+    /// `serverUUID()` of the server that described it.
+    pub server: String,
+    /// What is degraded, each a sentence.
+    pub notes: Vec<String>,
+}
+
+/// Why there is no description.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DescribeError {
+    #[error("table {0} does not exist: create it (`ingestctl check --ddl` prints how)")]
+    Missing(String),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+}
+
+impl Table {
+    /// The ClickHouse type of a column that can be inserted into.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<&str> {
+        self.columns.get(name).map(String::as_str)
+    }
+}
+
+/// All descriptions, shared by all calls.
+#[derive(Debug)]
+pub struct Tables {
+    client: Client,
+    known: Mutex<HashMap<Name, Arc<Table>>>,
+    /// Placements outlive their description: a table that is gone still has its sub-batches named.
+    placements: Mutex<HashMap<Name, Placement>>,
+    warned: Mutex<BTreeSet<(Name, String)>>,
+}
+
+impl Tables {
+    /// No table is described yet; the config's partitioning stands in for tables that are missing.
+    #[must_use]
+    pub fn new(client: Client, datasets: &[Dataset]) -> Self {
+        let configured = |dataset: &Dataset| {
+            (
+                dataset.table().clone(),
+                Placement::configured(&dataset.partition_by),
+            )
+        };
+        Self {
+            client,
+            known: Mutex::default(),
+            placements: Mutex::new(datasets.iter().map(configured).collect()),
+            warned: Mutex::default(),
+        }
+    }
+
+    /// Creates the database and every missing table.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn create_missing(&self, datasets: &[Dataset], deadline: Instant) -> Result<(), ServerError> {
+        let database = self.client.database();
+        let mut statements = vec![ddl::database(database), ddl::dead_letters(database)];
+        statements.extend(datasets.iter().map(|dataset| ddl::table(dataset, database)));
+        for sql in statements {
+            self.client.command(&sql, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// The description of `table`, from memory where it is known.
+    ///
+    /// # Errors
+    /// [`DescribeError`].
+    pub async fn get(&self, table: &Name, deadline: Instant) -> Result<Arc<Table>, DescribeError> {
+        if let Some(known) = self.known.lock().get(table) {
+            return Ok(known.clone());
+        }
+        let described = Arc::new(describe(&self.client, table, deadline).await?);
+        for note in &described.notes {
+            self.warn_once(table, note);
+        }
+        let mut known = self.known.lock();
+        if known.len() >= MAX_DESCRIBED {
+            known.clear();
+        }
+        if let Ok(placement) = &described.placement {
+            let mut placements = self.placements.lock();
+            if placements.len() < MAX_DESCRIBED || placements.contains_key(table) {
+                placements.insert(table.clone(), placement.clone());
+            }
+        }
+        known.insert(table.clone(), described.clone());
+        Ok(described)
+    }
+
+    /// How rows of `table` were placed when it was last seen, or are to be by the config.
+    #[must_use]
+    pub fn last_placement(&self, table: &Name) -> Option<Placement> {
+        self.placements.lock().get(table).cloned()
+    }
+
+    /// Forgets a description that the server contradicted.
+    pub fn forget(&self, table: &Name) {
+        self.known.lock().remove(table);
+    }
+
+    /// Says `what` about `table`, once in this process's life.
+    pub fn warn_once(&self, table: &Name, what: &str) {
+        let mut warned = self.warned.lock();
+        if warned.len() < MAX_DESCRIBED && warned.insert((table.clone(), what.to_owned())) {
+            tracing::warn!(%table, "table is degraded: {what}");
+        }
+    }
+}
+
+/// Asks the server what `name` is.
+pub(crate) async fn describe(
+    client: &Client,
+    name: &Name,
+    deadline: Instant,
+) -> Result<Table, DescribeError> {
+    let place = format!("database = '{}' AND", client.database());
+    let sql = format!(
+        "SELECT engine, engine_full, partition_key, toString(serverUUID()), timezone() \
+         FROM system.tables WHERE {place} name = '{name}'"
+    );
+    let rows = client.rows(&sql, deadline).await?;
+    let Some(row) = rows.first() else {
+        return Err(DescribeError::Missing(format!("{}.{name}", client.database())));
+    };
+    let [engine, engine_full, partition_key, server, zone] = [0, 1, 2, 3, 4].map(|at| text(row, at));
+    let sql = format!("SELECT name, type, default_kind FROM system.columns WHERE {place} table = '{name}'");
+    let columns = client.rows(&sql, deadline).await?;
+    let columns: HashMap<String, String> = columns
+        .iter()
+        .filter(|row| !matches!(text(row, 2), "MATERIALIZED" | "ALIAS"))
+        .map(|row| (text(row, 0).to_owned(), text(row, 1).to_owned()))
+        .collect();
+    let placement = Placement::read(partition_key, zone, |column| columns.get(column).cloned());
+    let keeps_rows = matches!(engine, "MergeTree" | "ReplicatedMergeTree" | "SharedMergeTree");
+    let provenance = PROVENANCE.iter().all(|column| columns.contains_key(*column));
+    Ok(Table {
+        name: name.clone(),
+        notes: notes(&columns, engine, engine_full, &placement),
+        columns,
+        placement,
+        verifiable: keeps_rows && provenance,
+        bump_safe: engine != "ReplicatedMergeTree",
+        server: server.to_owned(),
+    })
+}
+
+fn text(row: &[Value], at: usize) -> &str {
+    row.get(at).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn notes(
+    columns: &HashMap<String, String>,
+    engine: &str,
+    engine_full: &str,
+    placement: &Result<Placement, String>,
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    let missing: Vec<&str> = PROVENANCE
+        .into_iter()
+        .filter(|name| !columns.contains_key(*name))
+        .collect();
+    if !missing.is_empty() {
+        notes.push(format!(
+            "it has no {}: its rows cannot be verified and are stored at least once; add the columns",
+            missing.join(", ")
+        ));
+    }
+    if !matches!(engine, "MergeTree" | "ReplicatedMergeTree" | "SharedMergeTree") {
+        notes.push(format!(
+            "engine {engine} does not keep every row apart: its rows are at least once"
+        ));
+    }
+    if engine == "MergeTree" && token_window(engine_full) == 0 {
+        notes.push(
+            "its token window is 0, so a repeated insert is not recognised: \
+             ALTER TABLE … MODIFY SETTING non_replicated_deduplication_window = 10000"
+                .into(),
+        );
+    }
+    for own in ["tenant", "ingested_at"] {
+        if !columns.contains_key(own) {
+            notes.push(format!("it has no column {own}, which is left out"));
+        }
+    }
+    notes.extend(placement.as_ref().err().cloned());
+    notes
+}
+
+fn token_window(engine_full: &str) -> u64 {
+    let setting = engine_full.split("non_replicated_deduplication_window = ").nth(1);
+    let digits = setting.map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_without_provenance_or_window_is_told_to_be_degraded() {
+        let columns = HashMap::from([("tenant".to_owned(), "String".to_owned())]);
+        let placement = Placement::read("", "UTC", |_| None);
+        let notes = notes(
+            &columns,
+            "ReplacingMergeTree",
+            "ReplacingMergeTree ORDER BY x",
+            &placement,
+        );
+        assert_eq!(notes.len(), 3, "{notes:?}");
+        assert_eq!(
+            token_window("MergeTree ORDER BY o SETTINGS non_replicated_deduplication_window = 10000, x = 1"),
+            10_000
+        );
+        assert_eq!(token_window("MergeTree ORDER BY o"), 0);
+    }
+}

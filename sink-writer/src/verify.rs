@@ -1,0 +1,124 @@
+//! What of a sub-batch is there (R14): one aggregate over its provenance and partition.
+
+use crate::block::SubBatch;
+use crate::client::{Client, ServerError};
+use crate::insert::Origin;
+use crate::tables::Table;
+use serde_json::Value;
+use sluice_common::wire::sink::SubKey;
+use tokio::time::Instant;
+
+/// What verification found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    All,
+    None,
+    Some {
+        rows: u64,
+    },
+    /// Nothing can be said.
+    Unknown(String),
+}
+
+impl Found {
+    /// The label of `sluice_verify_total`.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::None => "none",
+            Self::Some { .. } => "some",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
+/// Counts the rows of `sub` in `table`, on the server that described it.
+pub async fn verify(
+    client: &Client,
+    origin: Origin,
+    sub: &SubBatch,
+    table: &Table,
+    deadline: Instant,
+) -> Found {
+    if !table.verifiable {
+        return Found::Unknown("its rows cannot be verified: the table is stored to at least once".into());
+    }
+    let sql = statement(client, origin, &sub.key);
+    match client.rows(&sql, deadline).await {
+        Ok(rows) => judge(rows.first().map_or(&[], Vec::as_slice), sub, &table.server),
+        Err(ServerError::Definite { code, message }) => {
+            Found::Unknown(format!("verification: {code}: {message}"))
+        }
+        Err(ServerError::Uncertain(reason)) => Found::Unknown(format!("verification: {reason}")),
+    }
+}
+
+fn statement(client: &Client, origin: Origin, sub: &SubKey) -> String {
+    // Offsets have at most 48 bits, and partition ids only what `place` writes: digits or `all`.
+    let (from, to) = (origin.range.a << 16, origin.range.b << 16);
+    format!(
+        "SELECT toString(serverUUID()), count(), sum(_src_o), sum(_src_o * _src_o) FROM `{}`.`{}` \
+         WHERE _src_l = {} AND _src_p = {} AND _src_o >= {from} AND _src_o < {to} AND _partition_id = '{}' \
+         SETTINGS select_sequential_consistency = 1",
+        client.database(),
+        sub.table,
+        origin.log.0,
+        origin.partition,
+        sub.part
+    )
+}
+
+fn judge(row: &[Value], sub: &SubBatch, server: &str) -> Found {
+    let number = |at: usize| row.get(at).and_then(Value::as_u64);
+    let (Some(rows), Some(sum_o), Some(sum_o2)) = (number(1), number(2), number(3)) else {
+        return Found::Unknown("verification: the answer is not what was asked".into());
+    };
+    if row.first().and_then(Value::as_str) != Some(server) {
+        return Found::Unknown(
+            "verification: another server answered than the one that was written to".into(),
+        );
+    }
+    match rows {
+        0 => Found::None,
+        _ if (rows, sum_o, sum_o2) == (sub.rows, sub.sum_o, sub.sum_o2) => Found::All,
+        _ => Found::Some { rows },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::Content;
+    use crate::tables::DescribeError;
+    use serde_json::json;
+    use sluice_common::ids::Name;
+
+    fn sub() -> SubBatch {
+        let key = SubKey {
+            table: Name::new("t").expect("valid"),
+            part: "all".into(),
+        };
+        let content = Content::Hidden(DescribeError::Missing(String::new()));
+        SubBatch {
+            key,
+            rows: 2,
+            sum_o: 5,
+            sum_o2: 13,
+            checksum: 0,
+            content,
+            left_out: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_the_same_count_and_sums_are_all() {
+        let found = |row: Value| judge(row.as_array().expect("a row"), &sub(), "u");
+        assert_eq!(found(json!(["u", 2, 5, 13])), Found::All);
+        assert_eq!(found(json!(["u", 0, 0, 0])), Found::None);
+        assert_eq!(found(json!(["u", 1, 2, 4])), Found::Some { rows: 1 });
+        assert_eq!(found(json!(["u", 2, 5, 17])), Found::Some { rows: 2 });
+        assert!(matches!(found(json!(["other", 2, 5, 13])), Found::Unknown(_)));
+        assert!(matches!(found(json!([])), Found::Unknown(_)));
+    }
+}

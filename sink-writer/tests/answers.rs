@@ -1,0 +1,492 @@
+//! What a sink-writer makes of a ClickHouse that answers strangely: FAULTS row 9, time-outs and refusals.
+
+mod support;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use serde_json::json;
+use sluice_common::fates::Fate;
+use sluice_common::wire::sink::{Horizon, SinkReply, SinkRequest, Steps, SubKey, SubTask, Verdict};
+use sluice_sink_writer::admit::Budget;
+use sluice_sink_writer::{ServerError, SinkWriter};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use support::{LOG, PARTITION, ask, call, events, name, record, rows, write};
+use tower::ServiceExt;
+
+/// How an insert is answered.
+#[derive(Debug, Clone, Copy)]
+enum Insert {
+    Clean,
+    /// 200 with `X-ClickHouse-Exception-Code`.
+    HeaderBehind200,
+    /// 200 whose body tells of an exception.
+    TextBehind200,
+    Status(u16, &'static str),
+    Hang,
+}
+
+/// What a verification finds.
+#[derive(Debug, Clone, Copy)]
+enum There {
+    Nothing,
+    Some(u64),
+    /// What the insert said that it holds.
+    All,
+    Error,
+}
+
+#[derive(Debug)]
+struct Fake {
+    insert: Insert,
+    there: There,
+    /// Rows of the range, with their sums, as the test knows them.
+    all: (u64, u64, u64),
+    seen: Mutex<Vec<Seen>>,
+}
+
+/// One insert as it came in.
+#[derive(Debug, Clone, PartialEq)]
+struct Seen {
+    query: String,
+    length: Option<String>,
+    chunked: bool,
+    body_bytes: usize,
+}
+
+impl Fake {
+    async fn start(insert: Insert, there: There) -> (SinkWriter, Arc<Self>) {
+        // One record at offset 5 with two rows.
+        let (first, second) = (5u64 << 16, (5u64 << 16) + 1);
+        let all = (
+            2,
+            first + second,
+            first
+                .wrapping_mul(first)
+                .wrapping_add(second.wrapping_mul(second)),
+        );
+        let fake = Arc::new(Self {
+            insert,
+            there,
+            all,
+            seen: Mutex::default(),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let server = fake.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let fake = server.clone();
+                let serve = service_fn(move |request| {
+                    let fake = fake.clone();
+                    async move { Ok::<_, Infallible>(fake.answer(request).await) }
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), serve),
+                );
+            }
+        });
+        (support::writer(&url, "telemetry", &[events()]), fake)
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<bytes::Bytes>> {
+        let (head, body) = request.into_parts();
+        let query = head.uri.query().unwrap_or_default().to_owned();
+        let body = body
+            .collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default();
+        if query.contains("INSERT") {
+            let header = |name: &str| {
+                head.headers
+                    .get(name)
+                    .and_then(|value| value.to_str().ok())
+                    .map(str::to_owned)
+            };
+            let chunked = header("transfer-encoding").is_some();
+            let length = header("content-length");
+            self.seen.lock().push(Seen {
+                query,
+                length,
+                chunked,
+                body_bytes: body.len(),
+            });
+            return self.inserted().await;
+        }
+        let sql = String::from_utf8_lossy(&body).into_owned();
+        let row = if sql.contains("system.tables") {
+            json!([
+                "MergeTree",
+                "non_replicated_deduplication_window = 10000",
+                "",
+                "uuid",
+                "UTC"
+            ])
+        } else if sql.contains("system.columns") {
+            return answered(200, &columns());
+        } else if sql.contains("max(_src_o)") {
+            json!([1, 99])
+        } else {
+            return self.verified();
+        };
+        answered(200, &format!("{row}\n"))
+    }
+
+    async fn inserted(&self) -> Response<Full<bytes::Bytes>> {
+        match self.insert {
+            Insert::Clean => answered(200, ""),
+            Insert::HeaderBehind200 => {
+                let mut answer = answered(200, "Code: 241. DB::Exception: Memory limit exceeded. (X)");
+                answer
+                    .headers_mut()
+                    .insert("X-ClickHouse-Exception-Code", 241.into());
+                answer
+            }
+            Insert::TextBehind200 => answered(
+                200,
+                "Code: 241. DB::Exception: Memory limit exceeded. (X) (version 26.7 (official build))\n",
+            ),
+            Insert::Status(status, text) => answered(status, text),
+            Insert::Hang => std::future::pending().await,
+        }
+    }
+
+    fn verified(&self) -> Response<Full<bytes::Bytes>> {
+        let (rows, o, o2) = match self.there {
+            There::Nothing => (0, 0, 0),
+            There::Some(rows) => (rows, 1, 1),
+            There::All => self.all,
+            There::Error => return answered(500, "Code: 241. DB::Exception: Memory limit exceeded. (X)"),
+        };
+        answered(200, &format!("{}\n", json!(["uuid", rows, o, o2])))
+    }
+}
+
+fn answered(status: u16, text: &str) -> Response<Full<bytes::Bytes>> {
+    let body = Full::new(bytes::Bytes::copy_from_slice(text.as_bytes()));
+    Response::builder().status(status).body(body).expect("a response")
+}
+
+fn columns() -> String {
+    let columns = [
+        ("tenant", "LowCardinality(String)"),
+        ("event_id", "String"),
+        ("timestamp", "DateTime64(3, 'UTC')"),
+        ("service", "LowCardinality(String)"),
+        ("status", "Nullable(UInt16)"),
+        ("attributes", "Map(String, String)"),
+        ("_src_l", "UInt64"),
+        ("_src_p", "UInt16"),
+        ("_src_o", "UInt64"),
+    ];
+    columns
+        .iter()
+        .map(|(name, kind)| format!("{}\n", json!([name, kind, ""])))
+        .collect()
+}
+
+fn range() -> Vec<sluice_common::wire::sink::RangeRecord> {
+    vec![record(
+        5,
+        "events",
+        rows(&[1_795_231_830_000, 1_795_231_830_001]),
+        &[],
+    )]
+}
+
+async fn verdict(insert: Insert, there: There, steps: Steps) -> Verdict {
+    let (writer, _) = Fake::start(insert, there).await;
+    let mut reports = write(&writer, call((5, 6), steps, None, range())).await;
+    assert_eq!(reports.len(), 1);
+    reports.remove(0).verdict
+}
+
+const TOO_MANY_PARTS: Insert =
+    Insert::Status(500, "Code: 252. DB::Exception: Too many parts. (TOO_MANY_PARTS)");
+
+#[tokio::test]
+async fn a_clean_first_attempt_is_done_and_framed_by_its_length() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Error).await;
+    let reports = write(&writer, call((5, 6), Steps::FIRST, None, range())).await;
+    assert_eq!(reports[0].verdict, Verdict::Done);
+    assert_eq!((reports[0].rows, reports[0].sum_o, reports[0].sum_o2), fake.all);
+    let seen = fake.seen.lock().clone();
+    assert_eq!(seen.len(), 1);
+    assert!(!seen[0].chunked);
+    assert_eq!(seen[0].length, Some(seen[0].body_bytes.to_string()));
+    for setting in [
+        "async_insert=0",
+        "max_partitions_per_insert_block=1",
+        "wait_end_of_query=1",
+    ] {
+        assert!(seen[0].query.contains(setting), "{setting} in {}", seen[0].query);
+    }
+}
+
+#[tokio::test]
+async fn all_attempts_carry_the_same_token_and_query_id_until_the_generation_is_bumped() {
+    let (writer, fake) = Fake::start(TOO_MANY_PARTS, There::Nothing).await;
+    let task = |generation| {
+        let sub = SubKey {
+            table: name("events"),
+            part: "all".into(),
+        };
+        Some(vec![SubTask { sub, generation }])
+    };
+    for tasks in [None, task(0), task(1)] {
+        write(&writer, call((5, 6), Steps::AGAIN, tasks, range())).await;
+    }
+    let value = |seen: &Seen, key: &str| {
+        let pairs: Vec<&str> = seen
+            .query
+            .split('&')
+            .filter(|pair| pair.starts_with(key))
+            .collect();
+        assert_eq!(pairs.len(), 1, "{key} once in {}", seen.query);
+        pairs[0].to_owned()
+    };
+    let seen = fake.seen.lock().clone();
+    let tokens: Vec<_> = seen
+        .iter()
+        .map(|one| value(one, "insert_deduplication_token="))
+        .collect();
+    let ids: Vec<_> = seen.iter().map(|one| value(one, "query_id=")).collect();
+    assert_eq!((tokens.len(), &tokens[0]), (3, &tokens[1]));
+    assert_ne!(tokens[1], tokens[2]);
+    assert!(tokens[2].ends_with("%231"), "{}", tokens[2]);
+    assert!(ids.iter().all(|id| *id == ids[0]));
+}
+
+#[tokio::test]
+async fn whatever_hides_behind_a_200_is_not_done() {
+    for insert in [Insert::HeaderBehind200, Insert::TextBehind200] {
+        let first = verdict(insert, There::All, Steps::FIRST).await;
+        assert!(matches!(first, Verdict::Unknown { .. }), "{insert:?}: {first:?}");
+        let none = verdict(insert, There::Nothing, Steps::FIRST_VERIFIED).await;
+        assert!(
+            matches!(none, Verdict::Refused { code: 241, .. } | Verdict::Unknown { .. }),
+            "{insert:?}: {none:?}"
+        );
+        assert_eq!(
+            verdict(insert, There::All, Steps::FIRST_VERIFIED).await,
+            Verdict::Done,
+            "{insert:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_error_after_the_commit_is_proven_done() {
+    let proxy = Insert::Status(500, "upstream went away");
+    assert_eq!(
+        verdict(proxy, There::All, Steps::FIRST_VERIFIED).await,
+        Verdict::Done
+    );
+    assert_eq!(
+        verdict(TOO_MANY_PARTS, There::All, Steps::FIRST_VERIFIED).await,
+        Verdict::Done
+    );
+    let unknown = verdict(proxy, There::Nothing, Steps::FIRST_VERIFIED).await;
+    assert!(
+        matches!(unknown, Verdict::Unknown { .. }),
+        "it may still arrive: {unknown:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_counts_only_where_none_there_is_verified() {
+    let steps = Steps::FIRST_VERIFIED;
+    assert!(matches!(
+        verdict(TOO_MANY_PARTS, There::Nothing, steps).await,
+        Verdict::Refused { code: 252, .. }
+    ));
+    assert_eq!(
+        verdict(TOO_MANY_PARTS, There::Some(1), steps).await,
+        Verdict::Between { found: 1 }
+    );
+    assert!(matches!(
+        verdict(TOO_MANY_PARTS, There::Error, steps).await,
+        Verdict::Unknown { .. }
+    ));
+    assert!(matches!(
+        verdict(TOO_MANY_PARTS, There::Nothing, Steps::FIRST).await,
+        Verdict::Unknown { .. }
+    ));
+}
+
+#[tokio::test]
+async fn a_query_that_still_runs_is_evidence_of_nothing() {
+    let running = Insert::Status(
+        500,
+        "Code: 216. DB::Exception: Query with id = x is already running. (X)",
+    );
+    let none = verdict(running, There::Nothing, Steps::FIRST_VERIFIED).await;
+    assert!(matches!(none, Verdict::Unknown { .. }), "{none:?}");
+    assert_eq!(
+        verdict(running, There::All, Steps::FIRST_VERIFIED).await,
+        Verdict::Done
+    );
+}
+
+#[tokio::test]
+async fn an_insert_answered_clean_with_none_there_is_poisoned() {
+    assert_eq!(
+        verdict(Insert::Clean, There::Nothing, Steps::AGAIN).await,
+        Verdict::CleanButNone
+    );
+}
+
+#[tokio::test]
+async fn what_is_all_there_or_partly_there_is_not_sent_again() {
+    let only_verify = Steps {
+        verify_first: true,
+        insert: false,
+        verify_after: false,
+    };
+    for (there, steps, expected) in [
+        (There::All, Steps::AGAIN, Verdict::Done),
+        (There::Some(1), Steps::AGAIN, Verdict::Between { found: 1 }),
+        (There::Nothing, only_verify, Verdict::NoneThere),
+    ] {
+        let (writer, fake) = Fake::start(Insert::Clean, there).await;
+        let reports = write(&writer, call((5, 6), steps, None, range())).await;
+        assert_eq!(reports[0].verdict, expected);
+        assert!(fake.seen.lock().is_empty(), "{there:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_is_unknown_at_the_deadline() {
+    let (writer, fake) = Fake::start(Insert::Hang, There::All).await;
+    let mut asked = call((5, 6), Steps::FIRST, None, range());
+    asked.timeout = Duration::from_millis(400);
+    let reports = tokio::time::timeout(Duration::from_secs(10), write(&writer, asked)).await;
+    let reports = reports.expect("the deadline is kept");
+    assert!(matches!(reports[0].verdict, Verdict::Unknown { .. }));
+    assert_eq!(fake.seen.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn a_call_past_its_deadline_sends_nothing() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
+    write(&writer, call((5, 6), Steps::AGAIN, None, range())).await;
+    let before = fake.seen.lock().len();
+    let mut asked = call((5, 6), Steps::FIRST, None, range());
+    asked.timeout = Duration::ZERO;
+    let reports = write(&writer, asked).await;
+    assert!(matches!(reports[0].verdict, Verdict::Unknown { .. }));
+    assert_eq!(fake.seen.lock().len(), before);
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_leaves_all_sub_batches_unknown() {
+    let writer = support::writer("http://127.0.0.1:1", "telemetry", &[events()]);
+    let reports = write(&writer, call((5, 6), Steps::FIRST, None, range())).await;
+    assert_eq!(
+        reports[0].sub.part, "20261121",
+        "named by the config's partitions"
+    );
+    assert!(matches!(reports[0].verdict, Verdict::Unknown { .. }));
+    let created = writer.create_missing(Duration::from_secs(5)).await;
+    assert!(matches!(created, Err(ServerError::Uncertain(_))), "{created:?}");
+}
+
+#[tokio::test]
+async fn over_its_byte_budget_it_begins_nothing() {
+    let (writer, fake) = Fake::start(Insert::Hang, There::Nothing).await;
+    let writer = writer.with_budget(Budget::new(1_000));
+    let mut held = call((5, 6), Steps::FIRST, None, range());
+    held.timeout = Duration::from_secs(30);
+    let first = tokio::spawn({
+        let writer = writer.clone();
+        async move { ask(&writer, held).await }
+    });
+    let sent = async {
+        while fake.seen.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), sent)
+        .await
+        .expect("the first call is under way");
+    let second = ask(&writer, call((5, 6), Steps::FIRST, None, range())).await;
+    assert!(matches!(second, SinkReply::Busy { .. }), "{second:?}");
+    first.abort();
+    assert!(first.await.is_err());
+    assert_eq!(writer.held_bytes(), 0);
+}
+
+#[tokio::test]
+async fn rows_that_were_dropped_or_conflict_are_not_sent_to_their_table() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
+    let times = [1_795_231_830_000; 3];
+    let records = vec![
+        record(
+            5,
+            "events",
+            rows(&times),
+            &[Fate::Drop, Fate::Keep, Fate::Conflict],
+        ),
+        record(6, "events", rows(&times), &[Fate::Drop, Fate::Drop, Fate::Drop]),
+    ];
+    let reports = write(&writer, call((5, 7), Steps::FIRST, None, records)).await;
+    let counted: Vec<_> = reports
+        .iter()
+        .map(|one| (one.sub.table.as_str(), one.rows, one.sum_o))
+        .collect();
+    assert_eq!(
+        counted,
+        [("dead_letters", 1, (5 << 16) + 2), ("events", 1, (5 << 16) + 1)]
+    );
+    assert_eq!(fake.seen.lock().len(), 2);
+}
+
+#[tokio::test]
+async fn a_task_for_rows_that_are_not_in_the_range_is_reported_as_unknown() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
+    let sub = SubKey {
+        table: name("events"),
+        part: "20261121".into(),
+    };
+    let tasks = Some(vec![SubTask {
+        sub: sub.clone(),
+        generation: 0,
+    }]);
+    let reports = write(&writer, call((5, 6), Steps::AGAIN, tasks, range())).await;
+    assert_eq!((reports.len(), &reports[0].sub, reports[0].rows), (1, &sub, 0));
+    assert!(matches!(reports[0].verdict, Verdict::Unknown { .. }));
+    assert!(fake.seen.lock().is_empty());
+}
+
+#[tokio::test]
+async fn records_that_do_not_belong_to_the_range_are_refused_whole() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
+    let outside = ask(&writer, call((6, 7), Steps::FIRST, None, range())).await;
+    assert!(matches!(outside, SinkReply::Failed { .. }), "{outside:?}");
+    let mut other_log = call((5, 6), Steps::FIRST, None, range());
+    other_log.log.0 += 1;
+    assert!(matches!(ask(&writer, other_log).await, SinkReply::Failed { .. }));
+    assert!(fake.seen.lock().is_empty());
+}
+
+#[tokio::test]
+async fn the_horizon_tells_the_highest_row_past_an_offset() {
+    let (writer, _) = Fake::start(Insert::Clean, There::Nothing).await;
+    let asked = Horizon {
+        log: LOG,
+        partition: PARTITION,
+        from_o: 9,
+        tables: vec![name("events")],
+        timeout: Duration::from_secs(5),
+    };
+    let answer = writer.oneshot(SinkRequest::Horizon(asked)).await;
+    assert_eq!(answer, Ok(SinkReply::Horizon(vec![(name("events"), 99)])));
+}
