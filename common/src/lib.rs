@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod clock;
 pub mod config;
+pub mod dictionary;
 pub mod error;
 pub mod fates;
 pub mod ids;

@@ -16,11 +16,11 @@ mod health;
 mod linger;
 mod respond;
 mod routes;
-pub mod server;
-pub mod stack;
+mod server;
+mod stack;
 
 pub use auth::Tenants;
-pub use server::{EdgeServer, run_alone};
+pub use server::{EdgeError, EdgeServer, run_alone};
 
 use admission::{Admission, Shed};
 use forward::Forwarder;

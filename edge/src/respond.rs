@@ -62,9 +62,9 @@ impl Refusal {
         }
     }
 
-    /// What lies behind cannot do it now.
+    /// What lies behind cannot do it now. `what` must not name inner addresses.
     #[must_use]
-    pub fn unavailable(outcome: Outcome, reason: &str, retry_after: Duration) -> Self {
+    pub fn unavailable(outcome: Outcome, what: &str, retry_after: Duration) -> Self {
         let told = match outcome {
             Outcome::Refused => "nothing was taken: send the request again",
             Outcome::Unknown => {
@@ -72,7 +72,7 @@ impl Refusal {
                  `Idempotency-Key` or event keys it ends in one row an event"
             }
         };
-        let detail = format!("{reason}; {told}");
+        let detail = format!("{what}; {told}");
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail);
         Self {
             outcome,
@@ -105,12 +105,6 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.problem.status()
-    }
-
-    /// What is wrong.
-    #[must_use]
-    pub fn problem(&self) -> &Problem {
-        &self.problem
     }
 
     fn render(self, request: RequestId) -> Response {
@@ -168,10 +162,13 @@ impl IntoResponse for Refusal {
 #[must_use]
 pub fn finish(mut response: Response, request: RequestId, keep_connection_header: bool) -> Response {
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
-        let allow = response.headers_mut().remove(header::ALLOW);
+        // What the layers in between, and the router, have added to the unwritten answer.
+        let added = std::mem::take(response.headers_mut());
         response = refusal.render(request);
-        if let Some(allow) = allow {
-            response.headers_mut().insert(header::ALLOW, allow);
+        for name in [header::ALLOW, header::CONNECTION] {
+            if let Some(value) = added.get(&name) {
+                response.headers_mut().insert(name, value.clone());
+            }
         }
     }
     let headers = response.headers_mut();
@@ -209,7 +206,8 @@ pub fn reply(reply: IntakeReply) -> Result<(StatusCode, RowsAnswer), Refusal> {
         )),
         IntakeReply::Unavailable {
             unknown,
-            reason,
+            // Logged when it was seen; it may name inner addresses, which are not a client's business.
+            reason: _,
             retry_after_ms,
         } => {
             let outcome = if unknown {
@@ -219,7 +217,7 @@ pub fn reply(reply: IntakeReply) -> Result<(StatusCode, RowsAnswer), Refusal> {
             };
             Err(Refusal::unavailable(
                 outcome,
-                &reason,
+                "the service behind the edge cannot take requests now",
                 Duration::from_millis(retry_after_ms),
             ))
         }

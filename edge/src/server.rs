@@ -1,6 +1,7 @@
 //! The edge as a server: its listeners, and the process that is nothing but an edge.
 
 use crate::{Edge, stack};
+use serde::Serialize;
 use sluice_common::config::Loaded;
 use sluice_common::metrics::{Metrics, MetricsError};
 use sluice_common::serve::{Bounds, ListenError, listen, serve};
@@ -121,6 +122,14 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
+/// The first line on stdout, its members in the order that CONTRACT.md shows.
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    edge: String,
+    admin: String,
+}
+
 fn say_ready(server: &EdgeServer, admin: SocketAddr, json: bool) -> io::Result<()> {
     for address in server.addresses() {
         tracing::info!(%address, %admin, "the edge listens");
@@ -132,7 +141,12 @@ fn say_ready(server: &EdgeServer, admin: SocketAddr, json: bool) -> io::Result<(
         .addresses()
         .first()
         .map(|address| format!("http://{address}"));
-    let line = serde_json::json!({"ready": true, "edge": edge, "admin": format!("http://{admin}")});
+    let ready = Ready {
+        ready: true,
+        edge: edge.unwrap_or_default(),
+        admin: format!("http://{admin}"),
+    };
+    let line = serde_json::to_string(&ready)?;
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()

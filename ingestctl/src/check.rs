@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::Loaded;
+use sluice_common::metrics::Metrics;
 use sluice_normalizer::start::compile;
 use sluice_sink_writer::report::TableState;
 use sluice_sink_writer::{SinkWriter, ddl};
@@ -114,7 +115,7 @@ impl CheckArgs {
 
 async fn ask(loaded: &Loaded, url: &str, findings: &mut Vec<Finding>) {
     let clock: SharedClock = Arc::new(SystemClock);
-    let sink = SinkWriter::new(&target(loaded, url), &loaded.config.datasets);
+    let sink = SinkWriter::new(&target(loaded, url), &loaded.config.datasets, &Metrics::detached());
     let report = sink.describe_all(&clock, DEADLINE).await;
     match report.server {
         Err(error) => {

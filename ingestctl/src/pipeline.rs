@@ -51,7 +51,7 @@ impl Pipeline {
     pub async fn start(loaded: &Loaded, given: Given) -> Result<Self, Failure> {
         let config = &loaded.config;
         let probes = listen(&config.edge.admin).await?;
-        let sink = SinkWriter::new(&target(loaded, &given.clickhouse_url), &config.datasets);
+        let sink = SinkWriter::new(&target(loaded, &given.clickhouse_url), &config.datasets, &given.metrics);
         make_tables(&sink, given.wait_for_tables).await;
         let (taking, pumping) = (Stop::new(), Stop::new());
         let environment = Environment {

@@ -3,7 +3,9 @@
 //! Facts (ClickHouse 26.7, measured): one Arrow batch of 500,000 rows and 61 MB is one part under every
 //! block setting tried; a block that spans two partitions is refused whole with code 252 under
 //! `max_partitions_per_insert_block=1`; an unknown column is code 16 and an unknown table code 60, with
-//! nothing stored; `wait_end_of_query=1` makes errors come with a status instead of behind a 200.
+//! nothing stored; a second insert under a living `query_id` is code 216 once the first has sent so much
+//! that its query began, and is let in before that (there the token decides); a body shorter than its
+//! `Content-Length` stores nothing, even where only the end-of-stream marker is missing; `wait_end_of_query=1` makes errors come with a status instead of behind a 200.
 
 use crate::block::SubBatch;
 use crate::client::{InsertRequest, seconds_left};

@@ -15,6 +15,7 @@ pub mod ddl;
 mod dead_letters;
 pub mod horizon;
 pub mod insert;
+pub mod observe;
 pub mod place;
 pub mod report;
 pub mod service;

@@ -5,13 +5,15 @@ use crate::admit::{Budget, RETRY_AFTER_MS};
 use crate::block::{self, Sight, Sights, SubBatch};
 use crate::client::{Client, ServerError, Target};
 use crate::insert::Origin;
+use crate::observe::Observer;
 use crate::settle::Settler;
-use crate::tables::Tables;
+use crate::tables::{DescribeError, Tables};
 use crate::{horizon, report};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Dataset;
+use sluice_common::metrics::Metrics;
 use sluice_common::wire::sink::{SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
 use sluice_common::wire::transport::Seam;
 use std::convert::Infallible;
@@ -34,24 +36,27 @@ pub struct SinkWriter {
     tables: Arc<Tables>,
     datasets: Arc<[Dataset]>,
     budget: Budget,
+    observer: Observer,
 }
 
 impl SinkWriter {
     /// A sink-writer for `target`; nothing is connected yet. `datasets` are needed to create tables and
     /// to place rows of tables that are missing; what is in the log is written as its records say.
     #[must_use]
-    pub fn new(target: &Target, datasets: &[Dataset]) -> Self {
+    pub fn new(target: &Target, datasets: &[Dataset], metrics: &Metrics) -> Self {
         let client = Client::new(target);
         let tables = Arc::new(Tables::new(client.clone(), datasets));
+        let budget = Budget::default();
         Self {
             client,
             tables,
             datasets: datasets.into(),
-            budget: Budget::default(),
+            observer: Observer::new(metrics, &budget),
+            budget,
         }
     }
 
-    /// The same with another byte budget.
+    /// The same with another byte budget, which is not watched.
     #[must_use]
     pub fn with_budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
@@ -63,9 +68,7 @@ impl SinkWriter {
     /// # Errors
     /// The server's; what was created stays.
     pub async fn create_missing(&self, timeout: Duration) -> Result<(), ServerError> {
-        self.tables
-            .create_missing(&self.datasets, Instant::now() + timeout)
-            .await
+        self.tables.create_missing(Instant::now() + timeout).await
     }
 
     /// What `ingestctl check` says of the server and the configured tables.
@@ -90,6 +93,7 @@ impl SinkWriter {
         match request {
             SinkRequest::Write(call) => {
                 let Some(_held) = self.budget.take(call.record_bytes()) else {
+                    self.observer.refused();
                     return SinkReply::Busy {
                         retry_after_ms: RETRY_AFTER_MS,
                     };
@@ -128,6 +132,7 @@ impl SinkWriter {
         let settler = Settler {
             client: self.client.clone(),
             tables: self.tables.clone(),
+            observer: self.observer.clone(),
             origin: Origin {
                 log: call.log,
                 partition,
@@ -148,10 +153,13 @@ impl SinkWriter {
         for name in block::tables_of(&call.records) {
             let sight = match self.tables.get(&name, deadline).await {
                 Ok(table) => Sight::Known(table),
-                Err(why) => Sight::Hidden {
-                    why,
-                    placement: self.tables.last_placement(&name),
-                },
+                Err(why) => {
+                    if let DescribeError::Server(error) = &why {
+                        self.observer.failed(error);
+                    }
+                    let placement = self.tables.last_placement(&name);
+                    Sight::Hidden { why, placement }
+                }
             };
             sights.insert(name, sight);
         }

@@ -4,6 +4,7 @@ use crate::block::{Content, SubBatch};
 use crate::classify::{QUERY_WITH_SAME_ID_IS_RUNNING, classify, is_stale_description};
 use crate::client::{Client, ServerError};
 use crate::insert::{self, Origin};
+use crate::observe::Observer;
 use crate::tables::{DescribeError, Table, Tables};
 use crate::verify::{Found, verify};
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 pub struct Settler {
     pub client: Client,
     pub tables: Arc<Tables>,
+    pub observer: Observer,
     pub origin: Origin,
     pub steps: Steps,
     pub deadline: Instant,
@@ -94,7 +96,11 @@ impl Settler {
         }
         let request = (columns, body.clone(), self.deadline);
         let request = insert::request(self.client.database(), self.origin, sub, generation, request);
-        let sent = match self.client.insert(request, self.deadline).await {
+        let begun = Instant::now();
+        let answer = self.client.insert(request, self.deadline).await;
+        self.observer
+            .inserted(sub.rows, body.len(), begun.elapsed(), &answer);
+        let sent = match answer {
             Ok(()) => Sent::Clean,
             Err(ServerError::Definite { code, message }) => {
                 self.note_error(sub, code, &message);
@@ -172,7 +178,7 @@ impl Settler {
 
     async fn verify(&self, sub: &SubBatch, table: &Table) -> Found {
         let found = verify(&self.client, self.origin, sub, table, self.deadline).await;
-        tracing::debug!(table = %sub.key.table, part = %sub.key.part, outcome = found.label(), "verified");
+        self.observer.verified(&found);
         if matches!(found, Found::Unknown(_)) {
             // Another server, or a table that is another now: see it afresh next time.
             self.tables.forget(&sub.key.table);

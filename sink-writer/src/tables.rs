@@ -10,6 +10,7 @@ use sluice_common::config::Dataset;
 use sluice_common::ids::Name;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::Instant;
 
 /// The columns that say where a row came from (R10).
@@ -56,6 +57,10 @@ impl Table {
 #[derive(Debug)]
 pub struct Tables {
     client: Client,
+    datasets: Arc<[Dataset]>,
+    /// Whether the tables were made by this process. One that goes missing later was dropped by somebody,
+    /// and is not made again behind their back.
+    made: AtomicBool,
     known: Mutex<HashMap<Name, Arc<Table>>>,
     /// Placements outlive their description: a table that is gone still has its sub-batches named.
     placements: Mutex<HashMap<Name, Placement>>,
@@ -74,6 +79,8 @@ impl Tables {
         };
         Self {
             client,
+            datasets: datasets.into(),
+            made: AtomicBool::new(false),
             known: Mutex::default(),
             placements: Mutex::new(datasets.iter().map(configured).collect()),
             warned: Mutex::default(),
@@ -84,14 +91,26 @@ impl Tables {
     ///
     /// # Errors
     /// The server's.
-    pub async fn create_missing(&self, datasets: &[Dataset], deadline: Instant) -> Result<(), ServerError> {
+    pub async fn create_missing(&self, deadline: Instant) -> Result<(), ServerError> {
         let database = self.client.database();
         let mut statements = vec![ddl::database(database), ddl::dead_letters(database)];
-        statements.extend(datasets.iter().map(|dataset| ddl::table(dataset, database)));
+        statements.extend(self.datasets.iter().map(|dataset| ddl::table(dataset, database)));
         for sql in statements {
             self.client.command(&sql, deadline).await?;
         }
+        self.made.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Describes a table; where the start could not make the tables, makes them now.
+    async fn look(&self, table: &Name, deadline: Instant) -> Result<Table, DescribeError> {
+        match describe(&self.client, table, deadline).await {
+            Err(DescribeError::Missing(_)) if !self.made.load(Ordering::Acquire) => {
+                self.create_missing(deadline).await?;
+                describe(&self.client, table, deadline).await
+            }
+            described => described,
+        }
     }
 
     /// The description of `table`, from memory where it is known.
@@ -102,7 +121,7 @@ impl Tables {
         if let Some(known) = self.known.lock().get(table) {
             return Ok(known.clone());
         }
-        let described = Arc::new(describe(&self.client, table, deadline).await?);
+        let described = Arc::new(self.look(table, deadline).await?);
         for note in &described.notes {
             self.warn_once(table, note);
         }

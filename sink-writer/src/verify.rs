@@ -21,13 +21,16 @@ pub enum Found {
 }
 
 impl Found {
+    /// All labels.
+    pub const LABELS: [&'static str; 4] = ["all", "none", "between", "unknown"];
+
     /// The label of `sluice_verify_total`.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
             Self::All => "all",
             Self::None => "none",
-            Self::Some { .. } => "some",
+            Self::Some { .. } => "between",
             Self::Unknown(_) => "unknown",
         }
     }

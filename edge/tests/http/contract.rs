@@ -338,6 +338,10 @@ async fn an_unavailable_normalizer_is_503_that_says_whether_something_was_taken(
             (503, outcome)
         );
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 4);
+        assert!(
+            !answer.body.to_string().contains("log is away"),
+            "inner reasons are for operators"
+        );
     }
     assert_eq!(fixture.seen(), 4, "never tried again");
     assert!((fixture.edge.readiness())().is_err());

@@ -1,7 +1,7 @@
 //! One column while its rows are written: plain vectors, because a rejected row must be taken back.
 
 use super::convert::Cell;
-use super::dictionary::{Interner, strings};
+use sluice_common::dictionary::{Interner, strings};
 use super::schema::{map_fields, time_unit};
 use arrow_array::builder::BooleanBufferBuilder;
 use arrow_array::types::{

@@ -5,11 +5,11 @@
 //! is right by construction, and checked: a frame over the limit is halved by rows.
 
 use super::Pending;
-use super::dictionary;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_ipc::CompressionType;
 use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use arrow_schema::{ArrowError, DataType};
+use sluice_common::dictionary;
 use sluice_common::limits::{MAX_RECORD_BYTES, MAX_RECORD_ROWS};
 use sluice_common::record::{RecordContent, RequestSpan, SPAN_BYTES};
 use std::sync::Arc;

@@ -37,7 +37,6 @@
 pub mod body;
 mod column;
 mod convert;
-mod dictionary;
 pub mod encode;
 mod fault;
 pub mod identity;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use sluice_common::config::{Dataset, Loaded};
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::{LogId, Name, RequestId, TenantId};
+use sluice_common::metrics::Metrics;
 use sluice_common::record::{Identity, Placement, Record, RecordContent, RecordMeta, RequestSpan};
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::{
@@ -40,7 +41,7 @@ pub fn writer(url: &str, database: &str, datasets: &[Dataset]) -> SinkWriter {
         user: None,
         password: None,
     };
-    SinkWriter::new(&target, datasets)
+    SinkWriter::new(&target, datasets, &Metrics::detached())
 }
 
 pub type Columns = Vec<(&'static str, ArrayRef)>;
