@@ -33,7 +33,14 @@ pub(super) fn next_merge(buckets: &[BucketMeta], widest_ms: u64) -> Option<usize
     let cost = |at: usize| {
         let (older, newer) = (buckets[at].keys, buckets[at + 1].keys);
         let balanced = older <= newer.saturating_mul(3);
-        (!balanced, if balanced { older + newer } else { older / newer.max(1) })
+        (
+            !balanced,
+            if balanced {
+                older + newer
+            } else {
+                older / newer.max(1)
+            },
+        )
     };
     // Entries store their time in 32 bits of milliseconds: 49 days.
     let possible = (0..buckets.len() - 1).filter(|at| span(*at) <= u64::from(u32::MAX));

@@ -215,10 +215,10 @@ impl Column {
     /// Whole seconds since 1970 of `row`, in a time column.
     #[must_use]
     pub fn seconds(&self, row: usize) -> Option<i64> {
-        match &self.values {
-            Values::Time(unit, values) => Some(values[row].div_euclid(per_second(*unit))),
-            _ => None,
-        }
+        let Values::Time(unit, values) = &self.values else {
+            return None;
+        };
+        Some(values[row].div_euclid(per_second(*unit)))
     }
 
     /// The finished column.

@@ -7,8 +7,9 @@
 //! - Times: see [`super::time`]; a number only where the field states its epoch unit.
 
 use super::fault::Fault;
-use super::schema::{AgeBounds, FieldPlan};
+use super::schema::{AgeBounds, FieldPlan, time_unit};
 use super::time::Moment;
+use arrow_schema::TimeUnit;
 use simd_json::{Node, StaticNode};
 use sluice_common::config::{EpochUnit, Kind};
 
@@ -117,9 +118,10 @@ fn digits(text: &str) -> Result<i128, Fault> {
 fn float<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
     let value = number(node).ok_or(Fault::WrongType)?;
     let value = field.factor.map_or(value, |factor| factor.of_float(value));
-    let fits = match field.kind {
-        Kind::Float32 => (value as f32).is_finite(),
-        _ => value.is_finite(),
+    let fits = if field.kind == Kind::Float32 {
+        (value as f32).is_finite()
+    } else {
+        value.is_finite()
     };
     if fits {
         Ok(Cell::Float(value))
@@ -184,16 +186,15 @@ fn fractional(value: f64, unit: EpochUnit) -> Result<Moment, Fault> {
 }
 
 /// First and last second that ClickHouse's type holds, and Arrow's between us and it.
-#[must_use]
-pub fn seconds_bounds(kind: Kind) -> (i64, i64) {
+fn seconds_bounds(kind: Kind) -> (i64, i64) {
     const Y1900: i64 = -2_208_988_800;
     const Y2299_LAST: i64 = 10_413_791_999;
     // The last whole second of 64 bits of nanoseconds: 2262-04-11T23:47:15Z.
     const NANOS_LAST: i64 = i64::MAX / 1_000_000_000 - 1;
-    match kind {
-        Kind::DateTime64(7..) => (Y1900, NANOS_LAST),
-        Kind::DateTime64(_) => (Y1900, Y2299_LAST),
-        _ => (0, u32::MAX as i64),
+    match time_unit(kind) {
+        _ if kind == Kind::DateTime => (0, i64::from(u32::MAX)),
+        TimeUnit::Nanosecond => (Y1900, NANOS_LAST),
+        TimeUnit::Second | TimeUnit::Millisecond | TimeUnit::Microsecond => (Y1900, Y2299_LAST),
     }
 }
 

@@ -50,7 +50,7 @@ pub fn build_records(group: Vec<Pending>) -> Result<Vec<(RecordContent, Vec<usiz
 }
 
 /// As [`build_records`], with other limits.
-fn build_within(
+pub(super) fn build_within(
     group: &[Pending],
     pack_bytes: usize,
     frame_bytes: usize,
@@ -171,7 +171,7 @@ impl Draft {
             spans: self.spans.iter().map(|(span, _)| *span).collect(),
             keys: self.keys.clone(),
             fingerprints: self.fingerprints.clone(),
-            column_bytes: u32::try_from(self.batch.get_array_memory_size()).unwrap_or(u32::MAX),
+            column_bytes: u32::try_from(column_bytes(&self.batch)?).unwrap_or(u32::MAX),
             body: ipc(&self.batch)?.into(),
         })
     }
@@ -240,7 +240,7 @@ fn clip(span: &RequestSpan, from: usize, to: usize) -> Option<RequestSpan> {
 /// # Errors
 /// Where Arrow refuses the batch.
 pub(super) fn ipc(batch: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
-    let size = batch.get_array_memory_size();
+    let size = column_bytes(batch)?;
     let compression = (size >= COMPRESS_FROM).then_some(CompressionType::LZ4_FRAME);
     let options = IpcWriteOptions::try_new(8, false, arrow_ipc::MetadataVersion::V5)?
         .try_with_compression(compression)?;
@@ -248,6 +248,14 @@ pub(super) fn ipc(batch: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
         StreamWriter::try_new_with_options(Vec::with_capacity(size / 2), &batch.schema(), options)?;
     writer.write(batch)?;
     writer.into_inner()
+}
+
+/// What the rows of a batch take before compression, whatever its buffers have room for.
+fn column_bytes(batch: &RecordBatch) -> Result<usize, ArrowError> {
+    let columns = batch.columns().iter();
+    columns
+        .map(|column| column.to_data().get_slice_memory_size())
+        .sum()
 }
 
 fn as_u32(rows: usize) -> u32 {

@@ -104,7 +104,7 @@ impl RowFault {
         let node = self.node.and_then(|at| nodes.get(at));
         let name = match (field, node) {
             (Some(field), _) => field.name.as_str().to_owned(),
-            (None, Some(Node::String(member))) => cut(member).to_owned(),
+            (None, Some(Node::String(member))) if self.fault == Fault::UnknownField => cut(member).to_owned(),
             (None, _) => String::new(),
         };
         RowError {
@@ -131,10 +131,28 @@ impl RowFault {
                 "got {got}, a time as a number, and the field states no epoch unit; send {expected}, or set `epoch` \
                  in the config"
             ),
-            Fault::TooOld | Fault::TooNew => self.age_message(field, &got),
-            Fault::UnknownField | Fault::DuplicateField => self.member_message(),
-            Fault::TooDeep | Fault::TooManyMembers | Fault::JsonTooLarge | Fault::RowTooLarge => {
-                self.size_message()
+            Fault::TooOld => format!(
+                "got {got}, which is more than {} s old (time.max_past); such late events are not taken",
+                field
+                    .and_then(|field| field.bounds)
+                    .map_or(0, |bounds| bounds.past_ms / 1_000)
+            ),
+            Fault::TooNew => format!(
+                "got {got}, which is more than {} s ahead of our clock (time.max_future); check the sender's clock",
+                field
+                    .and_then(|field| field.bounds)
+                    .map_or(0, |bounds| bounds.future_ms / 1_000)
+            ),
+            Fault::UnknownField => {
+                "the dataset has no such field and rejects unknown ones; leave it out or correct its name"
+                    .to_owned()
+            }
+            Fault::DuplicateField => "the field was sent twice in one event; send it once".to_owned(),
+            Fault::TooDeep => format!("it is nested deeper than {MAX_JSON_DEPTH}; flatten it"),
+            Fault::TooManyMembers => format!("it has more than {MAX_EVENT_MEMBERS} members; send fewer"),
+            Fault::JsonTooLarge => format!("it is larger than {MAX_EVENT_BYTES} bytes; send smaller events"),
+            Fault::RowTooLarge => {
+                "its columns do not fit one record (900 KiB less overhead); send smaller events".to_owned()
             }
             Fault::NumberTooLarge => {
                 "a number in it does not fit 64 bits, nor a double; send it as a string".to_owned()
@@ -142,40 +160,6 @@ impl RowFault {
             Fault::MalformedJson { at } => format!("it is not JSON (at byte {at} of the event); correct it"),
             Fault::NotUtf8 => "it is not UTF-8; encode it as UTF-8".to_owned(),
             Fault::NotAnObject => format!("got {got}, expected a JSON object with the fields of the event"),
-        }
-    }
-
-    fn age_message(&self, field: Option<&FieldPlan>, got: &str) -> String {
-        let bounds = field.and_then(|field| field.bounds);
-        match self.fault {
-            Fault::TooOld => format!(
-                "got {got}, which is more than {} s old (time.max_past); such late events are not taken",
-                bounds.map_or(0, |bounds| bounds.past_ms / 1_000)
-            ),
-            _ => format!(
-                "got {got}, which is more than {} s ahead of our clock (time.max_future); check the sender's clock",
-                bounds.map_or(0, |bounds| bounds.future_ms / 1_000)
-            ),
-        }
-    }
-
-    fn member_message(&self) -> String {
-        match self.fault {
-            Fault::UnknownField => {
-                "the dataset has no such field and rejects unknown ones; leave it out or correct \
-                                    its name"
-                    .to_owned()
-            }
-            _ => "the field was sent twice in one event; send it once".to_owned(),
-        }
-    }
-
-    fn size_message(&self) -> String {
-        match self.fault {
-            Fault::TooDeep => format!("it is nested deeper than {MAX_JSON_DEPTH}; flatten it"),
-            Fault::TooManyMembers => format!("it has more than {MAX_EVENT_MEMBERS} members; send fewer"),
-            Fault::JsonTooLarge => format!("it is larger than {MAX_EVENT_BYTES} bytes; send smaller events"),
-            _ => "its columns do not fit one record (900 KiB less overhead); send smaller events".to_owned(),
         }
     }
 }
@@ -197,7 +181,9 @@ fn expected(field: &FieldPlan) -> String {
         Kind::DateTime64(7..) => time_expected(field, "from 1900 to 2262-04-11"),
         Kind::DateTime64(_) => time_expected(field, "from 1900 to 2299"),
         Kind::MapStringString => "an object".to_owned(),
-        _ => "a string".to_owned(),
+        Kind::String | Kind::LowCardinalityString => "a string".to_owned(),
+        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => "a whole number".to_owned(),
+        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => "a whole number".to_owned(),
     }
 }
 

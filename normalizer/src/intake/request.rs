@@ -58,7 +58,11 @@ fn scalar(body: &[u8], parser: &mut Parser) -> Problem {
             "not_an_object",
             "the body is a lone JSON value; send an object, an array of objects or NDJSON".to_owned(),
         ),
-        Err(_) => malformed(0),
+        Err(fault) => malformed(if let Fault::MalformedJson { at } = fault {
+            at
+        } else {
+            0
+        }),
     }
 }
 

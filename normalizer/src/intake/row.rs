@@ -44,6 +44,8 @@ pub struct RowWriter<'s> {
     members: usize,
     /// Members dropped because the schema does not know them.
     pub dropped: u64,
+    /// As it was before the current event.
+    dropped_before: u64,
 }
 
 impl<'s> RowWriter<'s> {
@@ -62,6 +64,7 @@ impl<'s> RowWriter<'s> {
             entries: Vec::new(),
             members: 0,
             dropped: 0,
+            dropped_before: 0,
         }
     }
 
@@ -74,17 +77,17 @@ impl<'s> RowWriter<'s> {
         for (mark, column) in self.marks.iter_mut().zip(columns.iter()) {
             *mark = column.mark();
         }
-        let dropped = self.dropped;
+        self.dropped_before = self.dropped;
         let written = self.write_parts(nodes, columns);
         if written.is_err() {
-            self.dropped = dropped;
             self.take_back(columns, rows);
         }
         written
     }
 
     /// Takes back the row that [`Self::write`] wrote last.
-    pub fn take_back(&self, columns: &mut [Column], rows: usize) {
+    pub fn take_back(&mut self, columns: &mut [Column], rows: usize) {
+        self.dropped = self.dropped_before;
         for (column, mark) in columns.iter_mut().zip(&self.marks) {
             column.truncate(rows, *mark);
         }

@@ -331,7 +331,7 @@ fn compile_default(plan: &FieldPlan, typed: FieldType, value: &serde_json::Value
             Cell::Time(value) => Default::Cell(Cell::Time(value)),
         })
     });
-    parsed.map_err(|fault| wrong(fault))?.map_err(wrong)
+    parsed.map_err(&wrong)?.map_err(&wrong)
 }
 
 fn default_map(value: &serde_json::Value) -> Result<Default, String> {
