@@ -91,20 +91,19 @@ impl<'b> Events<'b> {
     }
 
     fn next_line(&mut self) -> Option<EventText<'b>> {
-        while self.at < self.body.len() {
-            let start = self.at;
-            let end = memchr(b'\n', &self.body[start..]).map_or(self.body.len(), |length| start + length);
-            self.at = end + 1;
-            let line = EventText {
-                text: &self.body[start..end],
-                at: start,
-            };
-            if skip_space(line.text, 0) < line.text.len() {
-                return Some(line);
-            }
-        }
-        self.shape = Shape::Done;
-        None
+        // Over blank lines at once: a body of nothing else must not cost a search each.
+        let start = skip_space(self.body, self.at);
+        let rest = self.body.get(start..).filter(|rest| !rest.is_empty());
+        let Some(rest) = rest else {
+            self.shape = Shape::Done;
+            return None;
+        };
+        let length = memchr(b'\n', rest).unwrap_or(rest.len());
+        self.at = start + length;
+        Some(EventText {
+            text: &rest[..length],
+            at: start,
+        })
     }
 
     fn next_element(&mut self) -> Result<EventText<'b>, BrokenArray> {

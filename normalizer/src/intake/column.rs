@@ -1,7 +1,6 @@
 //! One column while its rows are written: plain vectors, because a rejected row must be taken back.
 
 use super::convert::Cell;
-use sluice_common::dictionary::{Interner, strings};
 use super::schema::{map_fields, time_unit};
 use arrow_array::builder::BooleanBufferBuilder;
 use arrow_array::types::{
@@ -15,6 +14,7 @@ use arrow_array::{
 use arrow_buffer::{NullBuffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, Field as ArrowField, TimeUnit};
 use sluice_common::config::Kind;
+use sluice_common::dictionary::{Interner, strings};
 use std::sync::Arc;
 
 /// A column and its nulls.
