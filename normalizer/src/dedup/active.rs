@@ -78,16 +78,14 @@ impl MemoryBucket {
 
     /// The latest copy of `key`, which is set to `now` where there is one. `accept` says which
     /// fingerprint stays, given the copy found.
-    pub(super) fn touch(
-        &mut self,
-        key: u128,
-        now: UnixMs,
-        accept: impl FnOnce(Seen) -> u32,
-    ) -> Option<Seen> {
+    pub(super) fn touch(&mut self, key: u128, now: UnixMs, accept: impl FnOnce(Seen) -> u32) -> Option<Seen> {
         let (base, (high, low)) = (self.base_ms, halves(key));
         let shard = self.shard_of(high);
         let slot = self.shards[shard].find_mut(low, |slot| slot.low == low && slot.high == high)?;
-        let seen = Seen { at_ms: base + u64::from(slot.offset_ms), fingerprint: slot.fingerprint };
+        let seen = Seen {
+            at_ms: base + u64::from(slot.offset_ms),
+            fingerprint: slot.fingerprint,
+        };
         slot.fingerprint = accept(seen);
         slot.offset_ms = offset_ms(now, base);
         Some(seen)
@@ -97,7 +95,12 @@ impl MemoryBucket {
     pub(super) fn insert(&mut self, key: u128, now: UnixMs, fingerprint: u32) {
         let (high, low) = halves(key);
         let shard = self.shard_of(high);
-        let slot = Slot { high, low, offset_ms: offset_ms(now, self.base_ms), fingerprint };
+        let slot = Slot {
+            high,
+            low,
+            offset_ms: offset_ms(now, self.base_ms),
+            fingerprint,
+        };
         self.shards[shard].insert_unique(low, slot, |slot| slot.low);
         self.keys += 1;
     }
@@ -106,7 +109,10 @@ impl MemoryBucket {
     pub(super) fn find(&self, key: u128) -> Option<Seen> {
         let (high, low) = halves(key);
         let slot = self.shards[self.shard_of(high)].find(low, |slot| slot.low == low && slot.high == high)?;
-        Some(Seen { at_ms: self.base_ms + u64::from(slot.offset_ms), fingerprint: slot.fingerprint })
+        Some(Seen {
+            at_ms: self.base_ms + u64::from(slot.offset_ms),
+            fingerprint: slot.fingerprint,
+        })
     }
 
     /// All entries, ascending by key. Holds one shard's copy at a time: about 5 MB.
@@ -158,7 +164,11 @@ impl MemoryBucket {
 
     /// Bytes that the table holds.
     pub(super) fn memory_bytes(&self) -> u64 {
-        let slots: usize = self.shards.iter().map(|shard| shard.capacity().div_ceil(7) * 8).sum();
+        let slots: usize = self
+            .shards
+            .iter()
+            .map(|shard| shard.capacity().div_ceil(7) * 8)
+            .sum();
         (slots * SLOT_BYTES) as u64
     }
 }
@@ -189,7 +199,11 @@ mod tests {
         let entries: Vec<Entry> = bucket.sorted().collect();
         assert_eq!((entries.len(), bucket.keys()), (20_000, 20_000));
         assert!(entries.windows(2).all(|pair| pair[0].key < pair[1].key));
-        assert!(entries.iter().all(|entry| bucket.find(entry.key).is_some_and(|seen| seen.at_ms == entry.at_ms)));
+        assert!(entries.iter().all(|entry| {
+            bucket
+                .find(entry.key)
+                .is_some_and(|seen| seen.at_ms == entry.at_ms)
+        }));
     }
 
     #[test]
@@ -197,7 +211,19 @@ mod tests {
         let mut bucket = MemoryBucket::new(10, 0, 100);
         assert_eq!(bucket.touch(5, 120, |_| 0), None);
         bucket.insert(5, 120, 9);
-        assert_eq!(bucket.touch(5, 150, |seen| seen.fingerprint), Some(Seen { at_ms: 120, fingerprint: 9 }));
-        assert_eq!(bucket.find(5), Some(Seen { at_ms: 150, fingerprint: 9 }));
+        assert_eq!(
+            bucket.touch(5, 150, |seen| seen.fingerprint),
+            Some(Seen {
+                at_ms: 120,
+                fingerprint: 9
+            })
+        );
+        assert_eq!(
+            bucket.find(5),
+            Some(Seen {
+                at_ms: 150,
+                fingerprint: 9
+            })
+        );
     }
 }

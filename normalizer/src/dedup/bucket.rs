@@ -60,19 +60,31 @@ impl BucketWriter {
         let made = || -> heed::Result<Blocks> {
             let txn = env.write_txn()?;
             env.create_databases_and_commit(txn, |opener, txn| {
-                opener.create_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+                opener
+                    .create_database(txn, None)
+                    .map(CommitOrAbort::<_, ()>::Commit)
             })
             .map(CommitOrAbort::unwrap_commit)
         };
         let blocks = made().map_err(lmdb("create", path))?;
         let pending = Vec::with_capacity(pending_capacity(keys));
-        Ok(Self { path: path.to_owned(), env, blocks, min_ms, pending })
+        Ok(Self {
+            path: path.to_owned(),
+            env,
+            blocks,
+            min_ms,
+            pending,
+        })
     }
 
     /// Adds an entry above all before it.
     pub(super) fn push(&mut self, entry: Entry) -> Result<(), StorageError> {
         self.pending.push(entry);
-        if self.pending.len() == TXN_BLOCKS * BLOCK_ENTRIES { self.flush() } else { Ok(()) }
+        if self.pending.len() == TXN_BLOCKS * BLOCK_ENTRIES {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn flush(&mut self) -> Result<(), StorageError> {
@@ -82,7 +94,8 @@ impl BucketWriter {
             for entries in self.pending.chunks(BLOCK_ENTRIES) {
                 encode_block(entries, self.min_ms, &mut block);
                 let first = entries[0].key.to_be_bytes();
-                self.blocks.put_with_flags(&mut txn, PutFlags::APPEND, &first, &block)?;
+                self.blocks
+                    .put_with_flags(&mut txn, PutFlags::APPEND, &first, &block)?;
             }
             txn.commit()
         };
@@ -116,17 +129,28 @@ impl BucketReader {
             let txn = env.read_txn()?;
             let blocks = env
                 .open_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
-                    opener.open_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+                    opener
+                        .open_database(txn, None)
+                        .map(CommitOrAbort::<_, ()>::Commit)
                 })
                 .map(CommitOrAbort::unwrap_commit)?;
             Ok((blocks, env.clone().static_read_txn()?))
         };
         let (blocks, snapshot) = opened().map_err(lmdb("open", path))?;
         let blocks = blocks.ok_or_else(|| StorageError::damaged(path, "it has no database"))?;
-        let reader = Self { path: path.to_owned(), min_ms, blocks, snapshot, env };
+        let reader = Self {
+            path: path.to_owned(),
+            min_ms,
+            blocks,
+            snapshot,
+            env,
+        };
         let found = reader.blocks.len(&reader.snapshot).map_err(lmdb("open", path))?;
         if found != keys.div_ceil(BLOCK_ENTRIES as u64) {
-            return Err(StorageError::damaged(path, format!("{found} blocks cannot hold {keys} keys")));
+            return Err(StorageError::damaged(
+                path,
+                format!("{found} blocks cannot hold {keys} keys"),
+            ));
         }
         Ok(reader)
     }
@@ -144,13 +168,21 @@ impl BucketReader {
         let (keys, _) = keys.as_chunks::<KEY_BYTES>();
         Ok(keys.binary_search(&wanted).ok().map(|at| {
             let value = &values[at * 8..at * 8 + 8];
-            Seen { at_ms: self.min_ms + u64::from(u32_at(value, 0)), fingerprint: u32_at(value, 4) }
+            Seen {
+                at_ms: self.min_ms + u64::from(u32_at(value, 0)),
+                fingerprint: u32_at(value, 4),
+            }
         }))
     }
 
     /// Walks over all entries, ascending, with a snapshot of its own: for another thread.
     pub(super) fn scan(&self) -> BucketScan {
-        BucketScan { path: self.path.clone(), min_ms: self.min_ms, blocks: self.blocks, env: self.env.clone() }
+        BucketScan {
+            path: self.path.clone(),
+            min_ms: self.min_ms,
+            blocks: self.blocks,
+            env: self.env.clone(),
+        }
     }
 
     fn count(&self, block: &[u8]) -> Result<usize, StorageError> {
@@ -171,7 +203,13 @@ impl BucketScan {
     /// Begins the walk; blocks are read as it goes.
     pub(super) fn entries(&self) -> Result<Entries<'_>, StorageError> {
         let snapshot = self.env.read_txn().map_err(lmdb("read", &self.path))?;
-        Ok(Entries { scan: self, snapshot, block: Vec::new().into_iter(), last: None, done: false })
+        Ok(Entries {
+            scan: self,
+            snapshot,
+            block: Vec::new().into_iter(),
+            last: None,
+            done: false,
+        })
     }
 
     fn block_after(
@@ -183,7 +221,9 @@ impl BucketScan {
             None => self.blocks.first(snapshot),
             Some(key) => self.blocks.get_greater_than(snapshot, &key.to_be_bytes()),
         };
-        let Some((_, block)) = found.map_err(lmdb("read", &self.path))? else { return Ok(None) };
+        let Some((_, block)) = found.map_err(lmdb("read", &self.path))? else {
+            return Ok(None);
+        };
         entries_of(block, &self.path).map(|count| Some(decode_block(block, count, self.min_ms)))
     }
 }
@@ -225,7 +265,10 @@ fn open_env(path: &Path, map_size: usize, flags: EnvFlags) -> Result<Env<Without
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     options.map_size(map_size);
     let flags = flags | EnvFlags::NO_SUB_DIR | EnvFlags::NO_LOCK | EnvFlags::NO_READ_AHEAD;
-    #[expect(unsafe_code, reason = "LMDB maps the file: the directory's lock keeps other processes from changing it")]
+    #[expect(
+        unsafe_code,
+        reason = "LMDB maps the file: the directory's lock keeps other processes from changing it"
+    )]
     let opened = unsafe {
         options.flags(flags);
         options.open(path)
@@ -241,16 +284,24 @@ fn map_size(keys: u64) -> usize {
 }
 
 fn pending_capacity(keys: u64) -> usize {
-    usize::try_from(keys).unwrap_or(usize::MAX).min(TXN_BLOCKS * BLOCK_ENTRIES)
+    usize::try_from(keys)
+        .unwrap_or(usize::MAX)
+        .min(TXN_BLOCKS * BLOCK_ENTRIES)
 }
 
 fn lmdb(doing: &'static str, path: &Path) -> impl FnOnce(heed::Error) -> StorageError {
-    move |source| StorageError::Lmdb { doing, path: path.to_owned(), source: Box::new(source) }
+    move |source| StorageError::Lmdb {
+        doing,
+        path: path.to_owned(),
+        source: Box::new(source),
+    }
 }
 
 fn encode_block(entries: &[Entry], min_ms: UnixMs, out: &mut Vec<u8>) {
     out.clear();
-    entries.iter().for_each(|entry| out.extend_from_slice(&entry.key.to_be_bytes()));
+    entries
+        .iter()
+        .for_each(|entry| out.extend_from_slice(&entry.key.to_be_bytes()));
     for entry in entries {
         let offset = u32::try_from(entry.at_ms - min_ms).expect("a bucket spans less than 49 days");
         out.extend_from_slice(&offset.to_le_bytes());
@@ -260,7 +311,10 @@ fn encode_block(entries: &[Entry], min_ms: UnixMs, out: &mut Vec<u8>) {
 
 fn entries_of(block: &[u8], path: &Path) -> Result<usize, StorageError> {
     if block.is_empty() || !block.len().is_multiple_of(ENTRY_BYTES) {
-        return Err(StorageError::damaged(path, format!("a block of {} bytes", block.len())));
+        return Err(StorageError::damaged(
+            path,
+            format!("a block of {} bytes", block.len()),
+        ));
     }
     Ok(block.len() / ENTRY_BYTES)
 }
@@ -287,7 +341,11 @@ mod tests {
     use super::*;
 
     fn entry(n: u64) -> Entry {
-        Entry { key: u128::from(n) << 90 | u128::from(n), at_ms: 1_000 + n % 7, fingerprint: n as u32 }
+        Entry {
+            key: u128::from(n) << 90 | u128::from(n),
+            at_ms: 1_000 + n % 7,
+            fingerprint: n as u32,
+        }
     }
 
     fn bucket(count: u64) -> (tempfile::TempDir, BucketReader, u64) {
@@ -305,7 +363,11 @@ mod tests {
         for count in [1, 169, 170, 171, 5_000] {
             let (_dir, reader, _) = bucket(count);
             for n in 1..=count {
-                let Entry { key, at_ms, fingerprint } = entry(n);
+                let Entry {
+                    key,
+                    at_ms,
+                    fingerprint,
+                } = entry(n);
                 assert_eq!(reader.find(key).unwrap(), Some(Seen { at_ms, fingerprint }));
                 assert_eq!(reader.find(key + 1).unwrap(), None);
                 assert_eq!(reader.find(key - 1).unwrap(), None);

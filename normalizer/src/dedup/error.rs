@@ -13,7 +13,11 @@ pub enum DedupOpenError {
         "the dedup state in {} belongs to log {found}, not to log {expected}: restore the two together, or move \
          the directory away so that the state is rebuilt from the log", .dir.display()
     )]
-    OtherLog { dir: PathBuf, expected: LogId, found: LogId },
+    OtherLog {
+        dir: PathBuf,
+        expected: LogId,
+        found: LogId,
+    },
     #[error(
         "the dedup state in {} was made with another hash secret: start with the secret that was made with the \
          log; another one would let every repeat through", .0.display()
@@ -57,9 +61,17 @@ impl DedupError {
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     #[error("could not {doing} {}: {source}", .path.display())]
-    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("could not {doing} {}: {source}", .path.display())]
-    Lmdb { doing: &'static str, path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    Lmdb {
+        doing: &'static str,
+        path: PathBuf,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{} is damaged: {what}", .path.display())]
     Damaged { path: PathBuf, what: String },
     /// The owner shuts down; the unfinished files are orphans.
@@ -76,10 +88,17 @@ pub enum StorageError {
 impl StorageError {
     /// An I/O error with what was being done to which path.
     pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { doing, path: path.to_owned(), source }
+        move |source| Self::Io {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(super) fn damaged(path: &Path, what: impl Into<String>) -> Self {
-        Self::Damaged { path: path.to_owned(), what: what.into() }
+        Self::Damaged {
+            path: path.to_owned(),
+            what: what.into(),
+        }
     }
 }

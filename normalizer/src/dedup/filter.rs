@@ -76,10 +76,22 @@ pub(super) struct Filter {
 impl FilterWriter {
     /// Begins a file for at most `keys` keys.
     pub(super) fn create(path: &Path, bucket: u64, keys: u64) -> io::Result<Self> {
-        let bits = keys.div_ceil(SHARD_KEYS).max(1).next_power_of_two().trailing_zeros().min(MAX_SHARD_BITS);
+        let bits = keys
+            .div_ceil(SHARD_KEYS)
+            .max(1)
+            .next_power_of_two()
+            .trailing_zeros()
+            .min(MAX_SHARD_BITS);
         let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
         out.seek(SeekFrom::Start(body_start(bits)))?;
-        Ok(Self { out, bucket, bits, shards: Vec::new(), folds: Vec::new(), written: 0 })
+        Ok(Self {
+            out,
+            bucket,
+            bits,
+            shards: Vec::new(),
+            folds: Vec::new(),
+            written: 0,
+        })
     }
 
     /// Adds a key that is above all before.
@@ -96,7 +108,10 @@ impl FilterWriter {
     }
 
     fn finish_shard(&mut self) -> io::Result<()> {
-        let mut shard = Shard { start: self.written, ..Shard::default() };
+        let mut shard = Shard {
+            start: self.written,
+            ..Shard::default()
+        };
         if !self.folds.is_empty() {
             match BinaryFuse8::try_from(&self.folds) {
                 Ok(built) => {
@@ -141,13 +156,21 @@ impl Filter {
         let length = file.metadata().map_err(io)?.len();
         let mut head = vec![0; HEADER_BYTES];
         file.read_exact_at(&mut head, 0).map_err(io)?;
-        let bits = sound_head(&head, bucket).ok_or_else(|| StorageError::damaged(path, "no filter of this bucket"))?;
+        let bits = sound_head(&head, bucket)
+            .ok_or_else(|| StorageError::damaged(path, "no filter of this bucket"))?;
         head.resize(body_start(bits) as usize, 0);
         file.read_exact_at(&mut head, 0).map_err(io)?;
-        let shards = decode_shards(&head).ok_or_else(|| StorageError::damaged(path, "the shard table is wrong"))?;
+        let shards =
+            decode_shards(&head).ok_or_else(|| StorageError::damaged(path, "the shard table is wrong"))?;
         let body = body_start(bits);
-        let filter =
-            Self { file, bits, shards, body, body_bytes: length.saturating_sub(body), resident: None };
+        let filter = Self {
+            file,
+            bits,
+            shards,
+            body,
+            body_bytes: length.saturating_sub(body),
+            resident: None,
+        };
         filter.check(path)?;
         Ok(filter)
     }
@@ -155,7 +178,11 @@ impl Filter {
     /// Reads every fingerprint once and compares checksums.
     fn check(&self, path: &Path) -> Result<(), StorageError> {
         let mut bytes = Vec::new();
-        for shard in self.shards.iter().filter(|shard| shard.length != 0 && shard.length != EVERY_KEY) {
+        for shard in self
+            .shards
+            .iter()
+            .filter(|shard| shard.length != 0 && shard.length != EVERY_KEY)
+        {
             let end = u64::from(shard.segment_count_length) + 2 * u64::from(shard.segment_length);
             if end > u64::from(shard.length) || shard.start + u64::from(shard.length) > self.body_bytes {
                 return Err(StorageError::damaged(path, "a shard lies outside the file"));
@@ -246,7 +273,11 @@ fn fold(key: u128) -> u64 {
 }
 
 fn shard_of(key: u128, bits: u32) -> usize {
-    if bits == 0 { 0 } else { (key >> (128 - bits)) as usize }
+    if bits == 0 {
+        0
+    } else {
+        (key >> (128 - bits)) as usize
+    }
 }
 
 fn body_start(bits: u32) -> u64 {
@@ -263,7 +294,12 @@ fn encode_head(bucket: u64, shards: &[Shard]) -> Vec<u8> {
     for shard in shards {
         head.extend_from_slice(&shard.seed.to_le_bytes());
         head.extend_from_slice(&shard.start.to_le_bytes());
-        for word in [shard.length, shard.segment_length, shard.segment_count_length, shard.crc] {
+        for word in [
+            shard.length,
+            shard.segment_length,
+            shard.segment_count_length,
+            shard.crc,
+        ] {
             head.extend_from_slice(&word.to_le_bytes());
         }
     }
@@ -299,7 +335,12 @@ fn decode_shards(head: &[u8]) -> Option<Vec<Shard>> {
         segment_count_length: u32_at(bytes, 24),
         crc: u32_at(bytes, 28),
     };
-    Some(head[HEADER_BYTES..].chunks_exact(SHARD_BYTES).map(shard).collect())
+    Some(
+        head[HEADER_BYTES..]
+            .chunks_exact(SHARD_BYTES)
+            .map(shard)
+            .collect(),
+    )
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -345,9 +386,18 @@ mod tests {
             let mut filter = Filter::open(&path, 7).unwrap();
             for resident in [false, true] {
                 filter.set_resident(resident);
-                assert!(members.iter().step_by(37).all(|key| filter.may_contain(*key)), "{count} {resident}");
-                let passed = keys(20_000, 2).iter().filter(|key| filter.may_contain(**key)).count();
-                assert!(passed < 200, "{passed} of 20,000 strangers passed a filter of {count}");
+                assert!(
+                    members.iter().step_by(37).all(|key| filter.may_contain(*key)),
+                    "{count} {resident}"
+                );
+                let passed = keys(20_000, 2)
+                    .iter()
+                    .filter(|key| filter.may_contain(**key))
+                    .count();
+                assert!(
+                    passed < 200,
+                    "{passed} of 20,000 strangers passed a filter of {count}"
+                );
             }
         }
     }
@@ -364,7 +414,10 @@ mod tests {
         };
         for fold in keys(50_000, 4).iter().map(|key| fold(*key)).chain(folds) {
             let (print, places) = shard.places(fold);
-            let ours = places.iter().fold(print, |found, at| found ^ built.fingerprints[*at as usize]) == 0;
+            let ours = places
+                .iter()
+                .fold(print, |found, at| found ^ built.fingerprints[*at as usize])
+                == 0;
             assert_eq!(ours, built.contains(&fold));
         }
     }

@@ -71,7 +71,9 @@ impl Manifest {
     pub(super) fn load(dir: &Path) -> Result<Option<Self>, StorageError> {
         let path = dir.join(NAME);
         match fs::read(&path) {
-            Ok(bytes) => Self::decode(&bytes).map(Some).map_err(|what| StorageError::damaged(&path, what)),
+            Ok(bytes) => Self::decode(&bytes)
+                .map(Some)
+                .map_err(|what| StorageError::damaged(&path, what)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StorageError::io("read", &path)(error)),
         }
@@ -91,7 +93,10 @@ impl Manifest {
             fs::rename(&new, dir.join(NAME))
         };
         write().map_err(StorageError::io("write", &new))?;
-        sync_dir(dir).map_err(|source| StorageError::UnknownSwap { path: dir.to_owned(), source })
+        sync_dir(dir).map_err(|source| StorageError::UnknownSwap {
+            path: dir.to_owned(),
+            source,
+        })
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -107,12 +112,14 @@ impl Manifest {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let (header, body) =
-            bytes.split_at_checked(HEADER_BYTES).ok_or_else(|| format!("{} bytes are no header", bytes.len()))?;
+        let (header, body) = bytes
+            .split_at_checked(HEADER_BYTES)
+            .ok_or_else(|| format!("{} bytes are no header", bytes.len()))?;
         if &header[..4] != MAGIC {
             return Err("it is not a dedup manifest".into());
         }
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         if word(4) != VERSION {
             return Err(format!("layout version {} is not known to this release", word(4)));
         }

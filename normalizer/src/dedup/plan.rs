@@ -33,7 +33,14 @@ pub(super) fn next_merge(buckets: &[BucketMeta], widest_ms: u64) -> Option<usize
     let cost = |at: usize| {
         let (older, newer) = (buckets[at].keys, buckets[at + 1].keys);
         let balanced = older <= newer.saturating_mul(3);
-        (!balanced, if balanced { older + newer } else { older / newer.max(1) })
+        (
+            !balanced,
+            if balanced {
+                older + newer
+            } else {
+                older / newer.max(1)
+            },
+        )
     };
     // Entries store their time in 32 bits of milliseconds: 49 days.
     let possible = (0..buckets.len() - 1).filter(|at| span(*at) <= u64::from(u32::MAX));
@@ -46,7 +53,16 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn bucket(id: u64, keys: u64, min_ms: u64, max_ms: u64) -> BucketMeta {
-        BucketMeta { id, keys, min_ms, max_ms, first: 0, end: 0, bytes: 0, tenants: BTreeMap::new() }
+        BucketMeta {
+            id,
+            keys,
+            min_ms,
+            max_ms,
+            first: 0,
+            end: 0,
+            bytes: 0,
+            tenants: BTreeMap::new(),
+        }
     }
 
     #[test]
@@ -60,7 +76,10 @@ mod tests {
     #[test]
     fn six_buckets_stay_and_of_seven_the_smallest_neighbours_merge() {
         let sizes = [900, 800, 10, 10, 10, 20, 30];
-        let buckets: Vec<BucketMeta> = (0u64..).zip(sizes).map(|(n, keys)| bucket(n, keys, n * 10, n * 10 + 9)).collect();
+        let buckets: Vec<BucketMeta> = (0u64..)
+            .zip(sizes)
+            .map(|(n, keys)| bucket(n, keys, n * 10, n * 10 + 9))
+            .collect();
         assert_eq!(next_merge(&buckets[..6], 1_000), None);
         assert_eq!(next_merge(&buckets, 1_000), Some(2));
     }

@@ -33,16 +33,28 @@ pub(super) fn recover(options: &DedupOptions) -> Result<Recovered, DedupOpenErro
     if let Some(manifest) = &manifest {
         check(options, manifest)?;
     }
-    let buckets = manifest.as_ref().map_or(&[][..], |manifest| manifest.buckets.as_slice());
+    let buckets = manifest
+        .as_ref()
+        .map_or(&[][..], |manifest| manifest.buckets.as_slice());
     remove_orphans(dir, &buckets.iter().map(|bucket| bucket.id).collect())?;
-    let opened: Result<Vec<Sealed>, StorageError> =
-        buckets.iter().map(|bucket| Sealed::open(dir, bucket.clone())).collect();
-    Ok(Recovered { lock, sealed: opened?, manifest })
+    let opened: Result<Vec<Sealed>, StorageError> = buckets
+        .iter()
+        .map(|bucket| Sealed::open(dir, bucket.clone()))
+        .collect();
+    Ok(Recovered {
+        lock,
+        sealed: opened?,
+        manifest,
+    })
 }
 
 fn lock(dir: &Path) -> Result<File, DedupOpenError> {
     let path = dir.join(LOCK_NAME);
-    let file = File::options().create(true).write(true).truncate(false).open(&path);
+    let file = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(&path);
     let file = file.map_err(StorageError::io("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),

@@ -36,7 +36,11 @@ impl Sealed {
 
     /// The latest copy of `key` in the bucket: the filter's "no" is final, its "yes" is confirmed.
     pub(super) fn find(&self, key: u128) -> Result<Option<Seen>, StorageError> {
-        if self.filter.may_contain(key) { self.reader.find(key) } else { Ok(None) }
+        if self.filter.may_contain(key) {
+            self.reader.find(key)
+        } else {
+            Ok(None)
+        }
     }
 
     pub(super) fn scan(&self) -> BucketScan {
@@ -55,7 +59,10 @@ impl Sealed {
 }
 
 fn rebuild_filter(dir: &Path, meta: &BucketMeta, scan: &BucketScan) -> Result<(), StorageError> {
-    let (path, new) = (filter_path(dir, meta.id), dir.join(format!("{}.filter.new", stem(meta.id))));
+    let (path, new) = (
+        filter_path(dir, meta.id),
+        dir.join(format!("{}.filter.new", stem(meta.id))),
+    );
     let io = StorageError::io;
     let mut writer = FilterWriter::create(&new, meta.id, meta.keys).map_err(io("write", &new))?;
     for entry in scan.entries()? {

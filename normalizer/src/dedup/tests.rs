@@ -41,12 +41,23 @@ struct Draft {
 impl Draft {
     fn keyed(offset: Offset, at_ms: UnixMs, keys: &[u8]) -> Self {
         let rows = keys.iter().map(|key| (*key, 0)).collect();
-        Self { offset, at_ms, identity: Identity::Key, window_ms: WINDOW, rows }
+        Self {
+            offset,
+            at_ms,
+            identity: Identity::Key,
+            window_ms: WINDOW,
+            rows,
+        }
     }
 
     fn record(&self) -> Record {
         let meta = RecordMeta {
-            tenant: TenantId::new(if self.offset.is_multiple_of(2) { "even" } else { "odd" }).unwrap(),
+            tenant: TenantId::new(if self.offset.is_multiple_of(2) {
+                "even"
+            } else {
+                "odd"
+            })
+            .unwrap(),
             dataset: Name::new("events").unwrap(),
             table: Name::new("events").unwrap(),
             schema_version: 1,
@@ -68,10 +79,19 @@ impl Draft {
             meta: serde_json::to_vec(&meta).unwrap().into(),
             spans: vec![span],
             keys: self.rows.iter().map(|row| hashed(row.0)).collect(),
-            fingerprints: if self.identity == Identity::IdempotencyKey { prints.collect() } else { Vec::new() },
+            fingerprints: if self.identity == Identity::IdempotencyKey {
+                prints.collect()
+            } else {
+                Vec::new()
+            },
             body: Bytes::new(),
         };
-        let place = Placement { log: LOG, offset: self.offset, append_ms: self.at_ms, durable_below: 0 };
+        let place = Placement {
+            log: LOG,
+            offset: self.offset,
+            append_ms: self.at_ms,
+            durable_below: 0,
+        };
         let mut frame = Vec::new();
         content.write(place, &mut frame);
         Record::read(&frame.into()).unwrap()
@@ -96,7 +116,11 @@ impl Model {
         let mut fates = Fates::new();
         for (key, print) in &draft.rows {
             let print = if compares { *print } else { 0 };
-            let live = self.seen.get(key).filter(|seen| self.now_ms - seen.0 < draft.window_ms).copied();
+            let live = self
+                .seen
+                .get(key)
+                .filter(|seen| self.now_ms - seen.0 < draft.window_ms)
+                .copied();
             fates.push(match live {
                 None => Fate::Keep,
                 Some((_, first)) if compares && first != print => Fate::Conflict,
@@ -111,7 +135,13 @@ impl Model {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Append { after_ms: u64, back_ms: u64, identity: Identity, window_ms: u64, rows: Vec<(u8, u32)> },
+    Append {
+        after_ms: u64,
+        back_ms: u64,
+        identity: Identity,
+        window_ms: u64,
+        rows: Vec<(u8, u32)>,
+    },
     /// Commit up to so many records behind the newest, without waiting for the work it starts.
     Commit(u64),
     /// Commit and wait.
@@ -123,14 +153,25 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let identity = prop_oneof![Just(Identity::Key), Just(Identity::IdempotencyKey), Just(Identity::Request)];
+    let identity = prop_oneof![
+        Just(Identity::Key),
+        Just(Identity::IdempotencyKey),
+        Just(Identity::Request)
+    ];
     let after = prop_oneof![6 => 0..200u64, 2 => 990..1_010u64, 1 => Just(20_000u64)];
     let back = prop_oneof![9 => Just(0u64), 1 => 0..300u64];
     let window = prop_oneof![Just(WINDOW), Just(300), Just(1)];
     let rows = prop::collection::vec((0..24u8, 0..3u32), 0..5);
-    let append = (after, back, identity, window, rows).prop_map(|(after_ms, back_ms, identity, window_ms, rows)| {
-        Step::Append { after_ms, back_ms, identity, window_ms, rows }
-    });
+    let append =
+        (after, back, identity, window, rows).prop_map(|(after_ms, back_ms, identity, window_ms, rows)| {
+            Step::Append {
+                after_ms,
+                back_ms,
+                identity,
+                window_ms,
+                rows,
+            }
+        });
     let step = prop_oneof![
         12 => append,
         3 => (0..3u64).prop_map(Step::Commit),
@@ -139,6 +180,22 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Close),
     ];
     prop::collection::vec(step, 1..80)
+}
+
+/// 150, or as many as `PROPTEST_CASES` says.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(150)
+}
+
+/// A directory in memory where there is one: each case syncs some hundred files, and a power loss is
+/// not what the model is about.
+fn fast_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 /// A partition under test: its log, what was decided, and the state.
@@ -153,9 +210,16 @@ struct Partition {
 
 impl Partition {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = fast_dir();
         let dedup = Some(open(dir.path()));
-        Self { dir, dedup, model: Model::default(), now_ms: 10_000, log: Vec::new(), committed: 0 }
+        Self {
+            dir,
+            dedup,
+            model: Model::default(),
+            now_ms: 10_000,
+            log: Vec::new(),
+            committed: 0,
+        }
     }
 
     fn dedup(&mut self) -> &mut Dedup {
@@ -182,10 +246,22 @@ impl Partition {
 
     fn run(&mut self, step: Step) {
         match step {
-            Step::Append { after_ms, back_ms, identity, window_ms, rows } => {
+            Step::Append {
+                after_ms,
+                back_ms,
+                identity,
+                window_ms,
+                rows,
+            } => {
                 self.now_ms += after_ms;
                 let (offset, at_ms) = (self.log.len() as u64, self.now_ms - back_ms);
-                let draft = Draft { offset, at_ms, identity, window_ms, rows };
+                let draft = Draft {
+                    offset,
+                    at_ms,
+                    identity,
+                    window_ms,
+                    rows,
+                };
                 let (record, expected) = (draft.record(), self.model.decide(&draft));
                 assert_eq!(self.decide(&record), expected, "{draft:?}");
                 self.log.push((record, expected));
@@ -215,13 +291,18 @@ impl Partition {
         let applied = self.dedup().applied().unwrap_or(0);
         assert!(applied <= self.committed, "disk is ahead of the commit");
         for (record, fates) in self.log.clone().into_iter().skip(applied as usize) {
-            assert_eq!(self.decide(&record), fates, "offset {} after a restart", record.place.offset);
+            assert_eq!(
+                self.decide(&record),
+                fates,
+                "offset {} after a restart",
+                record.place.offset
+            );
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     #[test]
     fn every_decision_is_the_models_and_the_same_again_after_a_crash(steps in steps()) {
@@ -245,37 +326,73 @@ fn fates_of(dedup: &mut Dedup, drafts: &[Draft]) -> Vec<Fate> {
 
 #[test]
 fn a_copy_is_dropped_up_to_one_millisecond_before_the_window_ends() {
-    for (gap, fate) in [(WINDOW - 1, Fate::Drop), (WINDOW, Fate::Keep), (WINDOW + 1, Fate::Keep)] {
+    for (gap, fate) in [
+        (WINDOW - 1, Fate::Drop),
+        (WINDOW, Fate::Keep),
+        (WINDOW + 1, Fate::Keep),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let drafts = [Draft::keyed(0, 5_000, &[1]), Draft::keyed(1, 5_000 + gap, &[1])];
-        assert_eq!(fates_of(&mut open(dir.path()), &drafts), [Fate::Keep, fate], "after {gap} ms");
+        assert_eq!(
+            fates_of(&mut open(dir.path()), &drafts),
+            [Fate::Keep, fate],
+            "after {gap} ms"
+        );
         // The same with the first copy sealed and other buckets in between.
         let dir = tempfile::tempdir().unwrap();
         let mut drafts = vec![Draft::keyed(0, 5_000, &[1])];
         drafts.extend((1..5).map(|n| Draft::keyed(n, 5_000 + n * 200, &[n as u8 + 100])));
         drafts.push(Draft::keyed(5, 5_000 + gap.max(800), &[1]));
-        assert_eq!(fates_of(&mut open(dir.path()), &drafts)[5], fate, "sealed, after {gap} ms");
+        assert_eq!(
+            fates_of(&mut open(dir.path()), &drafts)[5],
+            fate,
+            "sealed, after {gap} ms"
+        );
     }
+}
+
+#[test]
+fn the_state_can_move_to_the_thread_that_owns_it() {
+    let dir = tempfile::tempdir().unwrap();
+    sealed_state(dir.path(), 3);
+    let dedup = open(dir.path());
+    assert_eq!(
+        std::thread::spawn(move || dedup.applied()).join().unwrap(),
+        Some(2)
+    );
 }
 
 #[test]
 fn a_repeat_within_one_record_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
-    let fates = open(dir.path()).decide(&Draft::keyed(0, 1, &[1, 2, 1, 1]).record()).unwrap();
+    let fates = open(dir.path())
+        .decide(&Draft::keyed(0, 1, &[1, 2, 1, 1]).record())
+        .unwrap();
     assert_eq!((fates.kept(), fates.dropped()), (2, &[2, 3][..]));
 }
 
 #[test]
 fn a_key_repeated_each_hour_stays_dropped_though_the_state_is_lost_and_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
-    let day = DedupOptions { max_window_ms: 24 * HOUR, rotate_ms: 4 * HOUR, ..options(dir.path()) };
+    let day = DedupOptions {
+        max_window_ms: 24 * HOUR,
+        rotate_ms: 4 * HOUR,
+        ..options(dir.path())
+    };
     let drafts: Vec<Draft> = (0..72)
-        .map(|n| Draft { window_ms: 24 * HOUR, ..Draft::keyed(n, 1_000 + n * HOUR, &[1, 50 + n as u8]) })
+        .map(|n| Draft {
+            window_ms: 24 * HOUR,
+            ..Draft::keyed(n, 1_000 + n * HOUR, &[1, 50 + n as u8])
+        })
         .collect();
     let mut dedup = Dedup::open(day.clone()).unwrap();
     let fates = fates_of(&mut dedup, &drafts);
     assert_eq!(fates.iter().filter(|fate| **fate == Fate::Keep).count(), 1);
-    assert!(dedup.stats().keys_sealed < 40, "buckets past the window are gone: {:?}", dedup.stats());
+    assert!(
+        dedup.stats().keys_sealed < 40,
+        "buckets past the window are gone: {:?}",
+        dedup.stats()
+    );
     drop(dedup);
 
     std::fs::remove_dir_all(dir.path()).unwrap();
@@ -285,9 +402,15 @@ fn a_key_repeated_each_hour_stays_dropped_though_the_state_is_lost_and_rebuilt()
         rebuilt.absorb(&draft.record()).unwrap();
         rebuilt.settle(draft.offset + 1);
     });
-    let again = Draft { window_ms: 24 * HOUR, ..Draft::keyed(72, 1_000 + 72 * HOUR, &[1, 50 + 71, 50]) };
+    let again = Draft {
+        window_ms: 24 * HOUR,
+        ..Draft::keyed(72, 1_000 + 72 * HOUR, &[1, 50 + 71, 50])
+    };
     let fates = rebuilt.decide(&again.record()).unwrap();
-    assert_eq!([0, 1, 2].map(|row| fates.of(row)), [Fate::Drop, Fate::Drop, Fate::Keep]);
+    assert_eq!(
+        [0, 1, 2].map(|row| fates.of(row)),
+        [Fate::Drop, Fate::Drop, Fate::Keep]
+    );
 }
 
 #[test]
@@ -302,14 +425,23 @@ fn the_first_content_of_an_idempotency_key_stays_while_copies_follow() {
             ..Draft::keyed(offset, 10_000 + at, &[])
         })
         .collect();
-    let expected = [Fate::Keep, Fate::Conflict, Fate::Drop, Fate::Conflict, Fate::Keep, Fate::Conflict];
+    let expected = [
+        Fate::Keep,
+        Fate::Conflict,
+        Fate::Drop,
+        Fate::Conflict,
+        Fate::Keep,
+        Fate::Conflict,
+    ];
     assert_eq!(fates_of(&mut open(dir.path()), &drafts), expected);
 }
 
 /// A state of a few sealed buckets: keys 0..n, one a record, 200 ms apart.
 fn sealed_state(dir: &Path, records: u64) {
     let mut dedup = open(dir);
-    let drafts: Vec<Draft> = (0..records).map(|n| Draft::keyed(n, 10_000 + n * 200, &[n as u8])).collect();
+    let drafts: Vec<Draft> = (0..records)
+        .map(|n| Draft::keyed(n, 10_000 + n * 200, &[n as u8]))
+        .collect();
     fates_of(&mut dedup, &drafts);
     assert_eq!(dedup.sealed(), records - 1);
     dedup.close().unwrap();
@@ -317,7 +449,9 @@ fn sealed_state(dir: &Path, records: u64) {
 
 fn names(dir: &Path, end: &str) -> Vec<PathBuf> {
     let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> = paths.filter(|path| path.to_str().unwrap().ends_with(end)).collect();
+    let mut paths: Vec<PathBuf> = paths
+        .filter(|path| path.to_str().unwrap().ends_with(end))
+        .collect();
     paths.sort();
     paths
 }
@@ -326,11 +460,19 @@ fn names(dir: &Path, end: &str) -> Vec<PathBuf> {
 fn buckets_past_the_window_are_unlinked() {
     let dir = tempfile::tempdir().unwrap();
     let mut dedup = open(dir.path());
-    let drafts: Vec<Draft> = (0..40).map(|n| Draft::keyed(n, 10_000 + n * 200, &[n as u8])).collect();
+    let drafts: Vec<Draft> = (0..40)
+        .map(|n| Draft::keyed(n, 10_000 + n * 200, &[n as u8]))
+        .collect();
     fates_of(&mut dedup, &drafts);
     let stats = dedup.stats();
     assert!(stats.buckets <= 6 && stats.keys_sealed <= 8, "{stats:?}");
-    assert_eq!((names(dir.path(), ".mdb").len(), names(dir.path(), ".filter").len()), (stats.buckets, stats.buckets));
+    assert_eq!(
+        (
+            names(dir.path(), ".mdb").len(),
+            names(dir.path(), ".filter").len()
+        ),
+        (stats.buckets, stats.buckets)
+    );
     let on_disk: u64 = [".mdb", ".filter"]
         .iter()
         .flat_map(|end| names(dir.path(), end))
@@ -350,7 +492,9 @@ fn a_damaged_or_missing_filter_is_rebuilt() {
     std::fs::remove_file(&filters[1]).unwrap();
     let mut dedup = open(dir.path());
     dedup.absorb(&Draft::keyed(4, 10_800, &[4]).record()).unwrap();
-    let fates = dedup.decide(&Draft::keyed(5, 10_801, &[0, 1, 2, 3, 4]).record()).unwrap();
+    let fates = dedup
+        .decide(&Draft::keyed(5, 10_801, &[0, 1, 2, 3, 4]).record())
+        .unwrap();
     assert_eq!(fates.dropped().len(), 5);
     assert_eq!(names(dir.path(), ".filter"), filters);
 }
@@ -359,9 +503,17 @@ fn a_damaged_or_missing_filter_is_rebuilt() {
 fn orphans_go_and_strangers_files_stay() {
     let dir = tempfile::tempdir().unwrap();
     sealed_state(dir.path(), 3);
-    let orphans = ["b-00000000000000ff.mdb", "b-00000000000000ff.filter", "b-0000000000000000.filter.new", "manifest.new"];
+    let orphans = [
+        "b-00000000000000ff.mdb",
+        "b-00000000000000ff.filter",
+        "b-0000000000000000.filter.new",
+        "manifest.new",
+    ];
     let strangers = ["notes.txt", "b-1.mdb", "b-00000000000000ff.bak"];
-    orphans.iter().chain(&strangers).for_each(|name| std::fs::write(dir.path().join(name), b"x").unwrap());
+    orphans
+        .iter()
+        .chain(&strangers)
+        .for_each(|name| std::fs::write(dir.path().join(name), b"x").unwrap());
     drop(open(dir.path()));
     assert!(orphans.iter().all(|name| !dir.path().join(name).exists()));
     assert!(strangers.iter().all(|name| dir.path().join(name).exists()));
@@ -372,9 +524,18 @@ fn another_log_secret_or_process_is_refused_and_nothing_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     sealed_state(dir.path(), 3);
     let refused = |changed: DedupOptions| Dedup::open(changed).err().expect("refused");
-    let error = refused(DedupOptions { log: LogId(1), ..options(dir.path()) });
-    assert!(matches!(error, DedupOpenError::OtherLog { found: LOG, .. }), "{error}");
-    let error = refused(DedupOptions { secret_check: 6, ..options(dir.path()) });
+    let error = refused(DedupOptions {
+        log: LogId(1),
+        ..options(dir.path())
+    });
+    assert!(
+        matches!(error, DedupOpenError::OtherLog { found: LOG, .. }),
+        "{error}"
+    );
+    let error = refused(DedupOptions {
+        secret_check: 6,
+        ..options(dir.path())
+    });
     assert!(matches!(error, DedupOpenError::OtherSecret(_)), "{error}");
     let open_one = open(dir.path());
     assert!(matches!(refused(options(dir.path())), DedupOpenError::Locked(_)));
@@ -388,10 +549,16 @@ fn a_damaged_manifest_or_bucket_refuses_to_open() {
     let manifest = dir.path().join("manifest");
     let good = std::fs::read(&manifest).unwrap();
     std::fs::write(&manifest, &good[..good.len() - 1]).unwrap();
-    assert!(matches!(Dedup::open(options(dir.path())), Err(DedupOpenError::Storage(_))));
+    assert!(matches!(
+        Dedup::open(options(dir.path())),
+        Err(DedupOpenError::Storage(_))
+    ));
     std::fs::write(&manifest, &good).unwrap();
     std::fs::remove_file(&names(dir.path(), ".mdb")[0]).unwrap();
-    assert!(matches!(Dedup::open(options(dir.path())), Err(DedupOpenError::Storage(_))));
+    assert!(matches!(
+        Dedup::open(options(dir.path())),
+        Err(DedupOpenError::Storage(_))
+    ));
 }
 
 #[test]
@@ -403,7 +570,11 @@ fn records_out_of_order_or_of_another_log_are_refused() {
         let error = dedup.decide(&Draft::keyed(offset, 1, &[1]).record()).unwrap_err();
         assert!(matches!(error, DedupError::Gap { expected: 8, .. }), "{error}");
     }
-    let mut other = Dedup::open(DedupOptions { log: LogId(1), ..options(&dir.path().join("other")) }).unwrap();
+    let mut other = Dedup::open(DedupOptions {
+        log: LogId(1),
+        ..options(&dir.path().join("other"))
+    })
+    .unwrap();
     let error = other.decide(&Draft::keyed(0, 1, &[1]).record()).unwrap_err();
     assert!(matches!(error, DedupError::OtherLog { .. }), "{error}");
 }
@@ -443,18 +614,38 @@ fn an_uncommitted_backlog_stalls_and_goes_on_where_it_stood() {
 #[test]
 fn the_byte_limit_stalls_and_says_so_instead_of_forgetting() {
     let dir = tempfile::tempdir().unwrap();
-    let mut dedup = Dedup::open(DedupOptions { max_bytes: 100_000, ..options(dir.path()) }).unwrap();
+    let mut dedup = Dedup::open(DedupOptions {
+        max_bytes: 100_000,
+        ..options(dir.path())
+    })
+    .unwrap();
     let record = stall(&mut dedup, Some(0));
     let stats = dedup.stats();
-    assert!(stats.over_limit && stats.buckets > 0 && stats.disk_bytes <= 100_000, "{stats:?}");
+    assert!(
+        stats.over_limit && stats.buckets > 0 && stats.disk_bytes <= 100_000,
+        "{stats:?}"
+    );
     let error = dedup.decide(&record).unwrap_err().to_string();
     assert!(error.contains("dedup.max_bytes"), "{error}");
     drop(dedup);
     let mut raised = open(dir.path());
     let applied = raised.applied().unwrap();
     let keys: Vec<u8> = (0..5).map(|n| (applied * 5 + n) as u8).collect();
-    assert_eq!(raised.decide(&Draft::keyed(applied, 10_000, &keys).record()).unwrap().kept(), 5);
-    assert_eq!(raised.decide(&Draft::keyed(applied + 1, 10_000, &[0, 1, 2]).record()).unwrap().dropped().len(), 3);
+    assert_eq!(
+        raised
+            .decide(&Draft::keyed(applied, 10_000, &keys).record())
+            .unwrap()
+            .kept(),
+        5
+    );
+    assert_eq!(
+        raised
+            .decide(&Draft::keyed(applied + 1, 10_000, &[0, 1, 2]).record())
+            .unwrap()
+            .dropped()
+            .len(),
+        3
+    );
 }
 
 #[test]
@@ -477,14 +668,23 @@ fn a_seal_that_cannot_be_written_stays_in_memory_and_is_tried_again() {
     dedup.settle(1);
     let stats = dedup.stats();
     assert_eq!((stats.buckets, stats.frozen, stats.last_error), (1, 0, None));
-    assert_eq!(dedup.decide(&Draft::keyed(2, 10_600, &[1, 2]).record()).unwrap().dropped().len(), 2);
+    assert_eq!(
+        dedup
+            .decide(&Draft::keyed(2, 10_600, &[1, 2]).record())
+            .unwrap()
+            .dropped()
+            .len(),
+        2
+    );
 }
 
 #[test]
 fn events_are_counted_by_tenant_over_the_live_buckets() {
     let dir = tempfile::tempdir().unwrap();
     let mut dedup = open(dir.path());
-    let drafts: Vec<Draft> = (0..5).map(|n| Draft::keyed(n, 10_000 + n * 200, &[1, 2])).collect();
+    let drafts: Vec<Draft> = (0..5)
+        .map(|n| Draft::keyed(n, 10_000 + n * 200, &[1, 2]))
+        .collect();
     fates_of(&mut dedup, &drafts);
     let counts = |dedup: &Dedup| {
         let tenants = dedup.events_by_tenant();
@@ -492,5 +692,9 @@ fn events_are_counted_by_tenant_over_the_live_buckets() {
     };
     assert_eq!(counts(&dedup), [Some(6), Some(4)]);
     dedup.close().unwrap();
-    assert_eq!(counts(&open(dir.path())), [Some(4), Some(4)], "the active bucket is repeated from the log");
+    assert_eq!(
+        counts(&open(dir.path())),
+        [Some(4), Some(4)],
+        "the active bucket is repeated from the log"
+    );
 }

@@ -30,12 +30,17 @@ impl Trouble {
     fn note(&mut self, error: &StorageError) {
         tracing::warn!(%error, "a dedup bucket could not be written; it stays in memory and is tried again");
         self.failures = self.failures.saturating_add(1);
-        self.wait = 1_u32.checked_shl(self.failures).map_or(MAX_WAIT_COMMITS, |wait| wait.min(MAX_WAIT_COMMITS));
+        self.wait = 1_u32
+            .checked_shl(self.failures)
+            .map_or(MAX_WAIT_COMMITS, |wait| wait.min(MAX_WAIT_COMMITS));
         self.last_error = Some(error.to_string());
     }
 
     fn clear(&mut self) {
-        *self = Self { over_limit: self.over_limit, ..Self::default() };
+        *self = Self {
+            over_limit: self.over_limit,
+            ..Self::default()
+        };
     }
 
     /// Why frozen buckets wait, for the message of a stall.
@@ -92,7 +97,9 @@ impl Dedup {
     }
 
     fn start_seal(&mut self, committed: Offset) {
-        let Some(bucket) = self.frozen.front().filter(|bucket| bucket.end() <= committed) else { return };
+        let Some(bucket) = self.frozen.front().filter(|bucket| bucket.end() <= committed) else {
+            return;
+        };
         let need = bucket.keys() as u64 * BYTES_PER_KEY + BYTES_PER_BUCKET;
         let stays: u64 = self.live_after(bucket.last_ms()).map(|meta| meta.bytes).sum();
         self.trouble.over_limit = stays + need > self.options.max_bytes;
@@ -105,7 +112,8 @@ impl Dedup {
 
     fn start_merge(&mut self) {
         let metas: Vec<BucketMeta> = self.sealed.iter().map(|bucket| bucket.meta.clone()).collect();
-        let (Some(at), Some((_, applied_ms))) = (plan::next_merge(&metas, self.widest_ms), self.applied) else {
+        let (Some(at), Some((_, applied_ms))) = (plan::next_merge(&metas, self.widest_ms), self.applied)
+        else {
             return;
         };
         let [older, newer] = [&self.sealed[at], &self.sealed[at + 1]];
@@ -137,14 +145,22 @@ impl Dedup {
     }
 
     fn take_merge(&mut self, job: Job) -> Result<(), DedupError> {
-        let Some(applied) = self.applied else { return Ok(()) };
+        let Some(applied) = self.applied else {
+            return Ok(());
+        };
         self.take_result(job, applied).map(drop)
     }
 
     /// Makes a job's bucket count. Returns whether it does; where not, its files are gone again.
     fn take_result(&mut self, job: Job, applied: (Offset, UnixMs)) -> Result<bool, DedupError> {
         let (id, replaces) = (job.id, job.replaces.clone());
-        let swapped = job.finish().and_then(|bucket| self.swap(Swap { applied, bucket, replaces }));
+        let swapped = job.finish().and_then(|bucket| {
+            self.swap(Swap {
+                applied,
+                bucket,
+                replaces,
+            })
+        });
         match swapped {
             Ok(()) => self.trouble.clear(),
             Err(error @ StorageError::UnknownSwap { .. }) => return Err(error.into()),
@@ -164,7 +180,10 @@ impl Dedup {
             let expired = plan::is_expired(meta, swap.applied.1, self.widest_ms);
             swap.replaces.contains(&meta.id) || (expired && !merging.contains(&meta.id))
         };
-        let at = self.sealed.iter().position(|bucket| swap.replaces.contains(&bucket.meta.id));
+        let at = self
+            .sealed
+            .iter()
+            .position(|bucket| swap.replaces.contains(&bucket.meta.id));
         let at = at.unwrap_or(self.sealed.len());
         let gone: Vec<bool> = self.sealed.iter().map(|bucket| goes(&bucket.meta)).collect();
         let mut buckets: Vec<BucketMeta> = Vec::with_capacity(self.sealed.len() + 1);

@@ -43,13 +43,17 @@ pub(super) struct MergeInput {
 impl Job {
     /// Starts sealing `bucket` as bucket `id`.
     pub(super) fn seal(dir: PathBuf, id: u64, bucket: Arc<MemoryBucket>) -> Result<Self, StorageError> {
-        Self::start("dedup-seal", id, Vec::new(), move |cancel| seal(&dir, id, &bucket, cancel))
+        Self::start("dedup-seal", id, Vec::new(), move |cancel| {
+            seal(&dir, id, &bucket, cancel)
+        })
     }
 
     /// Starts merging two buckets into bucket `id`.
     pub(super) fn merge(dir: PathBuf, id: u64, input: MergeInput) -> Result<Self, StorageError> {
         let replaces = input.metas.iter().map(|meta| meta.id).collect();
-        Self::start("dedup-merge", id, replaces, move |cancel| merge(&dir, id, &input, cancel))
+        Self::start("dedup-merge", id, replaces, move |cancel| {
+            merge(&dir, id, &input, cancel)
+        })
     }
 
     fn start(
@@ -64,7 +68,12 @@ impl Job {
             .name(name.to_owned())
             .spawn(move || work(&flag))
             .map_err(|error| StorageError::Thread(error.to_string()))?;
-        Ok(Self { thread, cancel, id, replaces })
+        Ok(Self {
+            thread,
+            cancel,
+            id,
+            replaces,
+        })
     }
 
     /// Whether [`Self::finish`] will not wait.
@@ -79,7 +88,9 @@ impl Job {
 
     /// Waits for the result.
     pub(super) fn finish(self) -> Result<Sealed, StorageError> {
-        self.thread.join().unwrap_or_else(|_| Err(StorageError::Thread("it panicked".into())))
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(StorageError::Thread("it panicked".into())))
     }
 }
 
@@ -120,7 +131,9 @@ fn merge(dir: &Path, id: u64, input: &MergeInput, cancel: &AtomicBool) -> Result
 
 fn add_tenants(older: &BTreeMap<TenantId, u64>, newer: &BTreeMap<TenantId, u64>) -> BTreeMap<TenantId, u64> {
     let mut sum = older.clone();
-    newer.iter().for_each(|(tenant, events)| *sum.entry(tenant.clone()).or_default() += events);
+    newer
+        .iter()
+        .for_each(|(tenant, events)| *sum.entry(tenant.clone()).or_default() += events);
     sum
 }
 
@@ -136,7 +149,11 @@ impl<I: Iterator<Item = Result<Entry, StorageError>>> Iterator for Merged<I> {
     fn next(&mut self) -> Option<Self::Item> {
         let (Some(Ok(older)), Some(Ok(newer))) = (self.older.peek(), self.newer.peek()) else {
             let failed = matches!(self.older.peek(), Some(Err(_)));
-            return if failed || self.newer.peek().is_none() { self.older.next() } else { self.newer.next() };
+            return if failed || self.newer.peek().is_none() {
+                self.older.next()
+            } else {
+                self.newer.next()
+            };
         };
         if older.key < newer.key {
             return self.older.next();
@@ -158,12 +175,14 @@ fn write(
     sealed::remove_files(dir, meta.id);
     let filter_path = sealed::filter_path(dir, meta.id);
     let mut bucket = BucketWriter::create(&sealed::data_path(dir, meta.id), meta.keys, meta.min_ms)?;
-    let mut filter =
-        FilterWriter::create(&filter_path, meta.id, meta.keys).map_err(StorageError::io("write", &filter_path))?;
+    let mut filter = FilterWriter::create(&filter_path, meta.id, meta.keys)
+        .map_err(StorageError::io("write", &filter_path))?;
     meta.keys = 0;
     for entry in entries {
         let entry = entry?;
-        filter.push(entry.key).map_err(StorageError::io("write", &filter_path))?;
+        filter
+            .push(entry.key)
+            .map_err(StorageError::io("write", &filter_path))?;
         bucket.push(entry)?;
         meta.keys += 1;
         if meta.keys.is_multiple_of(CANCEL_EVERY) && cancel.load(Ordering::Relaxed) {
