@@ -183,6 +183,22 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
+/// 150, or as many as `PROPTEST_CASES` says.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(150)
+}
+
+/// A directory in memory where there is one: each case syncs some hundred files, and a power loss is
+/// not what the model is about.
+fn fast_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
 /// A partition under test: its log, what was decided, and the state.
 struct Partition {
     dir: tempfile::TempDir,
@@ -195,7 +211,7 @@ struct Partition {
 
 impl Partition {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = fast_dir();
         let dedup = Some(open(dir.path()));
         Self {
             dir,
@@ -287,7 +303,7 @@ impl Partition {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     #[test]
     fn every_decision_is_the_models_and_the_same_again_after_a_crash(steps in steps()) {
@@ -334,6 +350,17 @@ fn a_copy_is_dropped_up_to_one_millisecond_before_the_window_ends() {
             "sealed, after {gap} ms"
         );
     }
+}
+
+#[test]
+fn the_state_can_move_to_the_thread_that_owns_it() {
+    let dir = tempfile::tempdir().unwrap();
+    sealed_state(dir.path(), 3);
+    let dedup = open(dir.path());
+    assert_eq!(
+        std::thread::spawn(move || dedup.applied()).join().unwrap(),
+        Some(2)
+    );
 }
 
 #[test]
