@@ -87,7 +87,7 @@ impl Settling {
     }
 
     /// What to do now.
-    pub fn next(&mut self) -> Next {
+    pub fn advance(&mut self) -> Next {
         if let Some(next) = self.then.take() {
             return next;
         }
@@ -301,9 +301,11 @@ mod tests {
     }
 
     fn call(settling: &mut Settling) -> Plan {
-        match settling.next() {
+        match settling.advance() {
             Next::Call(plan) => plan,
-            other => panic!("a call was expected, not {other:?}"),
+            other @ (Next::Persist(_) | Next::Wait { .. } | Next::Proven) => {
+                panic!("a call was expected, not {other:?}")
+            }
         }
     }
 
@@ -316,7 +318,7 @@ mod tests {
         let mut settling = Settling::declared(proof(2), false);
         assert_eq!(call(&mut settling).steps, Steps::FIRST);
         settling.reported(&[report("a", Verdict::Done), report("b", Verdict::Done)]);
-        assert_eq!(settling.next(), Next::Proven);
+        assert_eq!(settling.advance(), Next::Proven);
     }
 
     #[test]
@@ -324,7 +326,7 @@ mod tests {
         let mut settling = Settling::declared(proof(2), false);
         call(&mut settling);
         settling.reported(&[report("a", Verdict::Done), report("b", unknown())]);
-        assert!(matches!(settling.next(), Next::Wait { alarm: false, .. }));
+        assert!(matches!(settling.advance(), Next::Wait { alarm: false, .. }));
         let plan = call(&mut settling);
         assert_eq!((plan.attempt, plan.steps), (2, Steps::AGAIN));
         assert_eq!(
@@ -335,7 +337,7 @@ mod tests {
             }])
         );
         settling.reported(&[report("b", Verdict::Done)]);
-        assert_eq!(settling.next(), Next::Proven);
+        assert_eq!(settling.advance(), Next::Proven);
     }
 
     #[test]
@@ -343,7 +345,7 @@ mod tests {
         let mut settling = Settling::declared(proof(1), false);
         call(&mut settling);
         settling.failed("reset".into());
-        assert!(matches!(settling.next(), Next::Wait { .. }));
+        assert!(matches!(settling.advance(), Next::Wait { .. }));
         assert_eq!(call(&mut settling).steps, Steps::AGAIN);
     }
 
@@ -356,7 +358,7 @@ mod tests {
             sub: key("a"),
             generation: 1,
         }];
-        assert_eq!(settling.next(), Next::Persist(bumped.clone()));
+        assert_eq!(settling.advance(), Next::Persist(bumped.clone()));
         assert_eq!(call(&mut settling).tasks, Some(bumped));
     }
 
@@ -366,7 +368,7 @@ mod tests {
         for _ in 0..20 {
             call(&mut settling);
             settling.reported(&[report("a", unknown())]);
-            assert!(matches!(settling.next(), Next::Wait { .. }));
+            assert!(matches!(settling.advance(), Next::Wait { .. }));
         }
         assert_eq!(
             call(&mut settling).tasks,
@@ -406,7 +408,7 @@ mod tests {
         let mut settling = Settling::declared(proof(2), false);
         call(&mut settling);
         settling.reported(&[report("a", Verdict::Done)]);
-        assert!(matches!(settling.next(), Next::Wait { alarm: true, .. }));
+        assert!(matches!(settling.advance(), Next::Wait { alarm: true, .. }));
         assert_eq!(call(&mut settling).tasks, None);
     }
 
@@ -415,7 +417,7 @@ mod tests {
         let mut settling = Settling::declared(proof(1), false);
         call(&mut settling);
         settling.busy(Duration::from_secs(1));
-        assert!(matches!(settling.next(), Next::Wait { alarm: false, .. }));
+        assert!(matches!(settling.advance(), Next::Wait { alarm: false, .. }));
         assert_eq!(call(&mut settling).steps, Steps::FIRST);
     }
 
@@ -424,7 +426,7 @@ mod tests {
         let mut settling = Settling::found(proof(1), Vec::new());
         call(&mut settling);
         settling.reported(&[report("a", Verdict::Between { found: 1 })]);
-        assert!(matches!(settling.next(), Next::Wait { alarm: true, .. }));
+        assert!(matches!(settling.advance(), Next::Wait { alarm: true, .. }));
         assert!(call(&mut settling).steps.verify_first);
     }
 }

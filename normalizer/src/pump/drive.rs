@@ -63,7 +63,7 @@ impl Driver {
     ) -> Result<(), StoreError> {
         let mut waits = 0;
         loop {
-            match settling.next() {
+            match settling.advance() {
                 Next::Proven => break,
                 Next::Call(plan) => self.call(&closed, plan, trace, &mut settling).await,
                 Next::Persist(bumped) => self.persist(bumped)?,

@@ -75,6 +75,9 @@ pub struct Live {
     pub dedup_disk_bytes: AtomicU64,
 }
 
+/// The declared range, and the task that settles it.
+type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>);
+
 /// The running pump of one partition.
 pub struct Pump {
     log: Arc<EmbeddedLog>,
@@ -90,7 +93,7 @@ pub struct Pump {
     accept_window_loss: bool,
     live: Arc<Live>,
     next: OpenRange,
-    under_way: Option<(Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>)>,
+    under_way: Option<UnderWay>,
     ranges: u64,
     /// The last trouble of the dedup state that was logged.
     told: Option<String>,
