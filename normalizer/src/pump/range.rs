@@ -5,7 +5,7 @@ use crate::progress::Proof;
 use sluice_common::clock::UnixMs;
 use sluice_common::fates::Fate;
 use sluice_common::ids::{Name, Offset, source_o};
-use sluice_common::limits::{MAX_BLOCK_BYTES, MAX_BLOCK_ROWS};
+use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_RANGE_BYTES};
 use sluice_common::record::Record;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ impl OpenRange {
     pub fn has_room_for(&self, record: &Record) -> bool {
         let rows = self.proof.rows + u64::from(record.rows());
         let bytes = self.column_bytes + record.column_bytes();
-        self.is_empty() || (!self.full && rows <= MAX_BLOCK_ROWS as u64 && bytes <= MAX_BLOCK_BYTES)
+        self.is_empty() || (!self.full && rows <= MAX_BLOCK_ROWS as u64 && bytes <= MAX_RANGE_BYTES)
     }
 
     /// Lets a decided record join.
@@ -100,7 +100,7 @@ impl OpenRange {
     /// Whether it must not grow any more.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.full || self.column_bytes >= MAX_BLOCK_BYTES
+        self.full || self.column_bytes >= MAX_RANGE_BYTES
     }
 
     /// Milliseconds from `now` until it has to go out; 0 where it is full or old enough; `None` where
