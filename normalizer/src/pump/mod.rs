@@ -183,7 +183,7 @@ impl Pump {
                 let Some(one) = self.decide(record)? else {
                     return Ok(());
                 };
-                self.next.push(one, &self.batching);
+                self.next.push(one, &self.batching, self.clock.now_ms());
                 if self.next.is_full() {
                     return Ok(());
                 }

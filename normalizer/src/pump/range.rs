@@ -20,6 +20,8 @@ pub struct OpenRange {
     tables: BTreeMap<Name, Load>,
     /// When the range must close, by the most impatient dataset in it.
     ripe_at: UnixMs,
+    /// That dataset's patience: a wait longer than it shows that the clock was stepped back.
+    max_age: u64,
     full: bool,
 }
 
@@ -48,6 +50,7 @@ impl OpenRange {
             column_bytes: 0,
             tables: BTreeMap::new(),
             ripe_at: UnixMs::MAX,
+            max_age: u64::MAX,
             full: false,
         }
     }
@@ -78,11 +81,12 @@ impl OpenRange {
         self.is_empty() || (!self.full && rows <= MAX_BLOCK_ROWS as u64 && bytes <= MAX_RANGE_BYTES)
     }
 
-    /// Lets a decided record join.
+    /// Lets a decided record join. Its age counts from its append; where the clock was stepped back since,
+    /// from `now`, because append times never decrease.
     ///
     /// # Panics
     /// Where the record is not the next one: the reader promised the log's order.
-    pub fn push(&mut self, one: RangeRecord, batching: &Batching) {
+    pub fn push(&mut self, one: RangeRecord, batching: &Batching, now: UnixMs) {
         let record = &one.record;
         assert_eq!(record.place.offset, self.range.b, "records come in log order");
         self.range.b += 1;
@@ -93,7 +97,9 @@ impl OpenRange {
         load.rows += u64::from(one.fates.kept());
         load.bytes += record.column_bytes() as u64;
         self.full |= load.rows >= policy.max_rows.0 || load.bytes >= policy.max_bytes.0;
-        self.ripe_at = self.ripe_at.min(record.place.append_ms + policy.max_age.ms());
+        let begun = record.place.append_ms.min(now);
+        self.ripe_at = self.ripe_at.min(begun + policy.max_age.ms());
+        self.max_age = self.max_age.min(policy.max_age.ms());
         self.records.push(one);
     }
 
@@ -108,10 +114,11 @@ impl OpenRange {
     #[must_use]
     pub fn ripe_in(&self, now: UnixMs) -> Option<u64> {
         (!self.is_empty()).then(|| {
-            if self.is_full() {
+            let wait = self.ripe_at.saturating_sub(now);
+            if self.is_full() || wait > self.max_age {
                 0
             } else {
-                self.ripe_at.saturating_sub(now)
+                wait
             }
         })
     }
