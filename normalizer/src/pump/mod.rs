@@ -374,6 +374,7 @@ fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     for outcome in ["stored", "dead_lettered"] {
         metrics.add(Counter::Events, 0, &[("stage", "sink"), ("outcome", outcome)]);
     }
+    metrics.announce(Histogram::Freshness, &[]);
     metrics.add(Counter::GenerationBumps, 0, &[]);
     metrics.add(Counter::DeadLetters, 0, &[("reason", "idempotency_conflict")]);
     for reason in ["unsettled_range", "dedup_state"] {
