@@ -178,6 +178,7 @@ impl Pump {
             let records = block_in_place(|| self.log.read(from, READ_BYTES))?;
             for record in records {
                 if !self.next.has_room_for(&record) {
+                    self.next.fill_up();
                     return Ok(());
                 }
                 let Some(one) = self.decide(record)? else {
