@@ -135,6 +135,8 @@ pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 /// From SIGTERM to the end: what was taken is finished within it, then the process exits.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
+/// Of it, what requests under way may take before the log is closed.
+pub const SERVER_DEADLINE: Duration = Duration::from_secs(10);
 /// Largest answer read from an inner hop or from ClickHouse.
 pub const MAX_INNER_ANSWER_BYTES: usize = 4 * MIB;
 /// Largest config file.

@@ -64,6 +64,10 @@ pub enum PumpError {
     Store(#[from] StoreError),
     #[error("the settling task failed: {0}")]
     Settling(#[from] tokio::task::JoinError),
+    #[error("told to stop while recovering")]
+    Stopped,
+    #[error("the task that builds records failed: {0}")]
+    Builder(tokio::task::JoinError),
     #[error("{0}")]
     Recover(#[from] recover::RecoverError),
 }
@@ -152,9 +156,11 @@ impl Pump {
     /// # Errors
     /// [`PumpError`]: the partition must not go on.
     pub async fn run(mut self) -> Result<(), PumpError> {
-        let Some(()) = self.recover().await? else {
-            return Ok(());
-        };
+        match self.recover().await {
+            Ok(Some(())) => {}
+            Ok(None) | Err(PumpError::Stopped) => return Ok(()),
+            Err(error) => return Err(error),
+        }
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
             self.fill(&mut durable)?;
@@ -341,7 +347,12 @@ impl Pump {
 
     fn note_dedup(&mut self) {
         let stats = self.dedup.stats();
-        if let Some(error) = stats.last_error.filter(|error| self.told.as_ref() != Some(error)) {
+        let over_limit = stats.over_limit.then(|| "dedup.max_bytes is reached".to_owned());
+        if let Some(error) = stats
+            .last_error
+            .or(over_limit)
+            .filter(|error| self.told.as_ref() != Some(error))
+        {
             tracing::error!(
                 error,
                 "the dedup state cannot be sealed; it is tried again, and the pump waits once memory is full: mend the cause"
