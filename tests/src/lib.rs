@@ -3,6 +3,7 @@
 pub mod client;
 pub mod deployment;
 pub mod payload;
+pub mod oracle;
 pub mod service;
 pub mod wait;
 
