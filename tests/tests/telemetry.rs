@@ -268,7 +268,11 @@ async fn expect_metrics_over_otlp(received: &Shared) {
 /// Ends every part and reads all that it has said.
 fn expect_json_lines_to_the_end(mut deployment: Deployment) {
     for part in PARTS {
-        assert!(deployment.terminate(part), "{part:?}: {}", deployment.last_words());
+        assert!(
+            deployment.terminate(part),
+            "{part:?}: {}",
+            deployment.last_words()
+        );
     }
     let secrets = secrets(&deployment);
     for part in PARTS {
@@ -294,7 +298,8 @@ fn expect_json_lines_to_the_end(mut deployment: Deployment) {
 fn secrets(deployment: &Deployment) -> Vec<String> {
     let token = std::fs::read_to_string(deployment.data().join("internal.token")).expect("a token");
     let keys = deployment.tenants.iter().map(|tenant| tenant.key.clone());
-    keys.chain([token.trim().to_owned(), WRONG_KEY.to_owned()]).collect()
+    keys.chain([token.trim().to_owned(), WRONG_KEY.to_owned()])
+        .collect()
 }
 
 /// Keys and tokens must be in no log, metric, span or command line.
