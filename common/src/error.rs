@@ -12,6 +12,9 @@ pub struct Problem {
     pub code: Cow<'static, str>,
     /// What is wrong here and what to do, for a person.
     pub detail: String,
+    /// Seconds until a retry makes sense, where that is known.
+    #[serde(default)]
+    pub retry_after_s: Option<u32>,
 }
 
 impl Problem {
@@ -22,6 +25,7 @@ impl Problem {
             status: status.as_u16(),
             code: Cow::Borrowed(code),
             detail: detail.into(),
+            retry_after_s: None,
         }
     }
 

@@ -99,10 +99,7 @@ impl Histogram {
     fn bounds(self) -> Vec<f64> {
         match self {
             Self::InsertRows => vec![1.0, 10.0, 100.0, 1e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 2.5e5, 5e5],
-            Self::RequestDuration
-            | Self::AckDuration
-            | Self::Freshness
-            | Self::InsertDuration => vec![
+            Self::RequestDuration | Self::AckDuration | Self::Freshness | Self::InsertDuration => vec![
                 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5,
                 2.5, 5.0, 10.0, 30.0, 60.0,
             ],

@@ -93,11 +93,16 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: 
                 continue;
             }
         };
-        let connection = connection(&server, stream, peer, router.clone());
-        let watched = connection.map(|connection| graceful.watch(connection));
+        let (server, router, watcher) = (Arc::clone(&server), router.clone(), graceful.watcher());
+        let stop = stop.clone();
         tokio::spawn(async move {
-            if let Some(connection) = watched
-                && let Err(error) = connection.await
+            let spoke = tokio::select! {
+                spoke = speaks(&stream) => spoke,
+                () = stop.cancelled() => false,
+            };
+            let connection = spoke.then(|| connection(&server, stream, peer, router)).flatten();
+            if let Some(connection) = connection
+                && let Err(error) = watcher.watch(connection).await
             {
                 tracing::debug!(%peer, %error, "connection ended");
             }
@@ -107,6 +112,29 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: 
     drop(listener);
     graceful.shutdown().await;
 }
+
+/// Whether the client says, in time, which version of HTTP it speaks. Until then nothing else bounds how
+/// long it holds its connection.
+async fn speaks(stream: &TcpStream) -> bool {
+    let version = async {
+        let mut head = [0; H2_PREFACE.len()];
+        loop {
+            match stream.peek(&mut head).await {
+                Ok(0) | Err(_) => return false,
+                Ok(all) if all == H2_PREFACE.len() => return true,
+                Ok(some) if head[..some] != H2_PREFACE[..some] => return true,
+                // Part of a preface: the socket stays readable, so look again a little later.
+                Ok(_) => tokio::time::sleep(PREFACE_PAUSE).await,
+            }
+        }
+    };
+    tokio::time::timeout(HEADER_DEADLINE, version)
+        .await
+        .unwrap_or(false)
+}
+
+const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE_PAUSE: Duration = Duration::from_millis(20);
 
 type Service = TowerToHyperService<axum::middleware::AddExtension<Router, PeerAddress>>;
 type Connection = auto::Connection<'static, TokioIo<TcpStream>, Service, TokioExecutor>;

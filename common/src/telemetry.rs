@@ -51,7 +51,8 @@ pub fn begin(service: &'static str, config: &Config, format: LogFormat) -> Resul
         || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,clickhouse=error"));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_target(false);
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     let lines = match format {
         LogFormat::Human => lines.compact().boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

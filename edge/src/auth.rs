@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq;
 pub enum AuthError {
     #[error("no API key was sent: add `Authorization: Bearer KEY` or `X-Api-Key: KEY`")]
     Missing,
-    #[error("the API key is not known: check it, or ask for a new one (`ingestctl tenants rotate`)")]
+    #[error("the API key is not known: check it, or ask whoever keeps `tenants` in the config for a new one")]
     Unknown,
     #[error("two different API keys were sent: send one, in `Authorization` or in `X-Api-Key`")]
     Conflicting,

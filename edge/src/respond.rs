@@ -40,10 +40,11 @@ impl Refusal {
     /// Refuses with `problem`; a 503 says that nothing was taken.
     #[must_use]
     pub fn new(problem: Problem) -> Self {
+        let retry_after = Duration::from_secs(problem.retry_after_s.unwrap_or(1).into());
         Self {
             problem: never_500(problem),
             outcome: Outcome::Refused,
-            retry_after: Duration::from_secs(1),
+            retry_after,
             headers: Vec::new(),
             close: false,
             shed: None,

@@ -3,6 +3,7 @@
 
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Loaded;
+use sluice_common::limits::SERVER_DEADLINE;
 use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
 use sluice_common::serve::listen;
@@ -93,8 +94,9 @@ impl Pipeline {
     pub async fn stop(mut self) {
         self.taking.cancel();
         // A panic of the server task was logged where it happened; the rest still has to stop.
-        self.server.await.ok();
-        self.running.close();
+        // A client that drips its body must not keep the rest from ending in order.
+        tokio::time::timeout(SERVER_DEADLINE, self.server).await.ok();
+        self.running.close().await;
         self.pumping.cancel();
         if let Ok(Err(error)) = (&mut self.running.pump).await {
             tracing::error!(%error, "the pump ended with an error while stopping");

@@ -9,6 +9,7 @@ use sluice_common::metrics::{Counter, Labels, Metrics};
 use sluice_common::record::RecordContent;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 /// Requests that wait for the builder; each also holds bytes of the budget.
 const WAITING_REQUESTS: usize = 65_536;
@@ -45,16 +46,17 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Starts the builder.
-    #[must_use]
-    pub fn start(log: Arc<EmbeddedLog>, metrics: &Metrics) -> Self {
+    /// Starts the builder; its handle ends early only where it failed inside, and then nothing can be
+    /// appended any more.
+    pub fn start(log: Arc<EmbeddedLog>, metrics: &Metrics) -> (Self, JoinHandle<()>) {
         let (jobs, waiting) = mpsc::channel(WAITING_REQUESTS);
         metrics.add(Counter::Bytes, 0, LOG_STAGE);
-        tokio::spawn(build(waiting, log, metrics.clone()));
-        Self {
+        let builder = tokio::spawn(build(waiting, log, metrics.clone()));
+        let appender = Self {
             jobs,
             budget: ByteBudget::new(LOG_QUEUE_BYTES).shown(metrics, "log"),
-        }
+        };
+        (appender, builder)
     }
 
     /// Appends one request's rows; resolves when all of them are durable. Once it has begun it goes on

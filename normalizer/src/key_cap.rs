@@ -29,14 +29,29 @@ impl KeyCap {
     #[must_use]
     pub fn new(limit: u64, window_ms: u64, known: HashMap<TenantId, u64>, now: UnixMs) -> Self {
         let step_ms = (window_ms / STEPS).max(1);
-        let first = Step {
-            number: now / step_ms,
-            events: known,
-        };
+        let number = now / step_ms;
+        // When they came is not known: spread over the window they leave it as evenly as they came.
+        let share = |events: u64| events.div_ceil(STEPS);
+        let events: HashMap<_, _> = known
+            .into_iter()
+            .map(|(tenant, events)| (tenant, share(events)))
+            .collect();
+        let steps = (0..STEPS).rev().map(|back| Step {
+            number: number.saturating_sub(back),
+            events: events.clone(),
+        });
         Self {
             limit,
             step_ms,
-            steps: Mutex::new(VecDeque::from([first])),
+            steps: Mutex::new(steps.collect()),
+        }
+    }
+
+    /// Gives back what was charged for events that were not appended.
+    pub fn refund(&self, tenant: &TenantId, events: u64) {
+        let mut steps = self.steps.lock();
+        if let Some(held) = steps.back_mut().and_then(|step| step.events.get_mut(tenant)) {
+            *held = held.saturating_sub(events);
         }
     }
 
@@ -79,8 +94,10 @@ mod tests {
             TenantId::new("a").expect("valid"),
             TenantId::new("b").expect("valid"),
         );
-        let cap = KeyCap::new(100, 24_000, HashMap::from([(a.clone(), 60)]), 1_000_000);
-        assert_eq!(cap.charge(&a, 40, 1_000_000), Ok(()));
+        let cap = KeyCap::new(100, 24_000, HashMap::from([(a.clone(), 48)]), 1_000_000);
+        assert_eq!(cap.charge(&a, 52, 1_000_000), Ok(()));
+        cap.refund(&a, 2);
+        assert_eq!(cap.charge(&a, 2, 1_000_000), Ok(()));
         let wait = cap.charge(&a, 1, 1_000_500).expect_err("over");
         assert_eq!(cap.charge(&b, 100, 1_000_500), Ok(()));
         assert_eq!(

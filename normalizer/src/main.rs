@@ -3,6 +3,7 @@
 use clap::Parser;
 use sluice_common::clock::SystemClock;
 use sluice_common::config::Loaded;
+use sluice_common::limits::SERVER_DEADLINE;
 use sluice_common::metrics::Metrics;
 use sluice_common::serve::{Bounds, listen, serve};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
@@ -72,8 +73,9 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     tracing::info!("stopping: finishing what was taken");
     taking.cancel();
     let in_time = within_deadline(async {
-        server.await.ok();
-        running.close();
+        // A client that drips its body must not keep the rest from ending in order.
+        tokio::time::timeout(SERVER_DEADLINE, server).await.ok();
+        running.close().await;
         pumping.cancel();
         if let Ok(Err(error)) = (&mut running.pump).await {
             tracing::error!(%error, "the pump ended with an error while stopping");

@@ -4,6 +4,7 @@ use crate::append::{Appender, NotAppended};
 use crate::intake::{Intake, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
+use http::StatusCode;
 use sluice_common::clock::SharedClock;
 use sluice_common::error::Problem;
 use sluice_common::limits::INTAKE_BYTES;
@@ -97,27 +98,42 @@ impl IntakeService {
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())
         {
-            let reason = "the tenant's events within the dedup window reach dedup.keys_per_tenant".to_owned();
-            return self.busy(
-                "intake",
-                "keys_per_tenant",
-                reason,
-                Duration::from_millis(wait_ms),
-            );
+            return self.over_cap(wait_ms);
         }
-        self.count("rejected", answer.rejected);
         if pending.is_empty() {
+            self.count("rejected", answer.rejected);
             return IntakeReply::Rows(answer);
         }
         match self.appender.append(pending).await {
             Ok(()) => {
+                self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
                 IntakeReply::Rows(answer)
             }
-            Err(NotAppended::Full(reason)) => self.busy("log", "queue", reason, FULL_RETRY),
-            Err(NotAppended::Refused(reason)) => unavailable(false, reason),
+            Err(NotAppended::Full(reason)) => {
+                self.key_cap.refund(&request.tenant, answer.accepted);
+                self.busy("log", "queue", reason, FULL_RETRY)
+            }
+            Err(NotAppended::Refused(reason)) => {
+                self.key_cap.refund(&request.tenant, answer.accepted);
+                unavailable(false, reason)
+            }
             Err(NotAppended::Unknown(reason)) => unavailable(true, reason),
         }
+    }
+
+    /// R9: not a matter of waiting in a queue, so the client is told.
+    fn over_cap(&self, wait_ms: u64) -> IntakeReply {
+        let labels = [("where", "intake"), ("reason", "keys_per_tenant")];
+        self.metrics.add(Counter::Shed, 1, &labels);
+        let seconds = u32::try_from(wait_ms.div_ceil(1_000)).unwrap_or(u32::MAX);
+        let detail = format!(
+            "the tenant's events within the dedup window would pass dedup.keys_per_tenant: send less, or send again \
+             in {seconds} s; nothing was taken"
+        );
+        let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "keys_per_tenant", detail);
+        problem.retry_after_s = Some(seconds);
+        IntakeReply::Refused(problem)
     }
 
     fn parse(&self, request: &IntakeRequest) -> Result<Parsed, Problem> {

@@ -119,9 +119,10 @@ impl Running {
         } = environment;
         let cap = loaded.config.dedup.keys_per_tenant.0;
         let window = loaded.config.max_window_ms();
+        let (appender, builder) = Appender::start(Arc::clone(&log), &metrics);
         let service = Arc::new(IntakeService {
             intake,
-            appender: Appender::start(Arc::clone(&log), &metrics),
+            appender,
             log: Arc::clone(&log),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
             budget: IntakeService::budget(&metrics),
@@ -138,7 +139,8 @@ impl Running {
             stop,
             accept_window_loss,
         };
-        let pump = tokio::spawn(Pump::new(parts, &loaded.config).run());
+        let pump = Pump::new(parts, &loaded.config).run();
+        let pump = tokio::spawn(watched(pump, builder));
         Self {
             intake: service.seam(),
             ready: readiness(Arc::clone(&log)),
@@ -148,9 +150,26 @@ impl Running {
     }
 
     /// Closes the log: what is queued is written, nothing more is taken.
-    pub fn close(&self) {
-        tokio::task::block_in_place(|| self.log.close());
+    pub async fn close(&self) {
+        let log = Arc::clone(&self.log);
+        if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
+            tracing::error!("the log did not close in order; what was acknowledged is durable all the same");
+        }
     }
+}
+
+/// The pump, and an eye on the builder: without it nothing can be appended, so the process has to end.
+async fn watched(
+    pump: impl Future<Output = Result<(), PumpError>>,
+    builder: JoinHandle<()>,
+) -> Result<(), PumpError> {
+    tokio::pin!(pump);
+    tokio::select! {
+        ended = &mut pump => return ended,
+        built = builder => built.map_err(PumpError::Builder)?,
+    }
+    // It ended in order, because nobody appends any more.
+    pump.await
 }
 
 /// Compiles all datasets; also what `ingestctl check` asks.

@@ -36,6 +36,12 @@ pub fn table(dataset: &Dataset, database: &Name) -> String {
     sql + &settings()
 }
 
+/// How `dead_letters` is partitioned.
+#[must_use]
+pub fn dead_letters_partition() -> PartitionBy {
+    Name::new("ingested_at").map_or(PartitionBy::None, PartitionBy::Month)
+}
+
 /// `CREATE TABLE` of the dead letters (R3, R15): what was acknowledged and cannot be stored as a row.
 #[must_use]
 pub fn dead_letters(database: &Name) -> String {

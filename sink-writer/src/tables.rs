@@ -2,7 +2,7 @@
 //! that we are wrong. An existing table is adapted to and never altered.
 
 use crate::client::{Client, ServerError};
-use crate::ddl;
+use crate::ddl::{self, DEAD_LETTERS};
 use crate::place::Placement;
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -77,12 +77,15 @@ impl Tables {
                 Placement::configured(&dataset.partition_by),
             )
         };
+        let letters = Name::new(DEAD_LETTERS)
+            .into_iter()
+            .zip([Placement::configured(&ddl::dead_letters_partition())]);
         Self {
             client,
             datasets: datasets.into(),
             made: AtomicBool::new(false),
             known: Mutex::default(),
-            placements: Mutex::new(datasets.iter().map(configured).collect()),
+            placements: Mutex::new(datasets.iter().map(configured).chain(letters).collect()),
             warned: Mutex::default(),
         }
     }

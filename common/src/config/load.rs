@@ -1,6 +1,6 @@
 //! Reading the file: parse, check, resolve.
 
-use super::{Config, DEFAULT_YAML, text::BadReference, validate};
+use super::{Config, DEFAULT_YAML, Dataset, text::BadReference, validate};
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::secret::Secret;
 use std::path::{Path, PathBuf};
@@ -65,10 +65,11 @@ impl Loaded {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(text: &str, path: &Path, data_dir: &Path) -> Result<Self, ConfigError> {
-        let config: Config = serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
+        let mut config: Config = serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             message: error.to_string(),
         })?;
+        config.datasets.iter_mut().for_each(Dataset::bound_time);
         let problems = validate::problems(&config);
         if !problems.is_empty() {
             return Err(ConfigError::Invalid {

@@ -284,6 +284,19 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// A partitioned dataset without `time` has the default bounds on its partition column: else one
+    /// request could open any number of partitions.
+    pub(crate) fn bound_time(&mut self) {
+        if let (None, Some(field)) = (&self.time, self.partition_by.column()) {
+            let (field, max_past, max_future) = (field.clone(), default_past(), default_future());
+            self.time = Some(TimeBounds {
+                field,
+                max_past,
+                max_future,
+            });
+        }
+    }
+
     /// The target table.
     #[must_use]
     pub fn table(&self) -> &Name {

@@ -2,7 +2,7 @@
 
 use super::{Config, Dataset, Field, Kind, UnknownFields};
 use crate::ids::Name;
-use crate::limits::{MAX_BLOCK_BYTES, MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, SEGMENT_BYTES};
+use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
 use std::collections::HashSet;
 
 /// Columns that every table gets from us.
@@ -10,6 +10,8 @@ pub const OWN_COLUMNS: [&str; 5] = ["tenant", "ingested_at", "_src_l", "_src_p",
 /// Tables of our own.
 const OWN_TABLES: [&str; 2] = ["dead_letters", "ledger"];
 const MAX_FIELDS: usize = 1_000;
+/// How long rows may wait in the log and still not be expired when they are inserted.
+const TTL_MARGIN_MS: u64 = 48 * 3_600_000;
 
 /// All problems of a config, each a sentence that names its place.
 pub(super) fn problems(config: &Config) -> Vec<String> {
@@ -211,8 +213,11 @@ fn check_time(dataset: &Dataset, add: &mut impl FnMut(String)) {
             time.field
         )),
     }
-    if dataset.ttl.is_some_and(|ttl| ttl.ms() <= time.max_past.ms()) {
-        add("ttl must be longer than time.max_past: ClickHouse drops expired rows at insert".into());
+    if dataset
+        .ttl
+        .is_some_and(|ttl| ttl.ms() < time.max_past.ms() + TTL_MARGIN_MS)
+    {
+        add("ttl must be at least 48h longer than time.max_past: ClickHouse drops expired rows at insert, and an outage makes rows older".into());
     }
 }
 
@@ -232,12 +237,20 @@ fn check_layout(dataset: &Dataset, add: &mut impl FnMut(String)) {
             _ => {}
         }
     }
+    if let (Some(column), Some(time)) = (dataset.partition_by.column(), &dataset.time)
+        && *column != time.field
+    {
+        add(format!(
+            "partition_by: {column} must be time.field ({}), whose age bounds also bound the partitions",
+            time.field
+        ));
+    }
     let batch = &dataset.batch;
     if batch.max_rows.0 == 0 || batch.max_rows.0 > MAX_BLOCK_ROWS as u64 {
         add(format!("batch.max_rows must be 1 to {MAX_BLOCK_ROWS}"));
     }
-    if batch.max_bytes.0 == 0 || batch.max_bytes.bytes() > MAX_BLOCK_BYTES {
-        add(format!("batch.max_bytes must be 1 to {MAX_BLOCK_BYTES}"));
+    if batch.max_bytes.0 == 0 || batch.max_bytes.bytes() > MAX_RANGE_BYTES {
+        add(format!("batch.max_bytes must be 1 to {MAX_RANGE_BYTES}"));
     }
     if batch.max_age.ms() > 60_000 {
         add("batch.max_age must be at most 60s".into());

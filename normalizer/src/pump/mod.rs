@@ -64,6 +64,10 @@ pub enum PumpError {
     Store(#[from] StoreError),
     #[error("the settling task failed: {0}")]
     Settling(#[from] tokio::task::JoinError),
+    #[error("told to stop while recovering")]
+    Stopped,
+    #[error("the task that builds records failed: {0}")]
+    Builder(tokio::task::JoinError),
     #[error("{0}")]
     Recover(#[from] recover::RecoverError),
 }
@@ -74,6 +78,9 @@ pub struct Live {
     pub dedup_keys: AtomicU64,
     pub dedup_disk_bytes: AtomicU64,
 }
+
+/// The declared range, and the task that settles it.
+type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>);
 
 /// The running pump of one partition.
 pub struct Pump {
@@ -90,7 +97,7 @@ pub struct Pump {
     accept_window_loss: bool,
     live: Arc<Live>,
     next: OpenRange,
-    under_way: Option<(Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>)>,
+    under_way: Option<UnderWay>,
     ranges: u64,
     /// The last trouble of the dedup state that was logged.
     told: Option<String>,
@@ -149,9 +156,11 @@ impl Pump {
     /// # Errors
     /// [`PumpError`]: the partition must not go on.
     pub async fn run(mut self) -> Result<(), PumpError> {
-        let Some(()) = self.recover().await? else {
-            return Ok(());
-        };
+        match self.recover().await {
+            Ok(Some(())) => {}
+            Ok(None) | Err(PumpError::Stopped) => return Ok(()),
+            Err(error) => return Err(error),
+        }
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
             self.fill(&mut durable)?;
@@ -175,12 +184,13 @@ impl Pump {
             let records = block_in_place(|| self.log.read(from, READ_BYTES))?;
             for record in records {
                 if !self.next.has_room_for(&record) {
+                    self.next.fill_up();
                     return Ok(());
                 }
                 let Some(one) = self.decide(record)? else {
                     return Ok(());
                 };
-                self.next.push(one, &self.batching);
+                self.next.push(one, &self.batching, self.clock.now_ms());
                 if self.next.is_full() {
                     return Ok(());
                 }
@@ -337,7 +347,12 @@ impl Pump {
 
     fn note_dedup(&mut self) {
         let stats = self.dedup.stats();
-        if let Some(error) = stats.last_error.filter(|error| self.told.as_ref() != Some(error)) {
+        let over_limit = stats.over_limit.then(|| "dedup.max_bytes is reached".to_owned());
+        if let Some(error) = stats
+            .last_error
+            .or(over_limit)
+            .filter(|error| self.told.as_ref() != Some(error))
+        {
             tracing::error!(
                 error,
                 "the dedup state cannot be sealed; it is tried again, and the pump waits once memory is full: mend the cause"

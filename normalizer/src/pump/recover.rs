@@ -7,9 +7,10 @@ use crate::dedup::DedupError;
 use crate::progress::Intent;
 use crate::progress::settle::Settling;
 use sluice_common::ids::{Name, Offset, source_o};
-use sluice_common::limits::{RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
+use sluice_common::limits::{INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::wire::sink::{Horizon, SinkReply, SinkRequest};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::block_in_place;
 use tower::ServiceExt as _;
@@ -135,11 +136,12 @@ impl Pump {
                 }
                 match block_in_place(|| self.dedup.absorb(&record)) {
                     Err(DedupError::Stalled { .. }) => {
-                        tokio::time::sleep(SEAL_WAIT).await;
+                        self.wait_for_seal().await?;
                         break;
                     }
                     absorbed => absorbed?,
                 }
+                self.note_table(&record.meta.table);
                 at = record.place.offset + 1;
             }
             // Seals what is behind, so that memory stays bounded; all of it is committed.
@@ -157,11 +159,12 @@ impl Pump {
                 if record.place.offset >= intent.range.b {
                     break;
                 }
+                self.note_table(&record.meta.table);
                 let Some(one) = self.decide(record)? else {
-                    tokio::time::sleep(SEAL_WAIT).await;
+                    self.wait_for_seal().await?;
                     break;
                 };
-                range.push(one, &self.batching);
+                range.push(one, &self.batching, self.clock.now_ms());
             }
         }
         if range.proof() != intent.proof {
@@ -174,17 +177,32 @@ impl Pump {
         Ok(range)
     }
 
+    /// A table that the log names and the config no longer does is asked for rows too (R19).
+    fn note_table(&mut self, table: &Name) {
+        if !self.tables.contains(table) {
+            self.tables.push(table.clone());
+        }
+    }
+
+    async fn wait_for_seal(&mut self) -> Result<(), PumpError> {
+        if self.stop.is_cancelled() {
+            return Err(PumpError::Stopped);
+        }
+        tokio::time::sleep(SEAL_WAIT).await;
+        Ok(())
+    }
+
     /// R19: no row of this log at or past `end` in any table. Waits for ClickHouse as long as it takes;
     /// intake goes on meanwhile.
     async fn check_horizon(&mut self, end: Offset) -> Result<Option<()>, PumpError> {
-        let mut delay = RETRY_BACKOFF_MIN;
+        let (mut delay, mut timeout) = (RETRY_BACKOFF_MIN, HORIZON_DEADLINE);
         loop {
             let question = Horizon {
                 log: self.log.id(),
                 partition: PARTITION,
                 from_o: source_o(end, 0),
                 tables: self.tables.clone(),
-                timeout: HORIZON_DEADLINE,
+                timeout,
             };
             let answer = self
                 .driver
@@ -193,15 +211,16 @@ impl Pump {
                 .oneshot(SinkRequest::Horizon(question))
                 .await;
             let reason = match answer {
-                Ok(SinkReply::Horizon(found)) => return judge(found, end).map_err(Into::into),
+                Ok(SinkReply::Horizon(found)) => {
+                    self.driver.in_trouble.store(false, Ordering::Relaxed);
+                    return judge(found, end).map_err(Into::into);
+                }
                 Ok(SinkReply::Failed { reason }) => reason,
                 Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
                 Ok(SinkReply::Wrote(_)) => "the sink-writer answers another question".into(),
                 Err(never) => match never {},
             };
-            self.driver
-                .in_trouble
-                .store(true, std::sync::atomic::Ordering::Relaxed);
+            self.driver.in_trouble.store(true, Ordering::Relaxed);
             tracing::warn!(
                 reason,
                 "ClickHouse cannot be asked yet; events are taken into the log meanwhile"
@@ -211,6 +230,7 @@ impl Pump {
                 () = self.stop.cancelled() => return Ok(None),
             }
             delay = (delay * 2).min(RETRY_BACKOFF_MAX);
+            timeout = (timeout * 2).min(INSERT_DEADLINE_MAX);
         }
     }
 }
