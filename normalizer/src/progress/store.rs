@@ -15,12 +15,13 @@
 
 use super::Progress;
 use rustix::fs::{FallocateFlags, fallocate};
+use sluice_common::limits::MAX_SUB_BATCHES;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes of one slot: 256 bumped sub-batches at their longest fit.
-pub const SLOT_BYTES: usize = 256 * 1024;
+/// Bytes of one slot: all sub-batches of a range fit, bumped and at their longest, 1 KiB each.
+pub const SLOT_BYTES: usize = MAX_SUB_BATCHES * 1024;
 const HEAD_BYTES: usize = 24;
 const MAGIC: u32 = u32::from_le_bytes(*b"SLP1");
 const VERSION: u16 = 1;

@@ -145,88 +145,83 @@ fn routes(key: &Client) -> Vec<Mistake> {
     ]
 }
 
-fn bodies(key: &Client) -> Vec<Mistake> {
+fn packing(key: &Client) -> Vec<Mistake> {
     let typed = |value: &str| key.clone().with("content-type", value);
     let packed = |value: &str| key.clone().with("content-encoding", value);
-    let lines = b"{}\n".repeat(65_537);
-    let hours: String = (0..25)
-        .map(|hour| {
-            format!("{{\"at\":\"2026-01-02T{:02}:00:00Z\"}}\n", hour % 24)
-                .replace("01-02", if hour == 24 { "01-03" } else { "01-02" })
-        })
-        .collect();
-    let spaces = vec![b' '; 65 << 20];
-    let packed_spaces = zstd::encode_all(&spaces[..], 1).expect("packed");
-    let not_json = (400, "malformed_json", "correct it and send it again");
+    let media = |says| (415, "unsupported_media_type", says);
+    let encoding = |says| (415, "unsupported_encoding", says);
+    let broken = (400, "malformed_body", "gzip");
     vec![
         post(
             "form",
             typed("application/x-www-form-urlencoded"),
             b"a=1",
-            (415, "unsupported_media_type", "application/x-ndjson"),
+            media("x-ndjson"),
         ),
         post(
             "plain text",
             typed("text/plain"),
             b"{}",
-            (415, "unsupported_media_type", "application/jsonl"),
+            media("application/jsonl"),
         ),
-        post(
-            "brotli",
-            packed("br"),
-            b"{}",
-            (415, "unsupported_encoding", "gzip, zstd, deflate"),
-        )
-        .with("accept-encoding", "zstd"),
+        post("brotli", packed("br"), b"{}", encoding("gzip, zstd, deflate")).with("accept-encoding", "zstd"),
         post(
             "two encodings",
             packed("gzip, zstd"),
             b"{}",
-            (415, "unsupported_encoding", "more than one"),
+            encoding("more than one"),
         ),
+        post("plain sent as gzip", packed("gzip"), b"{}", broken),
+    ]
+}
+
+fn bodies(key: &Client) -> Vec<Mistake> {
+    let json = || key.clone().with("content-type", "application/json");
+    let not_json = (400, "malformed_json", "correct it and send it again");
+    vec![
         post(
             "no body",
             key.clone(),
             b"",
             (400, "no_body", "at least one event"),
         ),
-        post("broken object", typed("application/json"), b"{\"a\":", not_json),
-        post("broken array", typed("application/json"), b"[{},]", not_json),
-        post(
-            "NDJSON sent as JSON",
-            typed("application/json"),
-            b"{}\n{}\n",
-            not_json,
-        ),
+        post("broken object", json(), b"{\"a\":", not_json),
+        post("broken array", json(), b"[{},]", not_json),
+        post("NDJSON sent as JSON", json(), b"{}\n{}\n", not_json),
         post(
             "a scalar",
-            typed("application/json"),
+            json(),
             b"42",
             (400, "not_an_object", "send an object"),
         ),
-        post(
-            "plain sent as gzip",
-            packed("gzip"),
-            b"{}",
-            (400, "malformed_body", "gzip"),
-        ),
+    ]
+}
+
+fn sizes(key: &Client) -> Vec<Mistake> {
+    let zstd = key.clone().with("content-encoding", "zstd");
+    let spaces = zstd::encode_all(&vec![b' '; 65 << 20][..], 1).expect("packed");
+    let lines = b"{}\n".repeat(65_537);
+    let hour = |n| format!("{{\"at\":\"2026-01-{:02}T{:02}:00:00Z\"}}\n", 2 + n / 24, n % 24);
+    let hours: String = (0..25).map(hour).collect();
+    let over = |code, says| (413, code, says);
+    vec![
         post(
             "unpacks to 65 MiB",
-            packed("zstd"),
-            &packed_spaces,
-            (413, "body_too_large", "split it"),
+            zstd,
+            &spaces,
+            over("body_too_large", "split it"),
         ),
         post(
             "65,537 events",
             key.clone(),
             &lines,
-            (413, "too_many_events", "65536"),
+            over("too_many_events", "65536"),
         ),
         post(
-            "25 hours in an hourly table",
+            "25 hours",
             key.clone(),
             hours.as_bytes(),
-            (413, "too_many_partitions", "24"),
+            over("too_many_partitions", "24"),
         )
         .at("/v1/events/hourly"),
     ]
@@ -291,7 +286,9 @@ async fn every_mistake_is_answered_with_what_to_do_over_http_1_and_2() {
         let mistakes = [
             credentials(&edge, &key),
             routes(&key),
+            packing(&key),
             bodies(&key),
+            sizes(&key),
             idempotency_keys(&key),
         ];
         for mistake in mistakes.into_iter().flatten() {

@@ -1,3 +1,5 @@
+//! Bodies: how they are split, and what a broken one costs.
+
 use super::*;
 use http::StatusCode;
 use sluice_common::limits::{MAX_EVENT_BYTES, MAX_EVENTS_PER_REQUEST};

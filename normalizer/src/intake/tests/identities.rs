@@ -1,3 +1,5 @@
+//! Identities: what makes two events the same.
+
 use super::*;
 use sluice_common::record::{Identity, RecordMeta};
 

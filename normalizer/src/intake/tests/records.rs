@@ -1,3 +1,5 @@
+//! Records: rows of several requests, joined.
+
 use super::*;
 use crate::intake::encode::{EncodeError, build_records, build_within};
 use arrow_ipc::reader::StreamReader;

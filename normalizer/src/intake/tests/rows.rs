@@ -1,3 +1,5 @@
+//! Rows: what each type takes, and what it refuses.
+
 use super::*;
 use sluice_common::limits::MAX_QUOTED_BYTES;
 

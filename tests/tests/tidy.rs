@@ -1,0 +1,307 @@
+//! The law of the tree, checked on its files: who may depend on whom, how large a file may be, and that
+//! what clients and operators see is written down.
+
+use sluice_common::metrics::{Counter, Gauge, Histogram};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const CRATES: [&str; 6] = [
+    "common",
+    "edge",
+    "normalizer",
+    "sink-writer",
+    "ingestctl",
+    "bench",
+];
+/// They know `common` and none of each other.
+const SERVICES: [&str; 3] = ["edge", "normalizer", "sink-writer"];
+/// Each is named in one module of a crate only.
+const CONFINED: [&str; 3] = ["heed", "clickhouse", "rdkafka"];
+const MAX_LINES: usize = 500;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Files below `folder` that end in `ending`, with their texts.
+fn files(folder: &Path, ending: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return found;
+    };
+    for path in entries.map(|entry| entry.expect("an entry").path()) {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if path.is_dir() && !name.starts_with('.') && name != "target" && name != "node_modules" {
+            found.extend(files(&path, ending));
+        } else if name.ends_with(ending) {
+            found.push((path.clone(), std::fs::read_to_string(&path).expect("text")));
+        }
+    }
+    found
+}
+
+/// The sources of one crate; tests in files of their own are left out.
+fn sources(name: &str) -> Vec<(PathBuf, String)> {
+    let found = files(&root().join(name).join("src"), ".rs");
+    assert!(!found.is_empty(), "{name} has sources");
+    let is_test =
+        |path: &Path| path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests");
+    let own = |path: &Path| path.strip_prefix(root()).expect("below the root").to_owned();
+    found
+        .into_iter()
+        .filter(|(path, _)| !is_test(&own(path)))
+        .collect()
+}
+
+/// A source without its items for tests only.
+fn product(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut end: Option<String> = None;
+    for line in text.lines() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        match &end {
+            Some(closing) if line == closing || line.starts_with("mod ") && line.ends_with(';') => end = None,
+            Some(_) => {}
+            None if line.trim() == "#[cfg(test)]" => end = Some(format!("{indent}}}")),
+            None => {
+                kept.push_str(line);
+                kept.push('\n');
+            }
+        }
+    }
+    kept
+}
+
+/// Names in the sections of a manifest that begin with `[dependencies` or `[target`.
+fn dependencies(name: &str) -> Vec<String> {
+    let manifest = read(format!("{name}/Cargo.toml"));
+    let sections = manifest
+        .split("\n[")
+        .filter(|section| section.starts_with("dependencies") || section.starts_with("target"));
+    let lines = sections.flat_map(|section| section.lines().skip(1));
+    lines
+        .filter_map(|line| Some(line.split_once('=')?.0.trim().split('.').next()?.to_owned()))
+        .collect()
+}
+
+#[test]
+fn services_depend_on_common_and_never_on_each_other() {
+    for name in SERVICES {
+        let ours: Vec<String> = dependencies(name)
+            .into_iter()
+            .filter(|one| one.starts_with("sluice-") || one == "ingestctl")
+            .collect();
+        assert_eq!(ours, ["sluice-common"], "{name}");
+    }
+    assert!(
+        !dependencies("common")
+            .iter()
+            .any(|one| one.starts_with("sluice-") || one == "ingestctl")
+    );
+}
+
+#[test]
+fn each_engine_is_named_in_one_module_of_a_crate_only() {
+    for name in CRATES {
+        let dependencies = dependencies(name);
+        for engine in CONFINED
+            .iter()
+            .filter(|engine| dependencies.iter().any(|one| one == *engine))
+        {
+            let uses = |text: &str| {
+                [
+                    format!("use {engine}::"),
+                    format!(" {engine}::"),
+                    format!("({engine}::"),
+                    format!("<{engine}::"),
+                ]
+                .iter()
+                .any(|way| product(text).contains(way))
+            };
+            let modules: Vec<_> = sources(name)
+                .into_iter()
+                .filter(|(_, text)| uses(text))
+                .map(|(path, _)| path)
+                .collect();
+            assert!(modules.len() <= 1, "{engine} in {modules:?}");
+        }
+    }
+}
+
+#[test]
+fn modules_say_what_they_are_for_and_stay_short() {
+    for name in CRATES {
+        for (path, text) in files(&root().join(name).join("src"), ".rs") {
+            assert!(
+                text.starts_with("//!"),
+                "{}: begin with a `//!` doc",
+                path.display()
+            );
+        }
+        for (path, text) in sources(name) {
+            let lines = product(&text).lines().count();
+            assert!(
+                lines <= MAX_LINES,
+                "{}: {lines} lines without tests",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_half_done() {
+    let marks = [
+        ["FIX", "ME"],
+        ["todo", "!("],
+        ["unimplemented", "!("],
+        ["dbg", "!("],
+    ]
+    .map(|mark| mark.concat());
+    for (path, text) in files(&root(), ".rs") {
+        for mark in &marks {
+            assert!(!text.contains(mark), "{}: {mark}", path.display());
+        }
+    }
+    for name in CRATES {
+        for (path, text) in sources(name) {
+            let unwrap = [".unw", "rap()"].concat();
+            let text = product(&text);
+            let line = text
+                .lines()
+                .find(|line| line.contains(&unwrap) && !line.trim_start().starts_with("//"));
+            assert_eq!(line, None, "{}: `?`, or `expect` with the reason", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_tree_stands_alone() {
+    let shared = ["../", "shared"].concat();
+    let machine = ["\"/", "work/"].concat();
+    for ending in [".rs", ".md", ".toml", ".yaml", ".sh", "Makefile", ".service"] {
+        for (path, text) in files(&root(), ending) {
+            assert!(
+                !text.contains(&machine),
+                "{} names a place of one machine",
+                path.display()
+            );
+            // The corpus that is read where it is there, and said to be skipped where it is not.
+            let allowed = ["bodies.rs", "corpus.rs"].iter().any(|name| path.ends_with(name));
+            assert!(
+                allowed || !text.contains(&shared),
+                "{} reaches out of the repository",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_limit_is_used() {
+    let limits = read("common/src/limits.rs");
+    let names: Vec<&str> = limits
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub const ")?.split(':').next())
+        .collect();
+    assert!(names.len() > 40, "{names:?}");
+    let texts: Vec<String> = CRATES
+        .iter()
+        .flat_map(|name| sources(name))
+        .filter(|(path, _)| !path.ends_with("common/src/limits.rs"))
+        .map(|(_, text)| text)
+        .collect();
+    let is_named = |text: &String, name: &str| {
+        text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .any(|word| word == name)
+    };
+    for name in names {
+        assert!(
+            texts.iter().any(|text| is_named(text, name)),
+            "{name} limits nothing"
+        );
+    }
+}
+
+#[test]
+fn every_metric_is_in_the_docs_and_no_other() {
+    let page = read("docs/metrics.md");
+    let names = Counter::ALL.iter().map(|one| one.name());
+    let names = names
+        .chain(Histogram::ALL.iter().map(|one| one.name()))
+        .chain(Gauge::ALL.iter().map(|one| one.name()));
+    let known: BTreeSet<&str> = names.collect();
+    let rows = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let documented: BTreeSet<&str> = rows.filter(|name| name.starts_with("sluice_")).collect();
+    assert_eq!(known, documented);
+}
+
+/// The word in quotes that follows each `marker` (its `*` stands for a name), where one does.
+fn words_after(text: &str, before: &str, after: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for rest in text.split(before).skip(1) {
+        let rest = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        let Some(rest) = rest.strip_prefix(after) else {
+            continue;
+        };
+        let Some(rest) = rest.trim_start().strip_prefix('"') else {
+            continue;
+        };
+        let word = rest.split('"').next().unwrap_or_default();
+        if word.bytes().all(|c| c.is_ascii_lowercase() || c == b'_') {
+            found.push(word.to_owned());
+        }
+    }
+    found
+}
+
+/// The codes in the first column of a section's table, or in the one where codes stand.
+fn documented(page: &str, title: &str) -> BTreeSet<String> {
+    let section = page
+        .split("\n## ")
+        .find(|section| section.starts_with(title))
+        .expect("the section");
+    let rows = section.lines().filter(|line| line.starts_with("| "));
+    rows.filter_map(|row| Some(row.split('`').nth(1)?.to_owned()))
+        .collect()
+}
+
+#[test]
+fn every_code_that_a_client_sees_is_in_the_docs_and_no_other() {
+    let page = read("docs/errors.md");
+    let mut problems = BTreeSet::new();
+    for (_, text) in SERVICES.iter().flat_map(|name| sources(name)) {
+        let text = product(&text);
+        for (before, after) in [
+            ("StatusCode::", ","),
+            ("refusal", "("),
+            ("too_large", "("),
+            ("AuthError::", " => ("),
+        ] {
+            problems.extend(words_after(&text, before, after));
+        }
+    }
+    assert_eq!(problems, documented(&page, "Refusals"));
+    let faults = read("normalizer/src/intake/fault.rs");
+    let codes = faults
+        .split("fn code(")
+        .nth(1)
+        .and_then(|rest| rest.split("\n    }").next())
+        .expect("codes");
+    let rows: BTreeSet<String> = codes
+        .split("=> \"")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split('"').next()?.to_owned()))
+        .collect();
+    assert_eq!(rows, documented(&page, "Rejected rows"));
+    let letters = read("sink-writer/src/dead_letters.rs");
+    let letters: BTreeSet<String> = words_after(&product(&letters), "code:", "").into_iter().collect();
+    assert_eq!(letters, documented(&page, "Dead letters"));
+}
