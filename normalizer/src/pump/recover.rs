@@ -161,7 +161,7 @@ impl Pump {
                     tokio::time::sleep(SEAL_WAIT).await;
                     break;
                 };
-                range.push(one, &self.batching);
+                range.push(one, &self.batching, self.clock.now_ms());
             }
         }
         if range.proof() != intent.proof {

@@ -1,4 +1,4 @@
-//! The main job, end to end, in both shapes.
+//! One event, in both shapes.
 
 use serde_json::json;
 use sluice_tests::{Deployment, Shape, eventually};
