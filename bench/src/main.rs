@@ -1,0 +1,148 @@
+//! `sluice-bench`: events per second, CPU per event, latencies and memory of the whole of Sluice on
+//! this machine, beside those of ClickHouse fed directly. See README.md for how to read them.
+
+mod body;
+mod freshness;
+mod latency;
+mod load;
+mod report;
+mod run;
+mod system;
+mod usage;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use load::Load;
+use report::Report;
+use run::Way;
+use sluice_common::clock::{Clock as _, SystemClock};
+use sluice_common::process::Failure;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use system::Shape;
+
+#[derive(Debug, Parser)]
+#[command(name = "sluice-bench", version, about = "Measures Sluice on this machine, end to end")]
+struct CommandLine {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Sends events through Sluice into a ClickHouse of its own.
+    Run(RunArgs),
+    /// Sends the same bodies straight into ClickHouse: async inserts, then blocks of 10,000 events.
+    Direct(RunArgs),
+    /// Runs both in turn and prints the ratios.
+    Compare(RunArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    events_per_request: u32,
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    connections: u32,
+    /// How long events are sent.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Events per second over all connections; without it, as many as are taken.
+    #[arg(long)]
+    rate: Option<u32>,
+    #[arg(long, value_enum, default_value = "all-in-one")]
+    shape: Shape,
+    /// Each measurement so often, in turn with the others; the middle one is shown.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Where the data is written, on a disk: on tmpfs an fsync costs nothing.
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Json,
+    Table,
+}
+
+/// Blocks of a size that ClickHouse's documentation recommends, over a few connections.
+const PLAIN_EVENTS: usize = 10_000;
+const PLAIN_CONNECTIONS: u32 = 4;
+
+fn main() -> ExitCode {
+    let (ways, args) = match CommandLine::parse().verb {
+        Verb::Run(args) => (vec![Way::Sluice(args.shape)], args),
+        Verb::Direct(args) => (vec![Way::AsyncInsert, Way::PlainInsert], args),
+        Verb::Compare(args) => (
+            vec![Way::Sluice(args.shape), Way::AsyncInsert, Way::PlainInsert],
+            args,
+        ),
+    };
+    // One thread: the generator has little to do, and must not take cores from what is measured.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime
+        .map_err(Failure::from)
+        .and_then(|runtime| tokio::task::LocalSet::new().block_on(&runtime, all(&ways, &args)));
+    match outcome {
+        Ok(reports) => show(&reports, args.output),
+        Err(failure) => {
+            eprintln!("sluice-bench: {failure:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Every way, `rounds` times in turn; the middle report of each.
+async fn all(ways: &[Way], args: &RunArgs) -> Result<Vec<Report>, Failure> {
+    let mut rounds: Vec<Vec<Report>> = vec![Vec::new(); ways.len()];
+    for round in 0..args.rounds {
+        for (way, reports) in ways.iter().zip(&mut rounds) {
+            let report = run::run(*way, load(*way, args, round), &args.dir).await?;
+            eprintln!(
+                "{}: {:.0} stored events/s, {:.2} CPU s/million",
+                report.system,
+                report.stored_per_second,
+                report.cpu()
+            );
+            reports.push(report);
+        }
+    }
+    Ok(rounds.into_iter().filter_map(report::median).collect())
+}
+
+fn load(way: Way, args: &RunArgs, round: u32) -> Load {
+    let (events, connections) = match way {
+        Way::PlainInsert => (PLAIN_EVENTS, PLAIN_CONNECTIONS),
+        Way::Sluice(_) | Way::AsyncInsert => (args.events_per_request as usize, args.connections),
+    };
+    Load {
+        run: round,
+        events_per_request: events,
+        connections,
+        time: Duration::from_secs(args.seconds),
+        rate: args.rate,
+        now_ms: SystemClock.now_ms(),
+    }
+}
+
+fn show(reports: &[Report], output: Output) -> ExitCode {
+    match output {
+        Output::Table => {
+            for report in reports {
+                println!("{}", report.table());
+            }
+            print!("{}", report::ratios(reports));
+        }
+        Output::Json => match serde_json::to_string_pretty(reports) {
+            Ok(text) => println!("{text}"),
+            Err(error) => {
+                eprintln!("sluice-bench: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,234 @@
+//! One run: start, send, drain, let merges end, check the ledger, report.
+
+use crate::freshness::{Probe, SERVICE};
+use crate::latency::Latency;
+use crate::load::{self, Ledger, Load, Target};
+use crate::report::{Process, Report};
+use crate::system::{Shape, System};
+use crate::usage::Usage;
+use indicatif::{ProgressBar, ProgressStyle};
+use ingestctl::http::Http;
+use sluice_common::process::Failure;
+use std::cell::Cell;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// What was acknowledged is in ClickHouse within this time after the load, or the run fails.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(180);
+/// How long merges may go on; what they use until then counts.
+const MERGES_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What takes the events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Through Sluice.
+    Sluice(Shape),
+    /// JSONEachRow into ClickHouse, which gathers requests itself and answers once they are stored.
+    AsyncInsert,
+    /// JSONEachRow into ClickHouse, one block a request.
+    PlainInsert,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sluice(Shape::AllInOne) => "sluice all-in-one",
+            Self::Sluice(Shape::ThreeProcesses) => "sluice three-processes",
+            Self::AsyncInsert => "clickhouse async insert",
+            Self::PlainInsert => "clickhouse plain insert",
+        }
+    }
+
+    fn shape(self) -> Option<Shape> {
+        match self {
+            Self::Sluice(shape) => Some(shape),
+            Self::AsyncInsert | Self::PlainInsert => None,
+        }
+    }
+}
+
+/// Runs `load` through `way`.
+///
+/// # Errors
+/// Where something does not start, is not acknowledged, or ClickHouse holds anything but each
+/// acknowledged event once.
+pub async fn run(way: Way, load: Load, dir: &Path) -> Result<Report, Failure> {
+    let system = System::start(way.shape(), dir).await?;
+    let outcome = measure(way, load, &system).await;
+    system.stop().await;
+    outcome
+}
+
+async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failure> {
+    let http = Http::default();
+    let target = match &system.edge {
+        Some((edge, key)) => Target {
+            address: edge.clone(),
+            path: "/v1/events/events".to_owned(),
+            key: Some(key.clone()),
+        },
+        None => direct(way, system, &http).await?,
+    };
+    let over = Rc::new(Cell::new(false));
+    let probe = system.edge.clone().map(|(edge, key)| {
+        let probe = Probe {
+            edge,
+            key,
+            clickhouse: system.clickhouse(),
+            run: load.run,
+            now_ms: load.now_ms,
+        };
+        tokio::task::spawn_local(probe.run(Rc::clone(&over)))
+    });
+    let before = system.usage();
+    let begun = Instant::now();
+    let ledger = send(way, load, &target).await?;
+    drain(&http, system, ledger.events()).await?;
+    let stored_after = begun.elapsed();
+    over.set(true);
+    let freshness = match probe {
+        Some(probe) => timeout(DRAIN_DEADLINE, probe).await???,
+        None => Latency::default(),
+    };
+    let merging = merges_end(&http, system).await?;
+    let after = system.usage();
+    check(&http, system, &ledger).await?;
+    if merging {
+        eprintln!("  merges still ran after {} s", MERGES_DEADLINE.as_secs());
+    }
+    Ok(report(way, load, &ledger, &Found { stored_after, freshness, before, after }))
+}
+
+/// Sends under a progress bar.
+async fn send(way: Way, load: Load, target: &Target) -> Result<Ledger, Failure> {
+    let bar = ProgressBar::new(load.time.as_secs());
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {elapsed}/{len}s {msg}") {
+        bar.set_style(style);
+    }
+    bar.set_prefix(way.name());
+    let acknowledged = Rc::new(Cell::new(0));
+    let sending = load::send(load, target, Rc::clone(&acknowledged));
+    tokio::pin!(sending);
+    let ledger = loop {
+        match timeout(Duration::from_millis(500), &mut sending).await {
+            Ok(ledger) => break ledger,
+            Err(_) => {
+                bar.set_position(bar.elapsed().as_secs());
+                bar.set_message(format!("{} events", acknowledged.get()));
+            }
+        }
+    };
+    bar.finish_and_clear();
+    ledger
+}
+
+/// A table like Sluice's without provenance, and the statement that fills it.
+async fn direct(way: Way, system: &System, http: &Http) -> Result<Target, Failure> {
+    let table = "CREATE TABLE telemetry.events (event_id String, timestamp DateTime64(3, 'UTC'), \
+        service LowCardinality(String), host LowCardinality(String), name LowCardinality(String), \
+        duration_ms Nullable(Float64), status Nullable(UInt16), size_kib Nullable(UInt64), \
+        attributes Map(LowCardinality(String), String)) ENGINE = MergeTree \
+        PARTITION BY toDate(timestamp) ORDER BY (service, timestamp)";
+    http.query(&system.clickhouse(), "CREATE DATABASE IF NOT EXISTS telemetry").await?;
+    http.query(&system.clickhouse(), table).await?;
+    let settings = match way {
+        Way::AsyncInsert => "async_insert=1&wait_for_async_insert=1",
+        Way::PlainInsert | Way::Sluice(_) => "async_insert=0",
+    };
+    Ok(Target {
+        address: system.clickhouse_address(),
+        path: format!("/?query=INSERT%20INTO%20telemetry.events%20FORMAT%20JSONEachRow&{settings}"),
+        key: None,
+    })
+}
+
+async fn drain(http: &Http, system: &System, events: u64) -> Result<(), Failure> {
+    let sql = format!("SELECT count() FROM telemetry.events WHERE service != '{SERVICE}'");
+    let until = Instant::now() + DRAIN_DEADLINE;
+    let bar = ProgressBar::new(events);
+    bar.set_prefix("draining");
+    loop {
+        let count: u64 = http.query(&system.clickhouse(), &sql).await?.trim().parse()?;
+        bar.set_position(count);
+        if count >= events {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(Failure::new(format!("{count} of {events} acknowledged events are stored")));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits for a second without merges; whether they still ran at the deadline.
+async fn merges_end(http: &Http, system: &System) -> Result<bool, Failure> {
+    let until = Instant::now() + MERGES_DEADLINE;
+    let mut quiet = 0;
+    while quiet < 5 {
+        let running = http.query(&system.clickhouse(), "SELECT count() FROM system.merges").await?;
+        quiet = if running.trim() == "0" { quiet + 1 } else { 0 };
+        if Instant::now() >= until {
+            return Ok(true);
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    Ok(false)
+}
+
+/// Every connection's ids are there, each once, none missing and none besides.
+async fn check(http: &Http, system: &System, ledger: &Ledger) -> Result<(), Failure> {
+    let sql = format!(
+        "SELECT substring(event_id, 9, 8) AS connection, count(), uniqExact(event_id), max(substring(event_id, 17)) \
+         FROM telemetry.events WHERE service != '{SERVICE}' GROUP BY connection ORDER BY connection FORMAT TSV"
+    );
+    let answer = http.query(&system.clickhouse(), &sql).await?;
+    let numbered = (0..).zip(&ledger.acknowledged);
+    let expected: String = numbered
+        .filter(|(_, events)| **events > 0)
+        .map(|(connection, events): (u32, _)| {
+            format!("{connection:08x}\t{events}\t{events}\t{:016x}\n", events - 1)
+        })
+        .collect();
+    if answer == expected {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "ClickHouse holds something else than what was acknowledged once\nexpected\n{expected}found\n{answer}"
+    )))
+}
+
+struct Found {
+    stored_after: Duration,
+    freshness: Latency,
+    before: Vec<(&'static str, Usage)>,
+    after: Vec<(&'static str, Usage)>,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn report(way: Way, load: Load, ledger: &Ledger, found: &Found) -> Report {
+    let events = ledger.events() as f64;
+    let processes = found.before.iter().zip(&found.after);
+    let processes = processes.map(|((name, before), (_, after))| Process {
+        name: (*name).to_owned(),
+        cpu_seconds_per_million: after.cpu.saturating_sub(before.cpu).as_secs_f64() / events * 1e6,
+        peak_rss_mib: after.peak_rss_bytes as f64 / f64::from(1 << 20),
+    });
+    Report {
+        system: way.name().to_owned(),
+        events_per_request: load.events_per_request,
+        connections: load.connections,
+        events: ledger.events(),
+        acknowledged_per_second: events / ledger.took.as_secs_f64(),
+        stored_per_second: events / found.stored_after.as_secs_f64(),
+        processes: processes.collect(),
+        ack_p50_ms: ledger.latency.percentile_ms(50),
+        ack_p99_ms: ledger.latency.percentile_ms(99),
+        freshness_p50_ms: found.freshness.percentile_ms(50),
+        freshness_p95_ms: found.freshness.percentile_ms(95),
+        probes: found.freshness.count(),
+        refused: ledger.refused,
+    }
+}

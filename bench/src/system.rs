@@ -1,0 +1,204 @@
+//! What is measured: a ClickHouse on a directory of its own, and in front of it a Sluice in either
+//! shape, or nothing.
+
+use crate::usage::{self, Usage};
+use clap::ValueEnum;
+use ingestctl::clickhouse::{ClickHouse, Options, Places};
+use ingestctl::demo;
+use serde_json::Value;
+use sluice_common::process::Failure;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// The tenant's key in the three processes' config: it lives as long as this run.
+const KEY: &str = "slc_bench_00000000000000000000000000000000";
+
+/// How Sluice runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    /// `ingestctl up`.
+    AllInOne,
+    /// `sluice-edge`, `sluice-normalizer`, `sluice-sink-writer`.
+    ThreeProcesses,
+}
+
+/// Everything that runs. Dropping it kills all and removes the directory.
+#[derive(Debug)]
+pub struct System {
+    services: Vec<(&'static str, Child)>,
+    clickhouse: ClickHouse,
+    /// Where events go (`host:port`), and the key; absent without Sluice.
+    pub edge: Option<(String, String)>,
+    dir: TempDir,
+}
+
+impl System {
+    /// Starts a ClickHouse, and Sluice before it where there is a `shape`; all files below `parent`.
+    ///
+    /// # Errors
+    /// What did not start, and where it says why.
+    pub async fn start(shape: Option<Shape>, parent: &Path) -> Result<Self, Failure> {
+        let dir = tempfile::Builder::new()
+            .prefix("sluice-bench-")
+            .tempdir_in(parent)?;
+        let engine = places().locate()?;
+        let options = Options {
+            data_dir: dir.path().join("server"),
+            port: 0,
+            engine,
+            launcher: Some(beside("ingestctl")?),
+        };
+        let mut system = Self {
+            services: Vec::new(),
+            clickhouse: ClickHouse::start(options).await?,
+            edge: None,
+            dir,
+        };
+        match shape {
+            None => {}
+            Some(Shape::AllInOne) => system.start_all_in_one().await?,
+            Some(Shape::ThreeProcesses) => system.start_three().await?,
+        }
+        Ok(system)
+    }
+
+    async fn start_all_in_one(&mut self) -> Result<(), Failure> {
+        let url = self.clickhouse();
+        let args = [
+            "up",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--clickhouse-url",
+            &url,
+        ];
+        let ready = self.start_service("ingestctl", &args).await?;
+        let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
+        let edge = text("edge").trim_start_matches("http://").to_owned();
+        self.edge = Some((edge, text("api_key")));
+        Ok(())
+    }
+
+    async fn start_three(&mut self) -> Result<(), Failure> {
+        let [edge, edge_admin, inner, inner_admin, sink, sink_admin] = free_ports()?;
+        let hash = demo::hash(KEY);
+        let url = self.clickhouse();
+        let config = format!(
+            "edge: {{listen: [\"127.0.0.1:{edge}\"], admin: \"127.0.0.1:{edge_admin}\", normalizer: [\"http://127.0.0.1:{inner}\"]}}\n\
+             normalizer: {{listen: \"127.0.0.1:{inner}\", admin: \"127.0.0.1:{inner_admin}\", sink_writer: [\"http://127.0.0.1:{sink}\"]}}\n\
+             sink_writer: {{listen: \"127.0.0.1:{sink}\", admin: \"127.0.0.1:{sink_admin}\"}}\n\
+             internal: {{token: \"file:internal.token\"}}\nclickhouse: {{url: \"{url}\"}}\n\
+             tenants:\n  - {{id: bench, keys: [{{sha256: \"{hash}\"}}]}}\n"
+        );
+        let path = self.dir.path().join("sluice.yaml");
+        std::fs::write(&path, config)?;
+        std::fs::create_dir_all(self.data())?;
+        std::fs::write(self.data().join("internal.token"), "a-token-of-this-run\n")?;
+        let path = path.display().to_string();
+        for name in ["sluice-sink-writer", "sluice-normalizer", "sluice-edge"] {
+            self.start_service(name, &["--config", &path]).await?;
+        }
+        self.edge = Some((format!("127.0.0.1:{edge}"), KEY.to_owned()));
+        Ok(())
+    }
+
+    /// Starts a service of ours and reads its first line. Its log goes to a file of the directory.
+    async fn start_service(&mut self, name: &'static str, args: &[&str]) -> Result<Value, Failure> {
+        let log = self.dir.path().join(format!("{name}.log"));
+        let mut child = Command::new(beside(name)?)
+            .args(args)
+            .arg("--json")
+            .arg("--data-dir")
+            .arg(self.data())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log)?)
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            let mut stdout = BufReader::new(stdout);
+            // Where this is late or fails, the line is empty, which is refused below.
+            tokio::time::timeout(READY_DEADLINE, stdout.read_line(&mut line))
+                .await
+                .ok();
+        }
+        self.services.push((name, child));
+        serde_json::from_str(&line).map_err(|_| {
+            let words = std::fs::read_to_string(&log).unwrap_or_default();
+            let last: Vec<&str> = words.lines().rev().take(5).collect();
+            Failure::new(format!("{name} did not get ready: {}", last.join(" | ")))
+        })
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// ClickHouse's URL.
+    #[must_use]
+    pub fn clickhouse(&self) -> String {
+        self.clickhouse.url()
+    }
+
+    /// ClickHouse's `host:port`.
+    #[must_use]
+    pub fn clickhouse_address(&self) -> String {
+        format!("127.0.0.1:{}", self.clickhouse.port())
+    }
+
+    /// What each process used so far, the generator included.
+    #[must_use]
+    pub fn usage(&self) -> Vec<(&'static str, Usage)> {
+        let ours = self.services.iter();
+        let ours = ours.filter_map(|(name, child)| Some((*name, usage::of_tree(child.id()?))));
+        let clickhouse = self.clickhouse.pid().map(usage::of_tree).unwrap_or_default();
+        ours.chain([("clickhouse", clickhouse), ("generator", usage::of_self())])
+            .collect()
+    }
+
+    /// Stops everything; a killed Sluice loses nothing that matters here.
+    pub async fn stop(mut self) {
+        for (_, mut child) in self.services.drain(..) {
+            // It may have ended by itself.
+            child.kill().await.ok();
+        }
+        self.clickhouse.stop(Duration::from_secs(10)).await;
+    }
+}
+
+fn places() -> Places {
+    Places::of_this_process().and_above(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// An executable of ours, beside this one.
+fn beside(name: &str) -> Result<PathBuf, Failure> {
+    let own = std::env::current_exe()?;
+    let path = own.with_file_name(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Failure::new(format!(
+        "{} is not there: run `make bench`, or build it with the same profile",
+        path.display()
+    )))
+}
+
+/// Free ones, held together while they are chosen so that no two are the same.
+fn free_ports<const N: usize>() -> Result<[u16; N], Failure> {
+    let held: Vec<TcpListener> = (0..N)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect::<Result<_, _>>()?;
+    let mut ports = [0; N];
+    for (port, listener) in ports.iter_mut().zip(&held) {
+        *port = listener.local_addr()?.port();
+    }
+    Ok(ports)
+}
