@@ -39,6 +39,12 @@ impl Interner {
         self.offsets.len() - 1
     }
 
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The bytes of string `number`.
     #[must_use]
     pub fn get(&self, number: usize) -> &[u8] {
@@ -58,7 +64,7 @@ impl Interner {
             return (as_i32(self.last), 0);
         }
         self.last = self.len();
-        let number = u32::try_from(self.last).expect("a batch has at most 65,536 strings");
+        let number = u32::try_from(self.last).expect("a block has at most 500,000 strings");
         self.data.extend_from_slice(text.as_bytes());
         self.offsets.push(as_i32(self.data.len()));
         let (hasher, offsets, data) = (&self.hasher, &self.offsets, &self.data);
@@ -85,7 +91,7 @@ impl Interner {
     /// # Errors
     /// Only where the keys are not this dictionary's.
     pub fn into_array(mut self, keys: Vec<i32>, nulls: Option<NullBuffer>) -> Result<ArrayRef, ArrowError> {
-        if self.len() == 0 {
+        if self.is_empty() {
             // A column of nulls: their keys are 0, and readers may look that up.
             self.intern("");
         }

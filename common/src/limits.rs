@@ -103,6 +103,17 @@ pub const REQUEST_WINDOW: Duration = Duration::from_secs(15 * 60);
 pub const MAX_BLOCK_ROWS: usize = 500_000;
 /// Bytes of one sub-batch's block (R12).
 pub const MAX_BLOCK_BYTES: usize = 64 * MIB;
+/// Column bytes of one range, as records count them: a block also holds our own columns, under 48 B a
+/// row.
+pub const MAX_RANGE_BYTES: usize = 40 * MIB;
+/// Frame bytes of one range, repeats included: a one-row record takes 2.6 kB of frame.
+pub const MAX_RANGE_FRAME_BYTES: usize = 64 * MIB;
+/// Dead letters at which a range closes; one more record may join before.
+pub const MAX_RANGE_LETTERS: usize = MAX_RECORD_ROWS;
+/// Payload bytes of all dead letters of one sub-batch: each may take its share, and is cut there.
+pub const MAX_LETTER_BYTES: usize = 128 * MIB;
+/// The block that is never sent: from here on ClickHouse would cut it in two.
+pub const MAX_SENT_BLOCK_BYTES: usize = 4 * MAX_BLOCK_BYTES;
 /// Sub-batches of one range: the intent that names them has preallocated room.
 pub const MAX_SUB_BATCHES: usize = 256;
 /// Record bytes that calls to one sink-writer may hold at once; over it 429.
@@ -141,6 +152,11 @@ const _: () = {
     assert!(GROUP_COMMIT_BYTES + MAX_RECORD_BYTES <= SEGMENT_BYTES);
     assert!(MAX_RECORD_ROWS <= MAX_BLOCK_ROWS);
     assert!(MAX_BLOCK_BYTES * 2 <= SINK_CALL_BYTES);
+    assert!(MAX_RANGE_BYTES + MAX_BLOCK_ROWS * 48 <= MAX_BLOCK_BYTES);
+    assert!(MAX_LETTER_BYTES + 2 * MAX_RANGE_LETTERS * 512 <= MAX_SENT_BLOCK_BYTES);
+    // A call carries frames and, for each row, at most 6 bytes of fates.
+    assert!(MAX_RANGE_FRAME_BYTES * 2 <= SINK_CALL_BYTES);
+    assert!(MAX_RECORD_BYTES <= MAX_RANGE_BYTES);
     assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);
     assert!(WATERMARK_REOPEN_PERCENT < 100);
 };

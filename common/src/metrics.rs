@@ -10,7 +10,9 @@ use opentelemetry_otlp::{WithExportConfig, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use parking_lot::Mutex;
-use prometheus::{Registry, TextEncoder};
+use prometheus::core::Collector as _;
+use prometheus::proto::MetricFamily;
+use prometheus::{HistogramOpts, Registry, TextEncoder};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,10 +99,7 @@ impl Histogram {
     fn bounds(self) -> Vec<f64> {
         match self {
             Self::InsertRows => vec![1.0, 10.0, 100.0, 1e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 2.5e5, 5e5],
-            Self::RequestDuration
-            | Self::AckDuration
-            | Self::Freshness
-            | Self::InsertDuration => vec![
+            Self::RequestDuration | Self::AckDuration | Self::Freshness | Self::InsertDuration => vec![
                 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5,
                 2.5, 5.0, 10.0, 30.0, 60.0,
             ],
@@ -121,6 +120,8 @@ struct Inner {
     counters: HashMap<Counter, otel::Counter<u64>>,
     histograms: HashMap<Histogram, otel::Histogram<f64>>,
     gauges: HashMap<Gauge, Readings>,
+    /// Distributions of which nothing was recorded yet: the exporter knows no empty ones.
+    empty: Mutex<Vec<MetricFamily>>,
 }
 
 /// The exporters could not be set up.
@@ -179,6 +180,7 @@ impl Metrics {
             counters: counters.collect(),
             histograms: histograms.collect(),
             gauges: gauges.collect(),
+            empty: Mutex::default(),
             registry,
             provider,
         };
@@ -209,6 +211,18 @@ impl Metrics {
         label_sets.iter().for_each(|labels| self.add(counter, 0, labels));
     }
 
+    /// Exports a distribution as empty until something is recorded in it.
+    pub fn announce(&self, histogram: Histogram, labels: Labels<'_>) {
+        let mut options = HistogramOpts::new(histogram.name(), histogram.help()).buckets(histogram.bounds());
+        for (name, value) in labels {
+            options = options.const_label(*name, *value);
+        }
+        match prometheus::Histogram::with_opts(options) {
+            Ok(empty) => self.0.empty.lock().extend(empty.collect()),
+            Err(error) => tracing::debug!(%error, "a distribution is not shown before its first value"),
+        }
+    }
+
     /// Records one value.
     pub fn record(&self, histogram: Histogram, value: f64, labels: Labels<'_>) {
         if let Some(instrument) = self.0.histograms.get(&histogram) {
@@ -226,9 +240,13 @@ impl Metrics {
     /// The Prometheus text.
     #[must_use]
     pub fn render(&self) -> String {
-        TextEncoder::new()
-            .encode_to_string(&self.0.registry.gather())
-            .unwrap_or_default()
+        let mut families = self.0.registry.gather();
+        let is_there = |name: &str| families.iter().any(|family| family.name() == name);
+        let empty: Vec<_> = self.0.empty.lock().clone();
+        let missing = empty.into_iter().filter(|family| !is_there(family.name()));
+        let missing: Vec<_> = missing.collect();
+        families.extend(missing);
+        TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
 
     /// Sends what is left over OTLP; blocks for at most a few seconds.
@@ -298,12 +316,16 @@ mod tests {
         metrics.add(Counter::Events, 3, &[("stage", "edge"), ("outcome", "accepted")]);
         metrics.record(Histogram::AckDuration, 0.004, &[]);
         metrics.watch(Gauge::QueueBytes, &[("queue", "edge")], || 42.0);
+        metrics.announce(Histogram::AckDuration, &[]);
+        metrics.announce(Histogram::Freshness, &[]);
         let text = metrics.render();
         for line in [
             r#"sluice_events_total{outcome="accepted",stage="edge"} 3"#,
             r#"sluice_shed_total{reason="overloaded",where="edge"} 0"#,
             r#"sluice_queue_bytes{queue="edge"} 42"#,
             r#"sluice_ack_duration_seconds_bucket{le="0.005"} 1"#,
+            "sluice_ack_duration_seconds_count 1\n",
+            "sluice_freshness_seconds_count 0\n",
             "sluice_build_info{version=",
             "process_resident_memory_bytes",
         ] {

@@ -60,7 +60,10 @@ pub fn run(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
 pub fn ready(json: bool, service: &str, address: SocketAddr, admin: SocketAddr) {
     let (address, admin) = (format!("http://{address}"), format!("http://{admin}"));
     if json {
-        println!("{}", serde_json::json!({"ready": true, service: address, "admin": admin}));
+        println!(
+            "{}",
+            serde_json::json!({"ready": true, service: address, "admin": admin})
+        );
     } else {
         tracing::info!(address, admin, "ready");
     }

@@ -29,7 +29,7 @@ use sluice_common::admin::Readiness;
 use sluice_common::config::Config;
 use sluice_common::limits::EDGE_BODY_BYTES;
 use sluice_common::metered::ByteBudget;
-use sluice_common::metrics::{Counter, Metrics};
+use sluice_common::metrics::{Counter, Histogram, Metrics};
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::transport::Seam;
 use std::sync::Arc;
@@ -93,4 +93,8 @@ fn show_zeros(metrics: &Metrics) {
         metrics.zeros(Counter::Events, &[&[("stage", "edge"), ("outcome", outcome)]]);
     }
     metrics.zeros(Counter::Bytes, &[&[("stage", "edge")]]);
+    let route = ("route", routes::EVENTS);
+    metrics.zeros(Counter::HttpRequests, &[&[route, ("code", "202")]]);
+    metrics.announce(Histogram::RequestDuration, &[route]);
+    metrics.announce(Histogram::AckDuration, &[]);
 }

@@ -11,10 +11,13 @@ use axum::routing::post;
 use http::{Method, StatusCode, Uri};
 use sluice_common::error::Problem;
 
+/// Where events are sent.
+pub const EVENTS: &str = "/v1/events/{dataset}";
+
 /// The public routes.
 pub fn routes(edge: Edge) -> Router {
     Router::new()
-        .route("/v1/events/{dataset}", post(events::take))
+        .route(EVENTS, post(events::take))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown)
         .with_state(edge)

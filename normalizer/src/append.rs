@@ -5,7 +5,8 @@ use crate::intake::{Pending, build_records};
 use crate::log::{AppendError, EmbeddedLog};
 use sluice_common::limits::{GROUP_COMMIT_BYTES, LOG_QUEUE_BYTES};
 use sluice_common::metered::{ByteBudget, BytePermit};
-use sluice_common::metrics::Metrics;
+use sluice_common::metrics::{Counter, Labels, Metrics};
+use sluice_common::record::RecordContent;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -13,6 +14,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 const WAITING_REQUESTS: usize = 65_536;
 /// Groups in the log's hands: one being synced, one waiting behind it.
 const GROUPS_IN_FLIGHT: usize = 2;
+/// Label of the bytes that became durable.
+const LOG_STAGE: Labels<'_> = &[("stage", "log")];
 
 /// Why rows were not appended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +49,8 @@ impl Appender {
     #[must_use]
     pub fn start(log: Arc<EmbeddedLog>, metrics: &Metrics) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING_REQUESTS);
-        tokio::spawn(build(waiting, log));
+        metrics.add(Counter::Bytes, 0, LOG_STAGE);
+        tokio::spawn(build(waiting, log, metrics.clone()));
         Self {
             jobs,
             budget: ByteBudget::new(LOG_QUEUE_BYTES).shown(metrics, "log"),
@@ -80,7 +84,7 @@ impl Appender {
     }
 }
 
-async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>) {
+async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>, metrics: Metrics) {
     let in_flight = Arc::new(Semaphore::new(GROUPS_IN_FLIGHT));
     while let Some(first) = waiting.recv().await {
         // While the log is busy more requests gather here: that is what makes a group.
@@ -94,7 +98,7 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>) {
             bytes += size(&job);
             jobs.push(job);
         }
-        let log = Arc::clone(&log);
+        let (log, metrics) = (Arc::clone(&log), metrics.clone());
         let pending = jobs
             .iter_mut()
             .flat_map(|job| std::mem::take(&mut job.pending))
@@ -103,8 +107,13 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>) {
         tokio::spawn(async move {
             let outcome = match built {
                 Ok(records) => {
-                    let records = records.into_iter().map(|(record, _)| record).collect();
-                    log.append(records).await.map(drop).map_err(refusal)
+                    let records: Vec<_> = records.into_iter().map(|(record, _)| record).collect();
+                    let frames: usize = records.iter().map(RecordContent::frame_bytes).sum();
+                    let appended = log.append(records).await.map(drop).map_err(refusal);
+                    if appended.is_ok() {
+                        metrics.add(Counter::Bytes, frames as u64, LOG_STAGE);
+                    }
+                    appended
                 }
                 Err(error) => Err(NotAppended::Refused(format!("rows cannot be encoded: {error}"))),
             };

@@ -21,7 +21,7 @@ use arrow_schema::{DataType, TimeUnit};
 use bytes::{Buf, Bytes};
 use sluice_common::fates::Fate;
 use sluice_common::ids::{Name, source_o};
-use sluice_common::limits::{MAX_BLOCK_BYTES, MAX_BLOCK_ROWS};
+use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
 use sluice_common::record::Record;
 use sluice_common::wire::sink::{RangeRecord, SubKey};
 use std::collections::{BTreeMap, HashMap};
@@ -361,7 +361,7 @@ fn encode(key: &SubKey, columns: Vec<Column>, table: &Arc<Table>) -> Result<Cont
             });
         }
     };
-    if body.len() > MAX_BLOCK_BYTES {
+    if body.len() > MAX_SENT_BLOCK_BYTES {
         return too_large(rows, body.len());
     }
     Ok(Content::Block {

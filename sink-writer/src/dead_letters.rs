@@ -15,10 +15,14 @@ use arrow_schema::{DataType, TimeUnit};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use sluice_common::ids::{LogId, Name, source_o};
+use sluice_common::limits::MAX_LETTER_BYTES;
 use sluice_common::record::Record;
 use sluice_common::wire::sink::SubKey;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Ends a payload that was cut.
+const CUT_MARK: &str = "… (cut)";
 
 /// One dead letter.
 #[derive(Debug, Clone, Copy)]
@@ -90,6 +94,25 @@ pub(crate) fn by_partition<'a>(letters: &[Letter<'a>], sights: &Sights) -> BTree
     groups
 }
 
+/// The rows as JSON, each cut at its share of [`MAX_LETTER_BYTES`]: a range is never cut again, so its
+/// letters must always fit one block. The share is a function of the range, as every byte must be.
+fn payloads(letters: &[Letter<'_>]) -> Column {
+    let share = MAX_LETTER_BYTES / letters.len().max(1);
+    let cut = |letter: &Letter<'_>| {
+        let mut text = row_json(letter.batch, letter.row as usize);
+        if text.len() > share {
+            text.truncate(text.floor_char_boundary(share.saturating_sub(CUT_MARK.len())));
+            text.push_str(CUT_MARK);
+        }
+        text
+    };
+    let array = StringArray::from_iter_values(letters.iter().map(cut));
+    Column {
+        name: "payload".into(),
+        array: Arc::new(array),
+    }
+}
+
 /// The columns of some letters.
 pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
     let labels = |name: &str, of: fn(&Letter<'_>) -> String| {
@@ -99,20 +122,13 @@ pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
             array: runs(texts.iter().map(|text| (text.as_str(), 1))),
         }
     };
-    let texts = |name: &str, of: fn(&Letter<'_>) -> String| {
-        let array = StringArray::from_iter_values(letters.iter().map(of));
-        Column {
-            name: name.into(),
-            array: Arc::new(array),
-        }
-    };
     let mut columns = vec![
         labels("tenant", |letter| letter.record.meta.tenant.to_string()),
         labels("dataset", |letter| letter.record.meta.dataset.to_string()),
         labels("stage", |letter| letter.stage.to_owned()),
         labels("code", |letter| letter.code.to_owned()),
-        texts("message", |letter| letter.message.to_owned()),
-        texts("payload", |letter| row_json(letter.batch, letter.row as usize)),
+        labels("message", |letter| letter.message.to_owned()),
+        payloads(letters),
     ];
     let times = letters
         .iter()

@@ -1,6 +1,7 @@
 //! Has progress gone backwards (R19)? The highest provenance at or past an offset, table by table.
 
 use crate::client::{Client, ServerError};
+use crate::ddl::DEAD_LETTERS;
 use crate::tables::{DescribeError, Tables};
 use serde_json::Value;
 use sluice_common::ids::Name;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 pub async fn ask(client: &Client, tables: &Tables, horizon: &Horizon) -> Result<Vec<(Name, u64)>, String> {
     let deadline = Instant::now() + horizon.timeout;
     let mut found = Vec::new();
-    for name in &horizon.tables {
+    for name in &with_dead_letters(&horizon.tables) {
         let table = match tables.get(name, deadline).await {
             Ok(table) => table,
             Err(DescribeError::Missing(_)) => continue,
@@ -32,6 +33,11 @@ pub async fn ask(client: &Client, tables: &Tables, horizon: &Horizon) -> Result<
         }
     }
     Ok(found)
+}
+
+/// Every partition also writes our own table.
+fn with_dead_letters(tables: &[Name]) -> Vec<Name> {
+    tables.iter().cloned().chain(Name::new(DEAD_LETTERS)).collect()
 }
 
 async fn highest(

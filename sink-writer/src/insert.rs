@@ -11,7 +11,7 @@ use crate::block::SubBatch;
 use crate::client::{InsertRequest, seconds_left};
 use bytes::Bytes;
 use sluice_common::ids::{LogId, Name};
-use sluice_common::limits::{MAX_BLOCK_BYTES, MAX_BLOCK_ROWS};
+use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
 use sluice_common::wire::sink::{Range, SubKey};
 use tokio::time::Instant;
 
@@ -86,7 +86,7 @@ fn block_settings() -> Vec<(&'static str, String)> {
         // Nothing below these bounds is cut or flushed early: one insert is one block.
         ("max_insert_block_size", (2 * MAX_BLOCK_ROWS).to_string()),
         ("min_insert_block_size_rows", (2 * MAX_BLOCK_ROWS).to_string()),
-        ("min_insert_block_size_bytes", (4 * MAX_BLOCK_BYTES).to_string()),
+        ("min_insert_block_size_bytes", MAX_SENT_BLOCK_BYTES.to_string()),
         ("max_insert_threads", on()),
         ("input_format_parallel_parsing", off()),
         ("input_format_null_as_default", on()),

@@ -31,6 +31,10 @@ impl Observer {
         for outcome in Found::LABELS {
             metrics.zeros(Counter::Verify, &[&[("outcome", outcome)]]);
         }
+        metrics.zeros(Counter::Bytes, &[&[("stage", "sink")]]);
+        metrics.zeros(Counter::Shed, &[&[("where", "sink"), ("reason", "budget")]]);
+        metrics.announce(Histogram::InsertDuration, &[]);
+        metrics.announce(Histogram::InsertRows, &[]);
         let budget = budget.clone();
         metrics.watch(Gauge::QueueBytes, &[("queue", "sink")], move || {
             budget.held() as f64

@@ -14,6 +14,7 @@ use futures_util::stream;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Dataset;
 use sluice_common::metrics::Metrics;
+use sluice_common::telemetry;
 use sluice_common::wire::sink::{SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
 use sluice_common::wire::transport::Seam;
 use std::convert::Infallible;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower::Service;
 use tower::util::BoxCloneSyncService;
+use tracing::Instrument as _;
 
 /// Sub-batches of one call that are worked on at once.
 const SUB_BATCHES_AT_ONCE: usize = 4;
@@ -225,6 +227,20 @@ fn select(subs: Vec<SubBatch>, tasks: Option<Vec<SubTask>>) -> (Vec<(SubBatch, u
     (work, lost)
 }
 
+/// The span of a call: a write is part of its range's trace.
+fn span(request: &SinkRequest) -> tracing::Span {
+    match request {
+        SinkRequest::Write(call) => {
+            let (partition, attempt) = (call.partition, call.attempt);
+            let (a, b) = (call.range.a, call.range.b);
+            let span = tracing::info_span!("write", partition, a, b, attempt);
+            telemetry::set_parent(&span, call.trace);
+            span
+        }
+        SinkRequest::Horizon(asked) => tracing::info_span!("horizon", partition = asked.partition),
+    }
+}
+
 impl Service<SinkRequest> for SinkWriter {
     type Response = SinkReply;
     type Error = Infallible;
@@ -236,6 +252,7 @@ impl Service<SinkRequest> for SinkWriter {
 
     fn call(&mut self, request: SinkRequest) -> Self::Future {
         let writer = self.clone();
-        Box::pin(async move { Ok(writer.answer(request).await) })
+        let span = span(&request);
+        Box::pin(async move { Ok(writer.answer(request).await) }.instrument(span))
     }
 }

@@ -61,6 +61,13 @@ impl Client {
         }
     }
 
+    /// The same over HTTP/2 with prior knowledge.
+    #[must_use]
+    pub fn over_http2(mut self) -> Self {
+        self.pool = Pool::builder(TokioExecutor::new()).http2_only(true).build_http();
+        self
+    }
+
     /// The same with a header on every request.
     ///
     /// # Panics

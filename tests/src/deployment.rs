@@ -296,6 +296,12 @@ impl Deployment {
         Client::new(format!("http://127.0.0.1:{}", self.ports.edge))
     }
 
+    /// The edge's address, `host:port`.
+    #[must_use]
+    pub fn edge_address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.edge)
+    }
+
     /// Where events go, with a tenant's key.
     #[must_use]
     pub fn tenant(&self, n: usize) -> Client {

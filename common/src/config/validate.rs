@@ -2,7 +2,7 @@
 
 use super::{Config, Dataset, Field, Kind, UnknownFields};
 use crate::ids::Name;
-use crate::limits::{MAX_BLOCK_BYTES, MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, SEGMENT_BYTES};
+use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
 use std::collections::HashSet;
 
 /// Columns that every table gets from us.
@@ -236,8 +236,8 @@ fn check_layout(dataset: &Dataset, add: &mut impl FnMut(String)) {
     if batch.max_rows.0 == 0 || batch.max_rows.0 > MAX_BLOCK_ROWS as u64 {
         add(format!("batch.max_rows must be 1 to {MAX_BLOCK_ROWS}"));
     }
-    if batch.max_bytes.0 == 0 || batch.max_bytes.bytes() > MAX_BLOCK_BYTES {
-        add(format!("batch.max_bytes must be 1 to {MAX_BLOCK_BYTES}"));
+    if batch.max_bytes.0 == 0 || batch.max_bytes.bytes() > MAX_RANGE_BYTES {
+        add(format!("batch.max_bytes must be 1 to {MAX_RANGE_BYTES}"));
     }
     if batch.max_age.ms() > 60_000 {
         add("batch.max_age must be at most 60s".into());

@@ -159,7 +159,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(Identity::IdempotencyKey),
         Just(Identity::Request)
     ];
-    let after = prop_oneof![6 => 0..200u64, 2 => 990..1_010u64, 1 => Just(20_000u64)];
+    let after = prop_oneof![12 => 0..40u64, 4 => 0..200u64, 1 => 990..1_010u64, 1 => Just(20_000u64)];
     let back = prop_oneof![9 => Just(0u64), 1 => 0..300u64];
     let window = prop_oneof![Just(WINDOW), Just(300), Just(1)];
     let rows = prop::collection::vec((0..24u8, 0..3u32), 0..5);
@@ -180,7 +180,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Crash),
         1 => Just(Step::Close),
     ];
-    prop::collection::vec(step, 1..80)
+    prop::collection::vec(step, 1..160)
 }
 
 /// 150, or as many as `PROPTEST_CASES` says.
@@ -455,6 +455,36 @@ fn names(dir: &Path, end: &str) -> Vec<PathBuf> {
         .collect();
     paths.sort();
     paths
+}
+
+#[test]
+fn merged_buckets_answer_with_the_latest_copy_and_leave_out_what_is_past_the_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let narrow = DedupOptions {
+        active_keys: 3,
+        ..options(dir.path())
+    };
+    let mut dedup = Dedup::open(narrow).unwrap();
+    // Key 0 comes in every bucket, each other key once; 20 ms apart, 50 records to a window.
+    for n in 0..120 {
+        let record = Draft::keyed(n, 10_000 + n * 20, &[0, 1 + n as u8]).record();
+        let fates = dedup.decide(&record).unwrap();
+        assert_eq!(
+            fates.dropped(),
+            if n == 0 { &[][..] } else { &[0][..] },
+            "record {n}"
+        );
+        dedup.settle(n + 1);
+        assert!(dedup.stats().buckets <= sluice_common::limits::MAX_SEALED_BUCKETS);
+    }
+    // A window's 50 keys, key 0 once a bucket, and less than half a window that waits to expire.
+    let stats = dedup.stats();
+    assert!((50..50 + 6 + 25).contains(&stats.keys_sealed), "{stats:?}");
+    let now = 10_000 + 120 * 20;
+    let last: Vec<u8> = (0..=120).collect();
+    let fates = dedup.decide(&Draft::keyed(120, now, &last).record()).unwrap();
+    let expected: Vec<u16> = [0].into_iter().chain(72..=120).collect();
+    assert_eq!(fates.dropped(), expected);
 }
 
 #[test]

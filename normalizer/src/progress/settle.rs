@@ -17,6 +17,14 @@ struct Sub {
     proven: bool,
 }
 
+/// New generations that one sub-batch gets before a person has to look: a crash poisons a token once,
+/// while rows that are there and cannot be read (a row policy, a TTL, another server) would be written
+/// again under each new one.
+const MAX_GENERATION: u32 = 3;
+/// After so many failures in a row the list of sub-batches is learned anew: the table may have been
+/// described, or partitioned, otherwise since.
+const LEARN_AGAIN: u32 = 5;
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
@@ -53,6 +61,8 @@ pub struct Settling {
     subs: Option<BTreeMap<SubKey, Sub>>,
     /// Declared by this process and not yet sent: a clean answer to the first attempt is proof.
     fresh: bool,
+    /// Rows that were just stored could not be read back: verification itself is broken.
+    blind: bool,
     verify_first_attempt: bool,
     attempt: u32,
     failures: u32,
@@ -79,6 +89,7 @@ impl Settling {
             bumped,
             subs,
             fresh,
+            blind: false,
             verify_first_attempt,
             attempt,
             failures,
@@ -87,7 +98,7 @@ impl Settling {
     }
 
     /// What to do now.
-    pub fn next(&mut self) -> Next {
+    pub fn advance(&mut self) -> Next {
         if let Some(next) = self.then.take() {
             return next;
         }
@@ -144,7 +155,7 @@ impl Settling {
 
     /// Takes the reports of a call. Declared → sent → proven, bumped or waiting.
     pub fn reported(&mut self, reports: &[SubReport]) {
-        self.fresh = false;
+        let fresh = std::mem::take(&mut self.fresh);
         if let Err(reason) = self.learn(reports) {
             self.failures += 1;
             self.then = Some(self.wait(reason, true));
@@ -157,6 +168,12 @@ impl Settling {
             };
             match &report.verdict {
                 Verdict::Done => sub.proven = true,
+                // A token that was never sent before cannot be poisoned: these rows are not to be seen.
+                Verdict::CleanButNone if fresh || self.blind || sub.generation >= MAX_GENERATION => {
+                    self.blind |= fresh;
+                    alarm = true;
+                    trouble.push(describe(report));
+                }
                 Verdict::CleanButNone => {
                     sub.generation += 1;
                     poisoned = true;
@@ -177,6 +194,10 @@ impl Settling {
             None
         } else {
             self.failures += 1;
+            if self.failures.is_multiple_of(LEARN_AGAIN) {
+                self.bumped = self.generations();
+                self.subs = None;
+            }
             Some(self.wait(trouble.join("; "), alarm))
         };
     }
@@ -209,17 +230,22 @@ impl Settling {
         }
     }
 
+    /// All generations that differ from the first, those of sub-batches of an earlier list included.
     fn generations(&self) -> Vec<SubTask> {
-        let all = self
+        let mut all: BTreeMap<SubKey, u32> = self
+            .bumped
+            .iter()
+            .map(|task| (task.sub.clone(), task.generation))
+            .collect();
+        let now = self
             .subs
             .iter()
             .flatten()
             .filter(|(_, state)| state.generation > 0);
-        all.map(|(sub, state)| SubTask {
-            sub: sub.clone(),
-            generation: state.generation,
-        })
-        .collect()
+        all.extend(now.map(|(sub, state)| (sub.clone(), state.generation)));
+        all.into_iter()
+            .map(|(sub, generation)| SubTask { sub, generation })
+            .collect()
     }
 
     /// The first answer names all sub-batches; they must add up to what was declared.
@@ -265,7 +291,12 @@ fn describe(report: &SubReport) -> String {
         }
         Verdict::Refused { code, message } => format!("ClickHouse refuses the rows (code {code}): {message}"),
         Verdict::Unknown { reason } => reason.clone(),
-        Verdict::Done | Verdict::CleanButNone | Verdict::NoneThere => String::new(),
+        Verdict::CleanButNone => {
+            "ClickHouse takes the rows and does not show them: look for a row policy on our user, a TTL that is \
+             shorter than the backlog, or several servers behind one URL"
+                .into()
+        }
+        Verdict::Done | Verdict::NoneThere => String::new(),
     };
     format!("{table}/{part}: {what}")
 }
@@ -301,9 +332,11 @@ mod tests {
     }
 
     fn call(settling: &mut Settling) -> Plan {
-        match settling.next() {
+        match settling.advance() {
             Next::Call(plan) => plan,
-            other => panic!("a call was expected, not {other:?}"),
+            other @ (Next::Persist(_) | Next::Wait { .. } | Next::Proven) => {
+                panic!("a call was expected, not {other:?}")
+            }
         }
     }
 
@@ -316,7 +349,7 @@ mod tests {
         let mut settling = Settling::declared(proof(2), false);
         assert_eq!(call(&mut settling).steps, Steps::FIRST);
         settling.reported(&[report("a", Verdict::Done), report("b", Verdict::Done)]);
-        assert_eq!(settling.next(), Next::Proven);
+        assert_eq!(settling.advance(), Next::Proven);
     }
 
     #[test]
@@ -324,7 +357,7 @@ mod tests {
         let mut settling = Settling::declared(proof(2), false);
         call(&mut settling);
         settling.reported(&[report("a", Verdict::Done), report("b", unknown())]);
-        assert!(matches!(settling.next(), Next::Wait { alarm: false, .. }));
+        assert!(matches!(settling.advance(), Next::Wait { alarm: false, .. }));
         let plan = call(&mut settling);
         assert_eq!((plan.attempt, plan.steps), (2, Steps::AGAIN));
         assert_eq!(
@@ -335,7 +368,7 @@ mod tests {
             }])
         );
         settling.reported(&[report("b", Verdict::Done)]);
-        assert_eq!(settling.next(), Next::Proven);
+        assert_eq!(settling.advance(), Next::Proven);
     }
 
     #[test]
@@ -343,7 +376,7 @@ mod tests {
         let mut settling = Settling::declared(proof(1), false);
         call(&mut settling);
         settling.failed("reset".into());
-        assert!(matches!(settling.next(), Next::Wait { .. }));
+        assert!(matches!(settling.advance(), Next::Wait { .. }));
         assert_eq!(call(&mut settling).steps, Steps::AGAIN);
     }
 
@@ -356,8 +389,43 @@ mod tests {
             sub: key("a"),
             generation: 1,
         }];
-        assert_eq!(settling.next(), Next::Persist(bumped.clone()));
+        assert_eq!(settling.advance(), Next::Persist(bumped.clone()));
         assert_eq!(call(&mut settling).tasks, Some(bumped));
+    }
+
+    #[test]
+    fn rows_that_cannot_be_read_back_are_never_sent_under_a_new_token() {
+        let mut settling = Settling::declared(proof(1), true);
+        for _ in 0..30 {
+            call(&mut settling);
+            settling.reported(&[report("a", Verdict::CleanButNone)]);
+            assert!(matches!(settling.advance(), Next::Wait { alarm: true, .. }));
+        }
+    }
+
+    #[test]
+    fn a_sub_batch_gets_only_so_many_generations() {
+        let mut settling = Settling::found(proof(1), Vec::new());
+        let mut persisted = 0;
+        for _ in 0..30 {
+            call(&mut settling);
+            settling.reported(&[report("a", Verdict::CleanButNone)]);
+            persisted += u32::from(matches!(settling.advance(), Next::Persist(_)));
+        }
+        assert_eq!(persisted, MAX_GENERATION);
+    }
+
+    #[test]
+    fn a_list_of_sub_batches_that_leads_nowhere_is_learned_anew() {
+        let mut settling = Settling::declared(proof(1), false);
+        for _ in 0..LEARN_AGAIN {
+            call(&mut settling);
+            settling.reported(&[report("gone", unknown())]);
+            assert!(matches!(settling.advance(), Next::Wait { .. }));
+        }
+        assert_eq!(call(&mut settling).tasks, None);
+        settling.reported(&[report("here", Verdict::Done)]);
+        assert_eq!(settling.advance(), Next::Proven);
     }
 
     #[test]
@@ -366,7 +434,7 @@ mod tests {
         for _ in 0..20 {
             call(&mut settling);
             settling.reported(&[report("a", unknown())]);
-            assert!(matches!(settling.next(), Next::Wait { .. }));
+            assert!(matches!(settling.advance(), Next::Wait { .. }));
         }
         assert_eq!(
             call(&mut settling).tasks,
@@ -406,7 +474,7 @@ mod tests {
         let mut settling = Settling::declared(proof(2), false);
         call(&mut settling);
         settling.reported(&[report("a", Verdict::Done)]);
-        assert!(matches!(settling.next(), Next::Wait { alarm: true, .. }));
+        assert!(matches!(settling.advance(), Next::Wait { alarm: true, .. }));
         assert_eq!(call(&mut settling).tasks, None);
     }
 
@@ -415,7 +483,7 @@ mod tests {
         let mut settling = Settling::declared(proof(1), false);
         call(&mut settling);
         settling.busy(Duration::from_secs(1));
-        assert!(matches!(settling.next(), Next::Wait { alarm: false, .. }));
+        assert!(matches!(settling.advance(), Next::Wait { alarm: false, .. }));
         assert_eq!(call(&mut settling).steps, Steps::FIRST);
     }
 
@@ -424,7 +492,7 @@ mod tests {
         let mut settling = Settling::found(proof(1), Vec::new());
         call(&mut settling);
         settling.reported(&[report("a", Verdict::Between { found: 1 })]);
-        assert!(matches!(settling.next(), Next::Wait { alarm: true, .. }));
+        assert!(matches!(settling.advance(), Next::Wait { alarm: true, .. }));
         assert!(call(&mut settling).steps.verify_first);
     }
 }

@@ -9,7 +9,7 @@ use sluice_common::ids::LogId;
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::telemetry;
 use sluice_common::trace::TraceContext;
-use sluice_common::wire::sink::{SinkCall, SinkReply, SinkRequest, SubTask};
+use sluice_common::wire::sink::{RangeRecord, SinkCall, SinkReply, SinkRequest, SubTask};
 use sluice_common::wire::transport::Seam;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,10 +63,10 @@ impl Driver {
     ) -> Result<(), StoreError> {
         let (mut waits, mut alarmed) = (0u32, false);
         loop {
-            match settling.next() {
+            match settling.advance() {
                 Next::Proven => break,
                 Next::Call(plan) => self.call(&closed, plan, trace, &mut settling).await,
-                Next::Persist(bumped) => self.persist(bumped)?,
+                Next::Persist(bumped) => tokio::task::block_in_place(|| self.persist(bumped))?,
                 Next::Wait { delay, reason, alarm } => {
                     // The first alarm is said at once, though waits before it were said as such.
                     let due = waits.is_multiple_of(SAY_EVERY) || (alarm && !alarmed);
@@ -96,7 +96,7 @@ impl Driver {
             timeout: plan.timeout,
             steps: plan.steps,
             tasks: plan.tasks,
-            records: closed.records.clone(),
+            records: closed.records.iter().filter(sends).cloned().collect(),
             trace,
         };
         let answer = tokio::time::timeout(
@@ -154,4 +154,9 @@ impl Driver {
             );
         }
     }
+}
+
+/// Whether any row of the record goes out; a record of repeats alone stays here.
+fn sends(one: &&RangeRecord) -> bool {
+    one.fates.kept() > 0 || !one.fates.conflicts().is_empty()
 }

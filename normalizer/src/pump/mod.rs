@@ -75,6 +75,9 @@ pub struct Live {
     pub dedup_disk_bytes: AtomicU64,
 }
 
+/// The declared range, and the task that settles it.
+type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>);
+
 /// The running pump of one partition.
 pub struct Pump {
     log: Arc<EmbeddedLog>,
@@ -90,7 +93,7 @@ pub struct Pump {
     accept_window_loss: bool,
     live: Arc<Live>,
     next: OpenRange,
-    under_way: Option<(Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>)>,
+    under_way: Option<UnderWay>,
     ranges: u64,
     /// The last trouble of the dedup state that was logged.
     told: Option<String>,
@@ -175,6 +178,7 @@ impl Pump {
             let records = block_in_place(|| self.log.read(from, READ_BYTES))?;
             for record in records {
                 if !self.next.has_room_for(&record) {
+                    self.next.fill_up();
                     return Ok(());
                 }
                 let Some(one) = self.decide(record)? else {
@@ -371,6 +375,7 @@ fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     for outcome in ["stored", "dead_lettered"] {
         metrics.add(Counter::Events, 0, &[("stage", "sink"), ("outcome", outcome)]);
     }
+    metrics.announce(Histogram::Freshness, &[]);
     metrics.add(Counter::GenerationBumps, 0, &[]);
     metrics.add(Counter::DeadLetters, 0, &[("reason", "idempotency_conflict")]);
     for reason in ["unsettled_range", "dedup_state"] {

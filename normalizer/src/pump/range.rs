@@ -5,7 +5,7 @@ use crate::progress::Proof;
 use sluice_common::clock::UnixMs;
 use sluice_common::fates::Fate;
 use sluice_common::ids::{Name, Offset, source_o};
-use sluice_common::limits::{MAX_BLOCK_BYTES, MAX_BLOCK_ROWS};
+use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_RANGE_BYTES, MAX_RANGE_FRAME_BYTES, MAX_RANGE_LETTERS};
 use sluice_common::record::Record;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::BTreeMap;
@@ -17,6 +17,8 @@ pub struct OpenRange {
     records: Vec<RangeRecord>,
     proof: Proof,
     column_bytes: usize,
+    frame_bytes: usize,
+    letters: usize,
     tables: BTreeMap<Name, Load>,
     /// When the range must close, by the most impatient dataset in it.
     ripe_at: UnixMs,
@@ -48,6 +50,8 @@ impl OpenRange {
             records: Vec::new(),
             proof: Proof::default(),
             column_bytes: 0,
+            frame_bytes: 0,
+            letters: 0,
             tables: BTreeMap::new(),
             ripe_at: UnixMs::MAX,
             max_age: u64::MAX,
@@ -78,7 +82,15 @@ impl OpenRange {
     pub fn has_room_for(&self, record: &Record) -> bool {
         let rows = self.proof.rows + u64::from(record.rows());
         let bytes = self.column_bytes + record.column_bytes();
-        self.is_empty() || (!self.full && rows <= MAX_BLOCK_ROWS as u64 && bytes <= MAX_BLOCK_BYTES)
+        let frames = self.frame_bytes + record.frame().len();
+        let fits =
+            rows <= MAX_BLOCK_ROWS as u64 && bytes <= MAX_RANGE_BYTES && frames <= MAX_RANGE_FRAME_BYTES;
+        self.is_empty() || (!self.full && fits)
+    }
+
+    /// Closes it to further records: the next one does not fit.
+    pub fn fill_up(&mut self) {
+        self.full = true;
     }
 
     /// Lets a decided record join. Its age counts from its append; where the clock was stepped back since,
@@ -91,6 +103,8 @@ impl OpenRange {
         assert_eq!(record.place.offset, self.range.b, "records come in log order");
         self.range.b += 1;
         self.column_bytes += record.column_bytes();
+        self.frame_bytes += record.frame().len();
+        self.letters += one.fates.conflicts().len();
         prove(&mut self.proof, &one);
         let policy = batching.of(&record.meta.dataset);
         let load = self.tables.entry(record.meta.table.clone()).or_default();
@@ -106,7 +120,10 @@ impl OpenRange {
     /// Whether it must not grow any more.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.full || self.column_bytes >= MAX_BLOCK_BYTES
+        self.full
+            || self.column_bytes >= MAX_RANGE_BYTES
+            || self.frame_bytes >= MAX_RANGE_FRAME_BYTES
+            || self.letters >= MAX_RANGE_LETTERS
     }
 
     /// Milliseconds from `now` until it has to go out; 0 where it is full or old enough; `None` where
