@@ -61,14 +61,17 @@ impl Driver {
         mut settling: Settling,
         trace: TraceContext,
     ) -> Result<(), StoreError> {
-        let mut waits = 0;
+        let (mut waits, mut alarmed) = (0u32, false);
         loop {
             match settling.advance() {
                 Next::Proven => break,
                 Next::Call(plan) => self.call(&closed, plan, trace, &mut settling).await,
                 Next::Persist(bumped) => tokio::task::block_in_place(|| self.persist(bumped))?,
                 Next::Wait { delay, reason, alarm } => {
-                    self.say(&reason, alarm, waits);
+                    // The first alarm is said at once, though waits before it were said as such.
+                    let due = waits.is_multiple_of(SAY_EVERY) || (alarm && !alarmed);
+                    self.say(&reason, alarm, due);
+                    alarmed |= alarm;
                     waits += 1;
                     tokio::time::sleep(delay).await;
                 }
@@ -130,13 +133,13 @@ impl Driver {
         })
     }
 
-    fn say(&self, reason: &str, alarm: bool, waits: u32) {
+    fn say(&self, reason: &str, alarm: bool, due: bool) {
         self.in_trouble.store(true, Ordering::Relaxed);
         if alarm {
             self.metrics
                 .add(Counter::Alarms, 1, &[("reason", "unsettled_range")]);
         }
-        if !waits.is_multiple_of(SAY_EVERY) {
+        if !due {
             return;
         }
         if alarm {

@@ -108,3 +108,29 @@ async fn a_lost_dedup_state_that_the_log_cannot_rebuild_refuses_to_go_on_unless_
     sluice.send("accepted").await;
     sluice.has_rows(rows + 1).await;
 }
+
+/// A new log would decide by the old one's state, whose keys were hashed with another secret.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_log_with_its_dedup_state_kept_refuses() {
+    let clock = OffsetClock::default();
+    let mut sluice = InProcess::start(Arc::new(clock.clone())).await;
+    for (id, rows) in [("one", 1), ("two", 2), ("three", 3)] {
+        sluice.send(id).await;
+        sluice.has_rows(rows).await;
+        clock.step(12 * 60_000);
+    }
+    let manifest = sluice.data.join("dedup/manifest");
+    eventually("a bucket is sealed", Duration::from_secs(20), async || {
+        manifest.exists().then_some(())
+    })
+    .await;
+    sluice.stop().await;
+    std::fs::remove_dir_all(sluice.data.join("log")).expect("removed");
+    std::fs::remove_file(sluice.data.join("progress")).expect("removed");
+    let refused = sluice.bring_up(false).await.expect_err("refused");
+    let words = format!("{refused:?}");
+    assert!(
+        words.contains("belongs to log") && words.contains("move the directory away"),
+        "{words}"
+    );
+}

@@ -36,7 +36,10 @@ async fn with_an_event() -> Deployment {
 
 /// `ingestctl up` on the deployment's data must end with 1; its words.
 fn refused(deployment: &Deployment) -> String {
-    let output = Command::new(executable("ingestctl"))
+    // One that does not refuse would run for ever; `timeout` makes that exit code 124.
+    let output = Command::new("timeout")
+        .arg("20")
+        .arg(executable("ingestctl"))
         .arg("up")
         .arg("--config")
         .arg(deployment.config())
@@ -103,17 +106,12 @@ async fn the_progress_of_another_log_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_log_with_progress_or_dedup_state_kept_refuses() {
+async fn a_wiped_log_with_its_progress_kept_refuses() {
     let deployment = stopped().await;
     remove(&deployment.data().join("log"));
     assert_says(
         &refused(&deployment),
         &["acknowledged records are missing", "restore", "together"],
-    );
-    remove(&deployment.data().join("progress"));
-    assert_says(
-        &refused(&deployment),
-        &["dedup state in", "belongs to log", "move the directory away"],
     );
 }
 
