@@ -69,7 +69,10 @@ mod tests {
         (1..=10_000).for_each(|n| latency.record(Duration::from_micros(n * 10)));
         let p50 = latency.percentile_ms(50).unwrap();
         let p99 = latency.percentile_ms(99).unwrap();
-        assert!((48.5..52.0).contains(&p50) && (96.0..103.0).contains(&p99), "{p50} {p99}");
+        assert!(
+            (48.5..52.0).contains(&p50) && (96.0..103.0).contains(&p99),
+            "{p50} {p99}"
+        );
         assert_eq!(Latency::default().percentile_ms(50), None);
     }
 

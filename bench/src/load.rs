@@ -199,7 +199,9 @@ impl Sender {
         let response = connection.send_request(request).await;
         let response = response.map_err(|error| error.to_string())?;
         let status = response.status();
-        let answer = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let answer = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+            .collect()
+            .await;
         let answer = answer.map_err(|error| error.to_string())?.to_bytes();
         self.connection = Some(connection);
         Ok((status, answer))
@@ -207,7 +209,9 @@ impl Sender {
 }
 
 async fn connect(address: &str) -> Result<SendRequest<Full<Bytes>>, String> {
-    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|error| error.to_string())?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     let (sender, connection) = handshake(TokioIo::new(stream))
         .await

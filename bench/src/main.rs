@@ -22,7 +22,11 @@ use std::time::Duration;
 use system::Shape;
 
 #[derive(Debug, Parser)]
-#[command(name = "sluice-bench", version, about = "Measures Sluice on this machine, end to end")]
+#[command(
+    name = "sluice-bench",
+    version,
+    about = "Measures Sluice on this machine, end to end"
+)]
 struct CommandLine {
     #[command(subcommand)]
     verb: Verb,

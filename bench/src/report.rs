@@ -55,7 +55,10 @@ impl Report {
             writeln!(text, "  {name:<34}{value:>12}").ok();
         };
         line("events, each stored once", self.events.to_string());
-        line("acknowledged events/s", format!("{:.0}", self.acknowledged_per_second));
+        line(
+            "acknowledged events/s",
+            format!("{:.0}", self.acknowledged_per_second),
+        );
         line("stored events/s", format!("{:.0}", self.stored_per_second));
         line("ack p50 / p99, ms", pair(self.ack_p50_ms, self.ack_p99_ms));
         line(

@@ -98,7 +98,17 @@ async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failur
     if merging {
         eprintln!("  merges still ran after {} s", MERGES_DEADLINE.as_secs());
     }
-    Ok(report(way, load, &ledger, &Found { stored_after, freshness, before, after }))
+    Ok(report(
+        way,
+        load,
+        &ledger,
+        &Found {
+            stored_after,
+            freshness,
+            before,
+            after,
+        },
+    ))
 }
 
 /// Sends under a progress bar.
@@ -131,7 +141,8 @@ async fn direct(way: Way, system: &System, http: &Http) -> Result<Target, Failur
         duration_ms Nullable(Float64), status Nullable(UInt16), size_kib Nullable(UInt64), \
         attributes Map(LowCardinality(String), String)) ENGINE = MergeTree \
         PARTITION BY toDate(timestamp) ORDER BY (service, timestamp)";
-    http.query(&system.clickhouse(), "CREATE DATABASE IF NOT EXISTS telemetry").await?;
+    http.query(&system.clickhouse(), "CREATE DATABASE IF NOT EXISTS telemetry")
+        .await?;
     http.query(&system.clickhouse(), table).await?;
     let settings = match way {
         Way::AsyncInsert => "async_insert=1&wait_for_async_insert=1",
@@ -157,7 +168,9 @@ async fn drain(http: &Http, system: &System, events: u64) -> Result<(), Failure>
             return Ok(());
         }
         if Instant::now() >= until {
-            return Err(Failure::new(format!("{count} of {events} acknowledged events are stored")));
+            return Err(Failure::new(format!(
+                "{count} of {events} acknowledged events are stored"
+            )));
         }
         sleep(Duration::from_millis(50)).await;
     }
@@ -168,7 +181,9 @@ async fn merges_end(http: &Http, system: &System) -> Result<bool, Failure> {
     let until = Instant::now() + MERGES_DEADLINE;
     let mut quiet = 0;
     while quiet < 5 {
-        let running = http.query(&system.clickhouse(), "SELECT count() FROM system.merges").await?;
+        let running = http
+            .query(&system.clickhouse(), "SELECT count() FROM system.merges")
+            .await?;
         quiet = if running.trim() == "0" { quiet + 1 } else { 0 };
         if Instant::now() >= until {
             return Ok(true);

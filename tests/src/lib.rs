@@ -2,8 +2,8 @@
 
 pub mod client;
 pub mod deployment;
-pub mod payload;
 pub mod oracle;
+pub mod payload;
 pub mod service;
 pub mod wait;
 
