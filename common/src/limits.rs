@@ -114,6 +114,8 @@ pub const MAX_RANGE_LETTERS: usize = MAX_RECORD_ROWS;
 pub const MAX_LETTER_BYTES: usize = 128 * MIB;
 /// The block that is never sent: from here on ClickHouse would cut it in two.
 pub const MAX_SENT_BLOCK_BYTES: usize = 4 * MAX_BLOCK_BYTES;
+/// Sub-batches of one range: the intent that names them has preallocated room.
+pub const MAX_SUB_BATCHES: usize = 256;
 /// Record bytes that calls to one sink-writer may hold at once; over it 429.
 pub const SINK_CALL_BYTES: usize = 256 * MIB;
 /// First time-out of an insert; it doubles with each attempt (R12).
