@@ -19,7 +19,8 @@ use super::locate::Engine;
 
 /// The wait before the first restart; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Whoever killed it again and again waits no longer than this and a start for it to answer, well under 10 s.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A process that ran this long starts again with [`BACKOFF_MIN`].
 const STEADY: Duration = Duration::from_secs(60);
 
