@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod deployment;
+pub mod oracle;
 pub mod service;
 pub mod wait;
 

@@ -1,0 +1,185 @@
+//! The oracle: it sends events, writes down what it was told of each, and holds the tables to it.
+//!
+//! - [`ledger`]: event → sent, acknowledged, refused, unknown; on disk and synced, so that it knows what it was
+//!   promised even where its own process dies.
+//! - [`request`]: one request and what its answer means to a client.
+//! - [`load`]: concurrent writers of several tenants that repeat, overlap, give up and disconnect.
+//! - [`verdict`]: the promise, checked against the rows; what it says is meant for people.
+
+pub mod ledger;
+pub mod load;
+pub mod request;
+pub mod verdict;
+
+use crate::{Deployment, Part, Shape, eventually};
+use ledger::Ledger;
+use load::Load;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use request::{Batch, Outcome};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use verdict::{Row, Verdict};
+
+/// From the end of the load to an empty backlog.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+/// What any of our processes may hold under the oracle's load, in bytes.
+const MEMORY_BUDGET: u64 = 600 << 20;
+/// The variable that replays a seed.
+const SEED_VARIABLE: &str = "SLUICE_SEED";
+
+/// The seed of this run: [`SEED_VARIABLE`], or a new one. It is printed either way.
+#[must_use]
+pub fn seed(what: &str) -> u64 {
+    let given = std::env::var(SEED_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let seed = given.unwrap_or_else(rand::random);
+    println!("{what}: {SEED_VARIABLE}={seed}");
+    seed
+}
+
+/// The witness of one deployment.
+#[derive(Debug)]
+pub struct Oracle {
+    pub seed: u64,
+    pub ledger: Arc<Ledger>,
+    /// Highest resident memory seen of each part, in bytes.
+    peaks: BTreeMap<String, u64>,
+    loads: u64,
+}
+
+impl Oracle {
+    /// One with an empty ledger.
+    ///
+    /// # Panics
+    /// Where the ledger cannot be created.
+    #[must_use]
+    pub fn new(deployment: &Deployment, seed: u64) -> Self {
+        let ledger = Ledger::create(&deployment.path().join("ledger")).expect("a ledger");
+        Self {
+            seed,
+            ledger: Arc::new(ledger),
+            peaks: BTreeMap::new(),
+            loads: 0,
+        }
+    }
+
+    /// Starts writers; they run until they are stopped.
+    pub fn load(&mut self, deployment: &Deployment) -> Load {
+        self.loads += 1;
+        Load::start(deployment, &self.ledger, self.seed.wrapping_add(self.loads << 32))
+    }
+
+    /// Sends one new event of the first tenant; whether it was acknowledged.
+    ///
+    /// # Panics
+    /// Where the ledger cannot be written.
+    pub async fn probe(&self, deployment: &Deployment) -> bool {
+        let mut rng = StdRng::seed_from_u64(self.seed);
+        let batch = Batch::new(0, self.ledger.new_events(1), &mut rng);
+        request::attempt(&deployment.tenant(0), &self.ledger, &batch).await == Outcome::Acked
+    }
+
+    /// Notes the memory of every process; call it before one is ended.
+    pub fn weigh(&mut self, deployment: &Deployment) {
+        for part in [Part::Up, Part::Edge, Part::Normalizer, Part::SinkWriter] {
+            if let Some(service) = deployment.service(part) {
+                let peak = self.peaks.entry(format!("{part:?}")).or_default();
+                *peak = (*peak).max(service.memory().1);
+            }
+        }
+    }
+
+    /// Waits until everything in the log is stored, then checks every promise.
+    ///
+    /// # Panics
+    /// Where it does not drain in time, or ClickHouse cannot be read.
+    pub async fn drained_verdict(&mut self, deployment: &Deployment) -> Verdict {
+        drain(deployment).await;
+        self.verdict(deployment).await
+    }
+
+    /// Checks every promise against what is stored now.
+    ///
+    /// # Panics
+    /// Where ClickHouse cannot be read.
+    pub async fn verdict(&mut self, deployment: &Deployment) -> Verdict {
+        self.weigh(deployment);
+        let tenants: Vec<String> = deployment.tenants.iter().map(|one| one.id.clone()).collect();
+        let rows = rows(deployment).await;
+        let mut verdict = self
+            .ledger
+            .with_fates(|fates| verdict::judge(&tenants, fates, rows));
+        verdict.complaints.extend(self.ledger.surprises());
+        verdict.complaints.extend(panics(deployment));
+        let fat = self.peaks.iter().filter(|(_, peak)| **peak > MEMORY_BUDGET);
+        verdict.complaints.extend(fat.map(|(part, peak)| {
+            format!(
+                "{part} held {} MiB, its budget is {}",
+                peak >> 20,
+                MEMORY_BUDGET >> 20
+            )
+        }));
+        verdict.seed = self.seed;
+        verdict.last_words = deployment.last_words();
+        verdict
+    }
+
+    /// The highest resident memory of any process so far, in MiB.
+    #[must_use]
+    pub fn peak_mib(&self) -> u64 {
+        self.peaks.values().max().copied().unwrap_or_default() >> 20
+    }
+}
+
+async fn drain(deployment: &Deployment) {
+    let normalizer = deployment.admin(Part::Normalizer);
+    eventually("an empty backlog", DRAIN_DEADLINE, async || {
+        let text = normalizer.get("/metrics").await.ok()?.text();
+        let empty = ["sluice_log_backlog_bytes", "sluice_unsettled"]
+            .iter()
+            .all(|name| level(&text, name) == Some(0.0));
+        empty.then_some(())
+    })
+    .await;
+}
+
+/// The sum of a metric's samples, or none where it is not exported.
+fn level(text: &str, name: &str) -> Option<f64> {
+    let samples = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with(['{', ' ']).then_some(())?;
+        rest.rsplit(' ').next()?.parse::<f64>().ok()
+    });
+    samples.fold(None, |sum, sample| Some(sum.unwrap_or(0.0) + sample))
+}
+
+/// What is stored, one line an identity; the payload is compared on the server.
+async fn rows(deployment: &Deployment) -> Vec<Row> {
+    let sql = "SELECT tenant, event_id, count(), countIf(attributes['oracle_tenant'] != tenant), \
+               countIf(event_id != concat('e', toString(intDiv(ifNull(size_bytes, 0), 1024)))) \
+               FROM telemetry.events GROUP BY tenant, event_id FORMAT TSV";
+    let text = eventually("an answer of ClickHouse", DRAIN_DEADLINE, async || {
+        deployment.clickhouse().query(sql).await.ok()
+    });
+    text.await.lines().map(Row::parse).collect()
+}
+
+fn panics(deployment: &Deployment) -> Vec<String> {
+    let parts = match deployment.shape {
+        Shape::AllInOne => vec![Part::Up],
+        Shape::ThreeProcesses => vec![Part::Edge, Part::Normalizer, Part::SinkWriter],
+    };
+    let lines = parts.into_iter().flat_map(|part| {
+        let text = std::fs::read_to_string(deployment.log_file(part)).unwrap_or_default();
+        let lines: Vec<String> = text
+            .lines()
+            .filter(|line| line.contains("panicked"))
+            .map(|line| format!("{part:?} panicked: {line}"))
+            .collect();
+        lines
+    });
+    lines.collect()
+}

@@ -1,0 +1,161 @@
+//! One request of the oracle, and what its answer means to a client.
+
+use super::ledger::Ledger;
+use crate::client::{Answer, Client};
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::StatusCode;
+use rand::Rng;
+use serde_json::json;
+use std::io::Write as _;
+use tokio::task::block_in_place;
+
+/// What a client may conclude (CONTRACT.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// 202: each event is one row, or will be.
+    Acked,
+    /// 4xx, or 503 with `Sluice-Outcome: refused`: nothing of it was taken.
+    Refused,
+    /// Anything else: it may be stored, once.
+    Unknown,
+}
+
+impl Outcome {
+    /// Its word in the ledger's file.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Acked => "acked",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// How a body is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Lines,
+    Array,
+    GzipLines,
+}
+
+/// A request that can be sent again, byte by byte.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pub tenant: usize,
+    /// The numbers of its events, each once.
+    pub events: Vec<u64>,
+    /// Events in its body: a number may come more than once.
+    pub in_body: usize,
+    /// Header names and values.
+    pub headers: Vec<(&'static str, &'static str)>,
+    pub body: Bytes,
+}
+
+impl Batch {
+    /// A request of these events in a random form; some of them may be in it twice.
+    pub fn new(tenant: usize, events: Vec<u64>, rng: &mut impl Rng) -> Self {
+        let form = [Form::Lines, Form::Array, Form::GzipLines][rng.random_range(0..3)];
+        let mut order = events.clone();
+        if rng.random_bool(0.1) {
+            order.extend(events.iter().filter(|_| rng.random_bool(0.2)));
+        }
+        let now = crate::now_ms();
+        let lines: Vec<String> = order.iter().map(|event| line(tenant, *event, now)).collect();
+        let (headers, body) = write(form, &lines);
+        Self {
+            tenant,
+            events,
+            in_body: order.len(),
+            headers,
+            body,
+        }
+    }
+
+    /// What `answer` says of it, and what is wrong with that answer, if anything is.
+    #[must_use]
+    pub fn read(&self, answer: &Result<Answer, String>) -> (Outcome, Option<String>) {
+        let Ok(answer) = answer else {
+            return (Outcome::Unknown, None);
+        };
+        let said = || {
+            format!(
+                "{} {}: {}",
+                answer.status,
+                answer.header("sluice-outcome"),
+                answer.text()
+            )
+        };
+        let told = (answer.status, answer.header("sluice-outcome"));
+        match told {
+            (StatusCode::ACCEPTED, _) => {
+                let body = answer.json();
+                let whole = body["accepted"] == self.in_body && body["rejected"] == 0;
+                (
+                    Outcome::Acked,
+                    (!whole).then(|| format!("not every event was taken: {}", said())),
+                )
+            }
+            (StatusCode::SERVICE_UNAVAILABLE, "refused") => (Outcome::Refused, None),
+            (StatusCode::SERVICE_UNAVAILABLE, "unknown") => (Outcome::Unknown, None),
+            (status, _) if status.is_client_error() => (
+                Outcome::Refused,
+                Some(format!("a good request was refused: {}", said())),
+            ),
+            _ => (
+                Outcome::Unknown,
+                Some(format!("no client should see this: {}", said())),
+            ),
+        }
+    }
+}
+
+/// Sends `batch` once and notes it in `ledger`, before and after. Needs a runtime of several threads.
+///
+/// # Panics
+/// Where the ledger cannot be written.
+pub async fn attempt(client: &Client, ledger: &Ledger, batch: &Batch) -> Outcome {
+    let mut client = client.clone();
+    for (name, value) in &batch.headers {
+        client = client.with(name, value);
+    }
+    let attempt = block_in_place(|| ledger.sent(batch.tenant, &batch.events)).expect("a ledger");
+    let answer = client.post("/v1/events/events", batch.body.clone()).await;
+    let (outcome, surprise) = batch.read(&answer);
+    if let Some(surprise) = surprise {
+        ledger.surprise(surprise);
+    }
+    block_in_place(|| ledger.ended(attempt, batch.tenant, &batch.events, outcome)).expect("a ledger");
+    outcome
+}
+
+/// The event, with its tenant and number a second time in its payload.
+fn line(tenant: usize, event: u64, now_ms: u64) -> String {
+    let body = json!({
+        "event_id": format!("e{event}"), "timestamp": now_ms, "service": "oracle",
+        "size_kib": event, "oracle_tenant": format!("t{tenant}"),
+    });
+    body.to_string()
+}
+
+fn write(form: Form, lines: &[String]) -> (Vec<(&'static str, &'static str)>, Bytes) {
+    let ndjson = ("content-type", "application/x-ndjson");
+    match form {
+        Form::Lines => (vec![ndjson], lines.join("\n").into()),
+        Form::Array => {
+            let headers = vec![("content-type", "application/json")];
+            (headers, format!("[{}]", lines.join(",")).into())
+        }
+        Form::GzipLines => {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder
+                .write_all(lines.join("\n").as_bytes())
+                .expect("a Vec takes everything");
+            let packed = encoder.finish().expect("a Vec takes everything");
+            (vec![ndjson, ("content-encoding", "gzip")], packed.into())
+        }
+    }
+}
