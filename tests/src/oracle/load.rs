@@ -1,14 +1,14 @@
 //! Writers that behave as clients do: several at once, repeating, overlapping, giving up, hanging up.
 
 use super::ledger::Ledger;
-use super::request::{Batch, Outcome};
+use super::request::{self, Batch, Outcome};
 use crate::{Client, Deployment};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, block_in_place};
+use tokio::task::JoinHandle;
 
 const WRITERS: u64 = 4;
 /// Events of the largest request.
@@ -147,19 +147,8 @@ impl Writer {
     }
 
     async fn attempt(&self, batch: &Batch, deadline: Duration) -> Outcome {
-        let mut client = self.clients[batch.tenant].clone().with_timeout(deadline);
-        for (name, value) in &batch.headers {
-            client = client.with(name, value);
-        }
-        let attempt = block_in_place(|| self.ledger.sent(batch.tenant, &batch.events)).expect("a ledger");
-        let answer = client.post("/v1/events/events", batch.body.clone()).await;
-        let (outcome, surprise) = batch.read(&answer);
-        if let Some(surprise) = surprise {
-            self.ledger.surprise(surprise);
-        }
-        block_in_place(|| self.ledger.ended(attempt, batch.tenant, &batch.events, outcome))
-            .expect("a ledger");
-        outcome
+        let client = self.clients[batch.tenant].clone().with_timeout(deadline);
+        request::attempt(&client, &self.ledger, batch).await
     }
 
     /// Waits a random while, or until it is stopped.

@@ -14,6 +14,9 @@ pub mod verdict;
 use crate::{Deployment, Part, Shape, eventually};
 use ledger::Ledger;
 use load::Load;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use request::{Batch, Outcome};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +70,16 @@ impl Oracle {
     pub fn load(&mut self, deployment: &Deployment) -> Load {
         self.loads += 1;
         Load::start(deployment, &self.ledger, self.seed.wrapping_add(self.loads << 32))
+    }
+
+    /// Sends one new event of the first tenant; whether it was acknowledged.
+    ///
+    /// # Panics
+    /// Where the ledger cannot be written.
+    pub async fn probe(&self, deployment: &Deployment) -> bool {
+        let mut rng = StdRng::seed_from_u64(self.seed);
+        let batch = Batch::new(0, self.ledger.new_events(1), &mut rng);
+        request::attempt(&deployment.tenant(0), &self.ledger, &batch).await == Outcome::Acked
     }
 
     /// Notes the memory of every process; call it before one is ended.

@@ -1,6 +1,7 @@
 //! One request of the oracle, and what its answer means to a client.
 
-use crate::client::Answer;
+use super::ledger::Ledger;
+use crate::client::{Answer, Client};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -8,6 +9,7 @@ use http::StatusCode;
 use rand::Rng;
 use serde_json::json;
 use std::io::Write as _;
+use tokio::task::block_in_place;
 
 /// What a client may conclude (CONTRACT.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +111,25 @@ impl Batch {
             ),
         }
     }
+}
+
+/// Sends `batch` once and notes it in `ledger`, before and after. Needs a runtime of several threads.
+///
+/// # Panics
+/// Where the ledger cannot be written.
+pub async fn attempt(client: &Client, ledger: &Ledger, batch: &Batch) -> Outcome {
+    let mut client = client.clone();
+    for (name, value) in &batch.headers {
+        client = client.with(name, value);
+    }
+    let attempt = block_in_place(|| ledger.sent(batch.tenant, &batch.events)).expect("a ledger");
+    let answer = client.post("/v1/events/events", batch.body.clone()).await;
+    let (outcome, surprise) = batch.read(&answer);
+    if let Some(surprise) = surprise {
+        ledger.surprise(surprise);
+    }
+    block_in_place(|| ledger.ended(attempt, batch.tenant, &batch.events, outcome)).expect("a ledger");
+    outcome
 }
 
 /// The event, with its tenant and number a second time in its payload.

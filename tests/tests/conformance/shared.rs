@@ -49,6 +49,7 @@ const DATASETS: &str = r#"  - name: loose
     fields:
       - {name: at, type: datetime, required: true}
     partition_by: toStartOfHour(at)
+    time: {field: at, max_past: 3650d}
   - name: everything
     fields:
       - {name: id, type: string, required: true}

@@ -310,9 +310,9 @@ fn a_request_over_too_many_partitions_is_413_and_rejected_rows_do_not_count() {
     let yaml = "datasets: [{name: events, partition_by: toStartOfHour(at), \
                 fields: [{name: at, type: datetime, required: true, epoch: s}, {name: n, type: int8}]}]";
     let intake = intake(yaml);
-    let body = |hours: u32, n: i32| -> String {
+    let body = |hours: u64, n: i32| -> String {
         (0..hours)
-            .map(|hour| format!("{{\"at\":{},\"n\":{n}}}\n", hour * 3_600))
+            .map(|hour| format!("{{\"at\":{},\"n\":{n}}}\n", NOW_MS / 1_000 - hour * 3_600))
             .collect()
     };
     assert_eq!(lines(&intake, body(24, 1) + &body(24, 1)).answer.accepted, 48);
