@@ -133,7 +133,7 @@ async fn real_answers_are_as_the_document_says() {
         now_ms()
     );
     let mixed = format!("[{good},{{}}]");
-    let big = vec![b' '; 65 << 20];
+    let many = "{}\n".repeat(65_537);
     let limited = sluice.edge().with_key(LIMITED_KEY);
     let cases: Vec<(Client, Method, &str, Vec<u8>, u16)> = vec![
         (known.clone(), Method::POST, path, good.clone().into(), 202),
@@ -150,7 +150,7 @@ async fn real_answers_are_as_the_document_says() {
             404,
         ),
         (known.clone(), Method::DELETE, path, Vec::new(), 405),
-        (known.clone(), Method::POST, path, big, 413),
+        (known.clone(), Method::POST, path, many.into(), 413),
         (
             known.with("content-type", "text/csv"),
             Method::POST,
