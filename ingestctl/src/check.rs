@@ -195,6 +195,7 @@ fn print_ddl(loaded: &Loaded) -> Result<Exit, Failure> {
         println!("{};\n", ddl::table(dataset, database));
     }
     println!("{};", ddl::dead_letters(database));
+    println!("{};", ddl::ledger(database));
     Ok(Exit::Good)
 }
 
