@@ -3,7 +3,7 @@
 use super::place::{Located, Place, locate};
 use super::text::BadReference;
 use super::tree::Node;
-use super::{Config, DEFAULT_YAML, Dataset, read, validate};
+use super::{Config, DEFAULT_YAML, Dataset, Text, read, validate};
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::secret::Secret;
 use sha2::{Digest as _, Sha256};
@@ -19,6 +19,8 @@ pub struct Loaded {
     pub data_dir: PathBuf,
     /// The shared token of the inner hops.
     pub internal_token: Option<Secret>,
+    /// Opens the control routes of admin listeners beyond loopback.
+    pub admin_token: Option<Secret>,
     pub clickhouse_url: Option<String>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<Secret>,
@@ -138,6 +140,32 @@ pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     Ok(text)
 }
 
+/// Follows references, and notes those that lead nowhere.
+struct References<'a> {
+    tree: &'a Node,
+    data_dir: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl References<'_> {
+    fn plain(&mut self, key: &str, text: Option<&Text>) -> Option<String> {
+        let resolved = text?.resolve(self.data_dir);
+        self.noted(key, resolved)
+    }
+
+    fn secret(&mut self, key: &str, text: Option<&Text>) -> Option<Secret> {
+        let resolved = text?.resolve_secret(self.data_dir);
+        self.noted(key, resolved)
+    }
+
+    fn noted<T>(&mut self, key: &str, resolved: Result<T, BadReference>) -> Option<T> {
+        let note = |error: BadReference| locate(self.tree, &format!("{key}: {error}"));
+        resolved
+            .map_err(|error| self.problems.push(note(error).into()))
+            .ok()
+    }
+}
+
 impl Loaded {
     /// Reads `path`, or takes the default config where there is none.
     ///
@@ -190,40 +218,26 @@ impl Loaded {
         config: Config,
         source: Source,
         data_dir: &Path,
-        mut problems: Vec<Problem>,
+        problems: Vec<Problem>,
     ) -> Result<Self, ConfigError> {
-        let mut note = |key: &str, error: BadReference| {
-            problems.push(locate(&source.tree, &format!("{key}: {error}")).into());
+        let mut references = References {
+            tree: &source.tree,
+            data_dir,
+            problems,
         };
         let ch = &config.clickhouse;
-        let token = config
-            .internal
-            .token
-            .as_ref()
-            .map(|text| text.resolve_secret(data_dir));
-        let internal_token = token.transpose().unwrap_or_else(|error| {
-            note("internal.token", error);
-            None
-        });
-        let password = ch.password.as_ref().map(|text| text.resolve_secret(data_dir));
-        let clickhouse_password = password.transpose().unwrap_or_else(|error| {
-            note("clickhouse.password", error);
-            None
-        });
-        let mut plain = |key: &str, text: Option<&super::Text>| {
-            let resolved = text.map(|text| text.resolve(data_dir)).transpose();
-            resolved.unwrap_or_else(|error| {
-                note(key, error);
-                None
-            })
-        };
-        let clickhouse_url = plain("clickhouse.url", ch.url.as_ref());
-        let clickhouse_user = plain("clickhouse.user", ch.user.as_ref());
+        let internal_token = references.secret("internal.token", config.internal.token.as_ref());
+        let admin_token = references.secret("admin_token", config.admin_token.as_ref());
+        let clickhouse_url = references.plain("clickhouse.url", ch.url.as_ref());
+        let clickhouse_user = references.plain("clickhouse.user", ch.user.as_ref());
+        let clickhouse_password = references.secret("clickhouse.password", ch.password.as_ref());
+        let problems = references.problems;
         if !problems.is_empty() {
             return Err(ConfigError::invalid(&source.path, problems));
         }
         Ok(Self {
             internal_token,
+            admin_token,
             clickhouse_url,
             clickhouse_user,
             clickhouse_password,
@@ -302,7 +316,6 @@ mod tests {
         for (yaml, key) in [
             ("edge: {tls: {cert: a, key: b}}", "edge.tls"),
             ("log: {kind: kafka}", "log.kind"),
-            ("admin_token: x", "admin_token"),
             ("dead_letters: {ttl: 30d}", "dead_letters"),
             ("tenants_file: t.yaml", "tenants_file"),
             (
