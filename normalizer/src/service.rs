@@ -7,6 +7,7 @@ use crate::log::EmbeddedLog;
 use http::StatusCode;
 use sluice_common::clock::SharedClock;
 use sluice_common::error::Problem;
+use sluice_common::ids::Name;
 use sluice_common::limits::INTAKE_BYTES;
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Metrics};
@@ -93,7 +94,12 @@ impl IntakeService {
             Ok(parsed) => parsed,
             Err(problem) => return IntakeReply::Refused(problem),
         };
-        let Parsed { pending, answer, .. } = parsed;
+        let Parsed {
+            pending,
+            answer,
+            dropped_members,
+            conversions,
+        } = parsed;
         if let Err(wait_ms) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())
@@ -108,6 +114,7 @@ impl IntakeService {
             Ok(()) => {
                 self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
+                self.count_fields(&request.dataset, dropped_members, &conversions);
                 IntakeReply::Rows(answer)
             }
             Err(NotAppended::Full(reason)) => {
@@ -162,11 +169,36 @@ impl IntakeService {
         );
     }
 
+    fn count_fields(&self, dataset: &str, dropped: u64, conversions: &[(Name, u64)]) {
+        if dropped > 0 {
+            self.metrics
+                .add(Counter::DroppedFields, dropped, &[("dataset", dataset)]);
+        }
+        for (field, count) in conversions {
+            let labels = [("dataset", dataset), ("field", field.as_str())];
+            self.metrics.add(Counter::UnitConversions, *count, &labels);
+        }
+    }
+
+    /// Zeros of what the schemas may count.
+    fn show_fields(&self) {
+        for schema in self.intake.schemas() {
+            let dataset = schema.name().as_str();
+            self.metrics
+                .add(Counter::DroppedFields, 0, &[("dataset", dataset)]);
+            for field in schema.fields_with_units() {
+                let labels = [("dataset", dataset), ("field", field.as_str())];
+                self.metrics.add(Counter::UnitConversions, 0, &labels);
+            }
+        }
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "gauges")]
     fn show(&self) {
         let metrics = &self.metrics;
         self.count("accepted", 0);
         self.count("rejected", 0);
+        self.show_fields();
         for (place, reason) in [
             ("log", "log_full"),
             ("log", "queue"),

@@ -322,11 +322,15 @@ pub struct Field {
     pub epoch: Option<EpochUnit>,
 }
 
-/// A conversion, by UCUM names.
+/// A conversion, by UCUM names. One of `from` and `unit_from` must be given.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unit {
-    pub from: String,
+    /// The unit of what is sent; beside `unit_from`, of events that name none.
+    pub from: Option<String>,
+    /// The member of the event, a string, that names the unit.
+    pub unit_from: Option<String>,
+    /// The unit of the column.
     pub to: String,
 }
 

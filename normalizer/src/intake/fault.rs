@@ -3,6 +3,7 @@
 
 use super::convert;
 use super::schema::FieldPlan;
+use super::units::seen::UnitPlan;
 use simd_json::{Node, StaticNode};
 use sluice_common::config::Kind;
 use sluice_common::limits::{MAX_EVENT_BYTES, MAX_EVENT_MEMBERS, MAX_JSON_DEPTH, MAX_QUOTED_BYTES};
@@ -25,6 +26,9 @@ pub enum Fault {
     EpochWithoutUnit,
     TooOld,
     TooNew,
+    /// The event names a unit that there is not, or that measures something else.
+    UnknownUnit,
+    MissingUnit,
     UnknownField,
     DuplicateField,
     TooDeep,
@@ -64,6 +68,8 @@ impl Fault {
             Self::EpochWithoutUnit => "epoch_without_unit",
             Self::TooOld => "too_old",
             Self::TooNew => "too_new",
+            Self::UnknownUnit => "unknown_unit",
+            Self::MissingUnit => "missing_unit",
             Self::UnknownField => "unknown_field",
             Self::DuplicateField => "duplicate_field",
             Self::TooDeep => "too_deep",
@@ -143,6 +149,14 @@ impl RowFault {
                     .and_then(|field| field.bounds)
                     .map_or(0, |bounds| bounds.future_ms / 1_000)
             ),
+            Fault::UnknownUnit => {
+                let (member, to) = unit_of(field);
+                format!("`{member}` is {got}, expected a UCUM unit that converts into {to}, like \"{to}\"")
+            }
+            Fault::MissingUnit => {
+                let (member, to) = unit_of(field);
+                format!("`{member}` names no unit; send a UCUM unit that converts into {to}, like \"{to}\"")
+            }
             Fault::UnknownField => {
                 "the dataset has no such field and rejects unknown ones; leave it out or correct its name"
                     .to_owned()
@@ -166,7 +180,7 @@ impl RowFault {
 
 fn expected(field: &FieldPlan) -> String {
     if let Some((low, high)) = convert::bounds(field.kind) {
-        let unit = if field.factor.is_some() {
+        let unit = if field.unit.is_some() {
             " after the unit's conversion"
         } else {
             ""
@@ -184,6 +198,14 @@ fn expected(field: &FieldPlan) -> String {
         Kind::String | Kind::LowCardinalityString => "a string".to_owned(),
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => "a whole number".to_owned(),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => "a whole number".to_owned(),
+    }
+}
+
+/// The member that names the field's unit, and the unit of its column.
+fn unit_of(field: Option<&FieldPlan>) -> (&str, &str) {
+    match field.and_then(|field| field.unit.as_ref()) {
+        Some(UnitPlan::Named(named)) => (cut(&named.member), named.to()),
+        Some(UnitPlan::Fixed(_)) | None => ("", ""),
     }
 }
 

@@ -19,6 +19,8 @@
 //! | `bad_timestamp` | has a time that is not RFC 3339 |
 //! | `epoch_without_unit` | has a number as a time, in a field without `epoch` |
 //! | `too_old`, `too_new` | is outside of `time.max_past`, `time.max_future` |
+//! | `unknown_unit` | names a unit that there is not, or that measures something else |
+//! | `missing_unit` | names no unit where its field needs one |
 //! | `unknown_field` | has a member that the schema does not know, and the dataset rejects these |
 //! | `duplicate_field` | has a field twice |
 //! | `too_deep` | is nested deeper than 32 |
@@ -60,6 +62,7 @@ use json::Parser;
 use parking_lot::Mutex;
 use sluice_common::config::Dataset;
 use sluice_common::error::Problem;
+use sluice_common::ids::Name;
 use sluice_common::record::RequestSpan;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
 use std::sync::Arc;
@@ -93,6 +96,8 @@ pub struct Parsed {
     pub answer: RowsAnswer,
     /// Members of taken events that `unknown_fields: drop` dropped.
     pub dropped_members: u64,
+    /// Values of taken events that were converted from one unit into another, by field.
+    pub conversions: Vec<(Name, u64)>,
 }
 
 /// All datasets, and the secret of the log.
@@ -131,6 +136,11 @@ impl Intake {
     #[must_use]
     pub fn schema(&self, dataset: &str) -> Option<&Arc<Schema>> {
         self.schemas.get(dataset)
+    }
+
+    /// All datasets.
+    pub fn schemas(&self) -> impl Iterator<Item = &Arc<Schema>> {
+        self.schemas.values()
     }
 
     /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events.

@@ -275,6 +275,7 @@ impl<'s> Run<'s> {
             pending: self.pending,
             answer: self.answer,
             dropped_members: self.writer.dropped,
+            conversions: self.writer.conversions(),
         })
     }
 }

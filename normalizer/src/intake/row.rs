@@ -4,6 +4,7 @@
 //!   fails: senders repeat themselves.
 //! - `null` for a nullable field is null; for any other it is as if it had not been sent, so a
 //!   required one is refused. What was not sent is the default, else null, else the type's zero.
+//! - A value whose unit the event itself names is converted once all members are read.
 //! - A top-level member sent twice is rejected; within a map the last one wins.
 //! - A map takes strings as they are, all else as compact JSON, and leaves out nulls. Members that the
 //!   schema does not know go into the same map as the field's own entries, which win where both name
@@ -15,9 +16,12 @@ use super::fault::{Fault, RowFault};
 use super::json;
 use super::schema::{Default as FieldDefault, Schema, UnknownPlan};
 use super::time::Moment;
+use super::units::Factor;
+use super::units::seen::UnitPlan;
 use hashbrown::HashMap;
 use simd_json::Node;
 use sluice_common::config::Kind;
+use sluice_common::ids::Name;
 use sluice_common::limits::MAX_EVENT_MEMBERS;
 
 /// Entries up to which duplicates are looked for one by one.
@@ -42,6 +46,14 @@ pub struct RowWriter<'s> {
     /// Entries of the map in the making: the nodes of their keys.
     entries: Vec<usize>,
     members: usize,
+    /// Per slot: the node of the unit's name that this event has there.
+    unit_names: Vec<Option<usize>>,
+    /// Fields of this event whose unit is still to be looked up, with their nodes.
+    unread: Vec<(u16, usize)>,
+    /// Fields of this event that were converted from one unit into another.
+    converted: Vec<u16>,
+    /// Per field: conversions of the rows before.
+    conversions: Vec<u64>,
     /// Members dropped because the schema does not know them.
     pub dropped: u64,
     /// As it was before the current event.
@@ -56,13 +68,17 @@ impl<'s> RowWriter<'s> {
             schema,
             now_ms,
             order: Vec::new(),
-            seen: vec![0; schema.fields.len()],
+            seen: vec![0; schema.members.len()],
             event: 0,
             marks: vec![0; schema.fields.len()],
             maps: Vec::new(),
             unknown: Vec::new(),
             entries: Vec::new(),
             members: 0,
+            unit_names: vec![None; schema.units.is_name.len()],
+            unread: Vec::new(),
+            converted: Vec::new(),
+            conversions: vec![0; schema.fields.len()],
             dropped: 0,
             dropped_before: 0,
         }
@@ -78,6 +94,7 @@ impl<'s> RowWriter<'s> {
             *mark = column.mark();
         }
         self.dropped_before = self.dropped;
+        self.count_conversions();
         let written = self.write_parts(nodes, columns);
         if written.is_err() {
             self.take_back(columns, rows);
@@ -88,8 +105,25 @@ impl<'s> RowWriter<'s> {
     /// Takes back the row that [`Self::write`] wrote last.
     pub fn take_back(&mut self, columns: &mut [Column], rows: usize) {
         self.dropped = self.dropped_before;
+        self.converted.clear();
         for (column, mark) in columns.iter_mut().zip(&self.marks) {
             column.truncate(rows, *mark);
+        }
+    }
+
+    /// The fields whose values were converted from one unit into another, and how often.
+    pub fn conversions(&mut self) -> Vec<(Name, u64)> {
+        self.count_conversions();
+        let counted = self.schema.fields.iter().zip(&self.conversions);
+        counted
+            .filter(|(_, count)| **count > 0)
+            .map(|(field, count)| (field.name.clone(), *count))
+            .collect()
+    }
+
+    fn count_conversions(&mut self) {
+        for slot in self.converted.drain(..) {
+            self.conversions[usize::from(slot)] += 1;
         }
     }
 
@@ -97,6 +131,7 @@ impl<'s> RowWriter<'s> {
         self.begin();
         let mut bytes = self.schema.fixed_row_bytes;
         bytes += self.write_members(nodes, columns)?;
+        bytes += self.write_unread(nodes, columns)?;
         bytes += self.write_maps(nodes, columns);
         bytes += self.write_absent(columns)?;
         if bytes > self.schema.max_row_bytes {
@@ -109,6 +144,8 @@ impl<'s> RowWriter<'s> {
         self.event += 1;
         self.maps.clear();
         self.unknown.clear();
+        self.unit_names.fill(None);
+        self.unread.clear();
         self.members = 0;
     }
 
@@ -126,7 +163,11 @@ impl<'s> RowWriter<'s> {
                 return Err(Fault::NotAnObject.of_row());
             };
             match self.slot_of(place, name) {
-                Some(slot) => bytes += self.write_member(slot, at + 1, nodes, columns)?,
+                Some(slot) => {
+                    if self.take_unit_name(slot, at + 1, nodes)? {
+                        bytes += self.write_member(slot, at + 1, nodes, columns)?;
+                    }
+                }
                 None => self.take_unknown(at)?,
             }
             at += 1 + json::width(&nodes[at + 1]);
@@ -172,6 +213,20 @@ impl<'s> RowWriter<'s> {
         Ok(())
     }
 
+    /// Remembers the name of a unit. Says whether a field reads the member, too.
+    fn take_unit_name(&mut self, slot: u16, at: usize, nodes: &[Node<'_>]) -> Result<bool, RowFault> {
+        let place = usize::from(slot);
+        if !self.schema.units.is_name.get(place).is_some_and(|is| *is) {
+            return Ok(true);
+        }
+        self.unit_names[place] = Some(at).filter(|at| !json::is_null(&nodes[*at]));
+        let is_field = place < self.schema.fields.len();
+        if !is_field && std::mem::replace(&mut self.seen[place], self.event) == self.event {
+            return Err(Fault::DuplicateField.of_row());
+        }
+        Ok(is_field)
+    }
+
     fn write_member(
         &mut self,
         slot: u16,
@@ -203,9 +258,64 @@ impl<'s> RowWriter<'s> {
         if json::is_null(&nodes[at]) {
             return Ok(columns[place].push(Cell::Null));
         }
-        let cell = convert::cell(field, &nodes[at], self.now_ms);
+        let factor = match &field.unit {
+            None => None,
+            Some(UnitPlan::Fixed(factor)) => Some(*factor),
+            Some(UnitPlan::Named(_)) => {
+                self.unread.push((slot, at));
+                return Ok(0);
+            }
+        };
+        self.write_value(slot, (factor, at), nodes, columns)
+    }
+
+    /// Fields whose unit the event names.
+    fn write_unread(&mut self, nodes: &[Node<'_>], columns: &mut [Column]) -> Result<usize, RowFault> {
+        let mut bytes = 0;
+        for entry in 0..self.unread.len() {
+            let (slot, at) = self.unread[entry];
+            let factor = self.named_factor(slot, nodes)?;
+            bytes += self.write_value(slot, (factor, at), nodes, columns)?;
+        }
+        Ok(bytes)
+    }
+
+    fn named_factor(&self, slot: u16, nodes: &[Node<'_>]) -> Result<Option<Factor>, RowFault> {
+        let place = usize::from(slot);
+        let Some(UnitPlan::Named(named)) = &self.schema.fields[place].unit else {
+            return Ok(None);
+        };
+        let source = self.schema.units.of_field[place];
+        let name = source.and_then(|source| self.unit_names[usize::from(source)]);
+        let Some(at) = name else {
+            let default = named
+                .default
+                .ok_or_else(|| Fault::MissingUnit.of_field(slot, None));
+            return default.map(Some);
+        };
+        let factor = if let Node::String(name) = nodes[at] {
+            named.factor(name)
+        } else {
+            None
+        };
+        let unknown = || Fault::UnknownUnit.of_field(slot, Some(at));
+        factor.map(Some).ok_or_else(unknown)
+    }
+
+    fn write_value(
+        &mut self,
+        slot: u16,
+        (factor, at): (Option<Factor>, usize),
+        nodes: &[Node<'_>],
+        columns: &mut [Column],
+    ) -> Result<usize, RowFault> {
+        let field = &self.schema.fields[usize::from(slot)];
+        let cell = convert::cell_with(field, factor, &nodes[at], self.now_ms);
         let cell = cell.map_err(|fault| fault.of_field(slot, Some(at)))?;
-        Ok(columns[place].push(cell))
+        if factor.is_some() {
+            self.converted.push(slot);
+        }
+        Ok(columns[usize::from(slot)].push(cell))
     }
 
     /// Fields that were not sent, maps apart.

@@ -4,7 +4,7 @@ use super::convert::{self, Cell};
 use super::fault::Fault;
 use super::identity::RecordTemplate;
 use super::json::Parser;
-use super::units::Factor;
+use super::units::seen::UnitPlan;
 use arrow_schema::{DataType, Field as ArrowField, Fields, Schema as ArrowSchema, SchemaRef, TimeUnit};
 use hashbrown::HashMap;
 use parking_lot::RwLock;
@@ -42,6 +42,7 @@ pub struct Schema {
     pub(super) unknown: UnknownPlan,
     /// The map fields.
     pub(super) maps: Vec<u16>,
+    pub(super) units: UnitMembers,
     /// Fields of the dedup key; empty where requests identify their events.
     pub(super) key: Vec<u16>,
     pub(super) partition_field: Option<u16>,
@@ -59,7 +60,7 @@ pub struct FieldPlan {
     pub kind: Kind,
     pub nullable: bool,
     pub required: bool,
-    pub factor: Option<Factor>,
+    pub unit: Option<UnitPlan>,
     pub epoch: Option<EpochUnit>,
     pub bounds: Option<AgeBounds>,
     pub default: Option<Default>,
@@ -87,6 +88,39 @@ pub enum UnknownPlan {
     Reject,
     Drop,
     Into(u16),
+}
+
+/// Members of an event that name units. Slots past the fields are members that are nothing else.
+#[derive(Debug, Default)]
+pub(super) struct UnitMembers {
+    /// Per field: the slot of the member that names its unit.
+    pub of_field: Vec<Option<u16>>,
+    /// Per slot: whether the member names a unit. Empty where none does.
+    pub is_name: Vec<bool>,
+}
+
+impl UnitMembers {
+    /// Finds them, and appends to `members` what no field reads.
+    fn find(fields: &[FieldPlan], members: &mut Vec<Box<str>>) -> Self {
+        let mut of_field = vec![None; fields.len()];
+        for (field, of) in fields.iter().zip(&mut of_field) {
+            let Some(UnitPlan::Named(named)) = &field.unit else {
+                continue;
+            };
+            let known = members.iter().position(|member| *member == named.member);
+            let slot = known.unwrap_or_else(|| {
+                members.push(named.member.clone());
+                members.len() - 1
+            });
+            *of = u16::try_from(slot).ok();
+        }
+        let mut is_name = Vec::new();
+        for slot in of_field.iter().flatten() {
+            is_name.resize(members.len(), false);
+            is_name[usize::from(*slot)] = true;
+        }
+        Self { of_field, is_name }
+    }
 }
 
 impl Schema {
@@ -139,6 +173,13 @@ impl Schema {
             fields.iter().map(arrow_field).collect::<Vec<_>>(),
         ));
         let max_row_bytes = row_room(&arrow)?;
+        let mut member_names: Vec<Box<str>> =
+            dataset.fields.iter().map(|field| member(field).into()).collect();
+        let units = UnitMembers::find(&fields, &mut member_names);
+        let members = (0u16..)
+            .zip(&member_names)
+            .map(|(slot, name)| (name.clone(), slot))
+            .collect();
         Ok(Self {
             name: dataset.name.clone(),
             table: dataset.table().clone(),
@@ -150,8 +191,9 @@ impl Schema {
                 .dedup
                 .as_ref()
                 .map_or(DEFAULT_WINDOW_MS, |dedup| dedup.window.ms()),
-            members: members(dataset),
-            member_names: dataset.fields.iter().map(|field| member(field).into()).collect(),
+            members,
+            member_names,
+            units,
             maps: maps(&fields),
             unknown,
             key,
@@ -173,6 +215,12 @@ impl Schema {
     #[must_use]
     pub fn table(&self) -> &Name {
         &self.table
+    }
+
+    /// Fields whose values are converted from one unit into another.
+    pub fn fields_with_units(&self) -> impl Iterator<Item = &Name> {
+        let with = self.fields.iter().filter(|field| field.unit.is_some());
+        with.map(|field| &field.name)
     }
 
     /// The columns of a record's body.
@@ -251,11 +299,6 @@ fn slot_of(fields: &[FieldPlan], name: &str) -> Option<u16> {
     u16::try_from(at).ok()
 }
 
-fn members(dataset: &Dataset) -> HashMap<Box<str>, u16> {
-    let named = (0u16..).zip(&dataset.fields);
-    named.map(|(slot, field)| (member(field).into(), slot)).collect()
-}
-
 fn maps(fields: &[FieldPlan]) -> Vec<u16> {
     let slots = (0u16..).zip(fields);
     slots
@@ -278,7 +321,7 @@ fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> 
         kind: field.field_type.kind,
         nullable: field.field_type.nullable,
         required: field.required,
-        factor: compile_unit(field)?,
+        unit: compile_unit(field)?,
         epoch: field.epoch,
         bounds: None,
         default: None,
@@ -294,12 +337,12 @@ fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> 
     Ok(plan)
 }
 
-fn compile_unit(field: &Field) -> Result<Option<Factor>, String> {
+fn compile_unit(field: &Field) -> Result<Option<UnitPlan>, String> {
     let Some(unit) = &field.unit else { return Ok(None) };
     if !is_number(field.field_type.kind) {
         return Err(format!("a unit is for numbers, and {} is none", field.field_type));
     }
-    Factor::between(&unit.from, &unit.to).map(Some)
+    UnitPlan::compile(field, unit).map(Some)
 }
 
 fn is_number(kind: Kind) -> bool {
@@ -436,7 +479,10 @@ fn version(dataset: &Dataset) -> u64 {
             field.field_type,
             field.required,
             member(field),
-            field.unit.as_ref().map(|unit| (&unit.from, &unit.to)),
+            field
+                .unit
+                .as_ref()
+                .map(|unit| (&unit.from, &unit.unit_from, &unit.to)),
             field.epoch
         ));
     }

@@ -5,6 +5,7 @@ mod identities;
 mod model;
 mod records;
 mod rows;
+mod units;
 
 use super::{Intake, Parsed, Pending};
 use arrow_array::cast::AsArray;
