@@ -26,6 +26,8 @@ pub const MAX_ROW_ERRORS: usize = 100;
 pub const MAX_PARTITIONS_PER_REQUEST: usize = 24;
 /// Most bytes of a client's text quoted back in an error message.
 pub const MAX_QUOTED_BYTES: usize = 120;
+/// Memory of one compiled `pattern`.
+pub const MAX_PATTERN_BYTES: usize = MIB;
 /// Longest name of a unit: UCUM's compounds with their remarks are shorter.
 pub const MAX_UNIT_BYTES: usize = 64;
 /// Units that events name themselves, remembered for each field.

@@ -320,6 +320,30 @@ pub struct Field {
     pub unit: Option<Unit>,
     /// Unit of a time given as a number since 1970: without it numbers are rejected.
     pub epoch: Option<EpochUnit>,
+    /// Least value, in the column's unit; for numbers and times.
+    pub min: Option<serde_json::Value>,
+    /// Largest value, in the column's unit.
+    pub max: Option<serde_json::Value>,
+    /// Least length: bytes of a string, entries of a map.
+    pub min_length: Option<Count>,
+    /// Largest length.
+    pub max_length: Option<Count>,
+    /// Regular expression that a string must match somewhere.
+    pub pattern: Option<String>,
+    /// The values that are allowed, as the column holds them.
+    pub values: Option<Vec<serde_json::Value>>,
+    /// Required where another field has one of these values.
+    pub required_if: Option<RequiredIf>,
+}
+
+/// When a field is required because of another.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequiredIf {
+    /// The other field.
+    pub field: Name,
+    /// Its values, as its column holds them.
+    pub is: Vec<serde_json::Value>,
 }
 
 /// A conversion, by UCUM names. One of `from` and `unit_from` must be given.

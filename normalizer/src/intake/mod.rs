@@ -12,13 +12,17 @@
 //!
 //! | code | the row |
 //! |---|---|
-//! | `missing_field` | lacks a required field |
+//! | `missing_field` | lacks a field that is required, always or by another's value |
 //! | `null_not_allowed` | has null in a required field that is not nullable |
 //! | `wrong_type` | has a value of another JSON type than its field takes, or a fraction in an integer |
 //! | `out_of_range` | has a number or time that its type cannot hold, after its unit's conversion |
 //! | `bad_timestamp` | has a time that is not RFC 3339 |
 //! | `epoch_without_unit` | has a number as a time, in a field without `epoch` |
 //! | `too_old`, `too_new` | is outside of `time.max_past`, `time.max_future` |
+//! | `below_min`, `above_max` | has a number or time outside of its field's range |
+//! | `too_short`, `too_long` | has a string or map outside of its field's lengths |
+//! | `pattern_mismatch` | has a string that does not match its field's pattern |
+//! | `value_not_allowed` | has a value that is none of its field's `values` |
 //! | `unknown_unit` | names a unit that there is not, or that measures something else |
 //! | `missing_unit` | names no unit where its field needs one |
 //! | `unknown_field` | has a member that the schema does not know, and the dataset rejects these |
@@ -37,6 +41,7 @@
 //! its end, so whether it is JSON behind that point is not known.
 
 pub mod body;
+mod check;
 mod column;
 mod convert;
 pub mod encode;
@@ -48,6 +53,7 @@ mod row;
 pub mod schema;
 pub mod time;
 pub mod units;
+mod version;
 
 #[cfg(test)]
 mod tests;

@@ -52,6 +52,8 @@ pub struct RowWriter<'s> {
     unread: Vec<(u16, usize)>,
     /// Fields of this event that were converted from one unit into another.
     converted: Vec<u16>,
+    /// A value in the form in which it is hashed.
+    scratch: Vec<u8>,
     /// Per field: conversions of the rows before.
     conversions: Vec<u64>,
     /// Members dropped because the schema does not know them.
@@ -78,6 +80,7 @@ impl<'s> RowWriter<'s> {
             unit_names: vec![None; schema.units.is_name.len()],
             unread: Vec::new(),
             converted: Vec::new(),
+            scratch: Vec::new(),
             conversions: vec![0; schema.fields.len()],
             dropped: 0,
             dropped_before: 0,
@@ -132,8 +135,9 @@ impl<'s> RowWriter<'s> {
         let mut bytes = self.schema.fixed_row_bytes;
         bytes += self.write_members(nodes, columns)?;
         bytes += self.write_unread(nodes, columns)?;
-        bytes += self.write_maps(nodes, columns);
+        bytes += self.write_maps(nodes, columns)?;
         bytes += self.write_absent(columns)?;
+        self.check_required(columns)?;
         if bytes > self.schema.max_row_bytes {
             return Err(Fault::RowTooLarge.of_row());
         }
@@ -315,18 +319,30 @@ impl<'s> RowWriter<'s> {
         if factor.is_some() {
             self.converted.push(slot);
         }
-        Ok(columns[usize::from(slot)].push(cell))
+        let column = &mut columns[usize::from(slot)];
+        let Some(checks) = &field.checks else {
+            return Ok(column.push(cell));
+        };
+        let refused = |fault: Fault| fault.of_field(slot, Some(at));
+        checks.cell(cell).map_err(refused)?;
+        let bytes = column.push(cell);
+        let row = column.rows() - 1;
+        checks.allowed(column, row, &mut self.scratch).map_err(refused)?;
+        Ok(bytes)
     }
 
-    /// Fields that were not sent, maps apart.
+    /// Fields that were not sent; the row's maps are written already.
     fn write_absent(&mut self, columns: &mut [Column]) -> Result<usize, RowFault> {
         let mut bytes = 0;
         for ((slot, field), column) in (0u16..).zip(&self.schema.fields).zip(columns) {
-            if self.seen[usize::from(slot)] == self.event || field.kind == Kind::MapStringString {
+            if self.seen[usize::from(slot)] == self.event {
                 continue;
             }
             if field.required {
                 return Err(Fault::MissingField.of_field(slot, None));
+            }
+            if field.kind == Kind::MapStringString {
+                continue;
             }
             bytes += column.push(match &field.default {
                 Some(FieldDefault::Cell(cell)) => *cell,
@@ -338,11 +354,32 @@ impl<'s> RowWriter<'s> {
         Ok(bytes)
     }
 
-    fn write_maps(&mut self, nodes: &[Node<'_>], columns: &mut [Column]) -> usize {
+    /// Fields that others make required; all columns have the row by now.
+    fn check_required(&mut self, columns: &[Column]) -> Result<(), RowFault> {
+        for rule in &self.schema.required_if {
+            if self.seen[usize::from(rule.field)] == self.event {
+                continue;
+            }
+            let other = &columns[usize::from(rule.other)];
+            if rule.values.have(other, other.rows() - 1, &mut self.scratch) {
+                return Err(Fault::RequiredIf.of_field(rule.field, None));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_maps(&mut self, nodes: &[Node<'_>], columns: &mut [Column]) -> Result<usize, RowFault> {
         let mut bytes = 0;
         for slot in &self.schema.maps {
             let sent = self.maps.iter().find(|(sent, _)| sent == slot).map(|(_, at)| *at);
             self.collect_entries(*slot, sent, nodes);
+            if let (Some(checks), true) = (
+                &self.schema.fields[usize::from(*slot)].checks,
+                sent.is_some() || !self.entries.is_empty(),
+            ) {
+                let checked = checks.length(self.entries.len());
+                checked.map_err(|fault| fault.of_field(*slot, sent))?;
+            }
             let column = &mut columns[usize::from(*slot)];
             if let Some(maps) = column.maps() {
                 bytes += match &self.schema.fields[usize::from(*slot)].default {
@@ -355,7 +392,7 @@ impl<'s> RowWriter<'s> {
             }
             column.push(Cell::Bool(true));
         }
-        bytes
+        Ok(bytes)
     }
 
     /// Unknown members first, the field's own entries last: the last one wins.
@@ -384,7 +421,7 @@ impl<'s> RowWriter<'s> {
 }
 
 /// The value of a field that is neither sent nor nullable, as ClickHouse has it: empty, false, zero.
-fn zero(kind: Kind) -> Cell<'static> {
+pub(super) fn zero(kind: Kind) -> Cell<'static> {
     match kind {
         Kind::String | Kind::LowCardinalityString => Cell::Text(""),
         Kind::Bool => Cell::Bool(false),

@@ -1,10 +1,12 @@
 //! A dataset as intake works with it: compiled once from the config, shared by all requests.
 
+use super::check::{Checks, Rule, rules};
 use super::convert::{self, Cell};
 use super::fault::Fault;
 use super::identity::RecordTemplate;
 use super::json::Parser;
-use super::units::seen::UnitPlan;
+use super::units::seen::{UnitMembers, UnitPlan};
+use super::version;
 use arrow_schema::{DataType, Field as ArrowField, Fields, Schema as ArrowSchema, SchemaRef, TimeUnit};
 use hashbrown::HashMap;
 use parking_lot::RwLock;
@@ -43,6 +45,7 @@ pub struct Schema {
     /// The map fields.
     pub(super) maps: Vec<u16>,
     pub(super) units: UnitMembers,
+    pub(super) required_if: Vec<Rule>,
     /// Fields of the dedup key; empty where requests identify their events.
     pub(super) key: Vec<u16>,
     pub(super) partition_field: Option<u16>,
@@ -64,6 +67,9 @@ pub struct FieldPlan {
     pub epoch: Option<EpochUnit>,
     pub bounds: Option<AgeBounds>,
     pub default: Option<Default>,
+    pub checks: Option<Box<Checks>>,
+    /// The field whose value may make this one required.
+    pub required_if: Option<Name>,
 }
 
 /// How old and how new the time of an event may be, in ms.
@@ -88,39 +94,6 @@ pub enum UnknownPlan {
     Reject,
     Drop,
     Into(u16),
-}
-
-/// Members of an event that name units. Slots past the fields are members that are nothing else.
-#[derive(Debug, Default)]
-pub(super) struct UnitMembers {
-    /// Per field: the slot of the member that names its unit.
-    pub of_field: Vec<Option<u16>>,
-    /// Per slot: whether the member names a unit. Empty where none does.
-    pub is_name: Vec<bool>,
-}
-
-impl UnitMembers {
-    /// Finds them, and appends to `members` what no field reads.
-    fn find(fields: &[FieldPlan], members: &mut Vec<Box<str>>) -> Self {
-        let mut of_field = vec![None; fields.len()];
-        for (field, of) in fields.iter().zip(&mut of_field) {
-            let Some(UnitPlan::Named(named)) = &field.unit else {
-                continue;
-            };
-            let known = members.iter().position(|member| *member == named.member);
-            let slot = known.unwrap_or_else(|| {
-                members.push(named.member.clone());
-                members.len() - 1
-            });
-            *of = u16::try_from(slot).ok();
-        }
-        let mut is_name = Vec::new();
-        for slot in of_field.iter().flatten() {
-            is_name.resize(members.len(), false);
-            is_name[usize::from(*slot)] = true;
-        }
-        Self { of_field, is_name }
-    }
 }
 
 impl Schema {
@@ -183,7 +156,7 @@ impl Schema {
         Ok(Self {
             name: dataset.name.clone(),
             table: dataset.table().clone(),
-            version: version(dataset),
+            version: version::of(dataset),
             arrow,
             batch: dataset.batch.clone(),
             partition_by: dataset.partition_by.clone(),
@@ -194,6 +167,7 @@ impl Schema {
             members,
             member_names,
             units,
+            required_if: rules(dataset, &fields)?,
             maps: maps(&fields),
             unknown,
             key,
@@ -294,7 +268,7 @@ impl Schema {
 /// Window of an `Idempotency-Key` where the dataset says nothing of dedup.
 const DEFAULT_WINDOW_MS: u64 = 24 * 3_600_000;
 
-fn slot_of(fields: &[FieldPlan], name: &str) -> Option<u16> {
+pub(super) fn slot_of(fields: &[FieldPlan], name: &str) -> Option<u16> {
     let at = fields.iter().position(|field| field.name.as_str() == name)?;
     u16::try_from(at).ok()
 }
@@ -307,7 +281,7 @@ fn maps(fields: &[FieldPlan]) -> Vec<u16> {
         .collect()
 }
 
-fn member(field: &Field) -> &str {
+pub(super) fn member(field: &Field) -> &str {
     field.from.as_deref().unwrap_or(field.name.as_str())
 }
 
@@ -325,10 +299,13 @@ fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> 
         epoch: field.epoch,
         bounds: None,
         default: None,
+        checks: None,
+        required_if: field.required_if.as_ref().map(|rule| rule.field.clone()),
     };
     if let Some(value) = &field.default {
         plan.default = Some(compile_default(&plan, field.field_type, value)?);
     }
+    plan.checks = Checks::compile(&plan, field)?;
     plan.bounds = dataset
         .time
         .as_ref()
@@ -460,31 +437,4 @@ fn row_room(arrow: &SchemaRef) -> Result<usize, String> {
         return Err("its field names fill half a record: use fewer or shorter ones".into());
     }
     Ok(MAX_RECORD_BYTES - taken)
-}
-
-fn version(dataset: &Dataset) -> u64 {
-    let mut text = format!(
-        "1|{}|{}|{:?}|{:?}|{}",
-        dataset.name,
-        dataset.table(),
-        dataset.unknown_fields,
-        dataset.dedup,
-        dataset.partition_by
-    );
-    for field in &dataset.fields {
-        let default = field.default.as_ref().map(ToString::to_string);
-        text.push_str(&format!(
-            "|{}|{}|{}|{}|{default:?}|{:?}|{:?}",
-            field.name,
-            field.field_type,
-            field.required,
-            member(field),
-            field
-                .unit
-                .as_ref()
-                .map(|unit| (&unit.from, &unit.unit_from, &unit.to)),
-            field.epoch
-        ));
-    }
-    xxhash_rust::xxh3::xxh3_64(text.as_bytes())
 }

@@ -1,6 +1,7 @@
 //! What intake promises, by property.
 
 mod bodies;
+mod checks;
 mod identities;
 mod model;
 mod records;

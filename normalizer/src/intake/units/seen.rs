@@ -4,6 +4,7 @@
 //! each time: a sender that makes names up costs a microsecond a row and no memory.
 
 use super::Factor;
+use crate::intake::schema::FieldPlan;
 use hashbrown::HashMap;
 use parking_lot::RwLock;
 use sluice_common::config::{Field, Unit};
@@ -27,6 +28,40 @@ pub struct Named {
     pub default: Option<Factor>,
     to: Box<str>,
     seen: RwLock<HashMap<Box<str>, Factor>>,
+}
+
+/// Members of an event that name units. Slots past the fields are members that are nothing else.
+#[derive(Debug, Default)]
+pub struct UnitMembers {
+    /// Per field: the slot of the member that names its unit.
+    pub of_field: Vec<Option<u16>>,
+    /// Per slot: whether the member names a unit. Empty where none does.
+    pub is_name: Vec<bool>,
+}
+
+impl UnitMembers {
+    /// Finds them, and appends to `members` what no field reads.
+    #[must_use]
+    pub fn find(fields: &[FieldPlan], members: &mut Vec<Box<str>>) -> Self {
+        let mut of_field = vec![None; fields.len()];
+        for (field, of) in fields.iter().zip(&mut of_field) {
+            let Some(UnitPlan::Named(named)) = &field.unit else {
+                continue;
+            };
+            let known = members.iter().position(|member| *member == named.member);
+            let slot = known.unwrap_or_else(|| {
+                members.push(named.member.clone());
+                members.len() - 1
+            });
+            *of = u16::try_from(slot).ok();
+        }
+        let mut is_name = Vec::new();
+        for slot in of_field.iter().flatten() {
+            is_name.resize(members.len(), false);
+            is_name[usize::from(*slot)] = true;
+        }
+        Self { of_field, is_name }
+    }
 }
 
 impl UnitPlan {
