@@ -4,7 +4,7 @@ use crate::pipeline::target;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use sluice_common::clock::{SharedClock, SystemClock};
-use sluice_common::config::Loaded;
+use sluice_common::config::{Loaded, tables};
 use sluice_common::metrics::Metrics;
 use sluice_normalizer::start::compile;
 use sluice_sink_writer::report::TableState;
@@ -196,8 +196,8 @@ fn dedup_fits(loaded: &Loaded, findings: &mut Vec<Finding>) {
 fn print_ddl(loaded: &Loaded) -> ExitCode {
     let database = &loaded.config.clickhouse.database;
     println!("{};\n", ddl::database(database));
-    for dataset in &loaded.config.datasets {
-        println!("{};\n", ddl::table(dataset, database));
+    for plan in tables(&loaded.config.datasets) {
+        println!("{};\n", ddl::table(&plan, database));
     }
     println!("{};", ddl::dead_letters(database));
     ExitCode::SUCCESS

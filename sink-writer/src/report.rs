@@ -6,7 +6,7 @@ use crate::ddl::DEAD_LETTERS;
 use crate::tables::{self, DescribeError};
 use serde_json::Value;
 use sluice_common::clock::SharedClock;
-use sluice_common::config::Dataset;
+use sluice_common::config::{self, Dataset, Field};
 use sluice_common::ids::Name;
 use tokio::time::Instant;
 
@@ -53,12 +53,14 @@ pub(crate) async fn describe_all(
     deadline: Instant,
 ) -> ServerReport {
     let server = facts(client, clock, deadline).await;
-    let mut names: Vec<Name> = datasets.iter().map(|dataset| dataset.table().clone()).collect();
-    names.extend(Name::new(DEAD_LETTERS));
-    let mut tables = Vec::with_capacity(names.len());
-    for table in names {
-        let dataset = datasets.iter().find(|dataset| *dataset.table() == table);
-        let state = state(client, &table, dataset, deadline).await;
+    let mut wanted: Vec<(Name, Vec<&Field>)> = config::tables(datasets)
+        .into_iter()
+        .map(|plan| (plan.name.clone(), plan.fields))
+        .collect();
+    wanted.extend(Name::new(DEAD_LETTERS).map(|letters| (letters, Vec::new())));
+    let mut tables = Vec::with_capacity(wanted.len());
+    for (table, fields) in wanted {
+        let state = state(client, &table, &fields, deadline).await;
         tables.push(TableReport { table, state });
     }
     ServerReport { server, tables }
@@ -86,13 +88,12 @@ async fn facts(client: &Client, clock: &SharedClock, deadline: Instant) -> Resul
     })
 }
 
-async fn state(client: &Client, name: &Name, dataset: Option<&Dataset>, deadline: Instant) -> TableState {
+async fn state(client: &Client, name: &Name, fields: &[&Field], deadline: Instant) -> TableState {
     let table = match tables::describe(client, name, deadline).await {
         Ok(table) => table,
         Err(DescribeError::Missing(_)) => return TableState::Missing,
         Err(DescribeError::Server(error)) => return TableState::Unreachable(error),
     };
-    let fields = dataset.map_or(&[][..], |dataset| dataset.fields.as_slice());
     let left_out = fields
         .iter()
         .filter(|field| table.column(field.name.as_str()).is_none());

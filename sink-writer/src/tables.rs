@@ -6,7 +6,7 @@ use crate::ddl::{self, DEAD_LETTERS};
 use crate::place::Placement;
 use parking_lot::Mutex;
 use serde_json::Value;
-use sluice_common::config::Dataset;
+use sluice_common::config::{Dataset, tables};
 use sluice_common::ids::Name;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -97,7 +97,8 @@ impl Tables {
     pub async fn create_missing(&self, deadline: Instant) -> Result<(), ServerError> {
         let database = self.client.database();
         let mut statements = vec![ddl::database(database), ddl::dead_letters(database)];
-        statements.extend(self.datasets.iter().map(|dataset| ddl::table(dataset, database)));
+        let plans = tables(&self.datasets);
+        statements.extend(plans.iter().map(|plan| ddl::table(plan, database)));
         for sql in statements {
             self.client.command(&sql, deadline).await?;
         }

@@ -8,6 +8,7 @@ pub mod load;
 pub mod not_yet;
 pub mod partition;
 pub mod quantity;
+pub mod table;
 pub mod text;
 mod validate;
 
@@ -15,6 +16,7 @@ pub use field_type::{FieldType, Kind};
 pub use load::{ConfigError, Loaded};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
+pub use table::{TablePlan, tables};
 pub use text::Text;
 
 use crate::ids::{Name, TenantId};
@@ -297,7 +299,18 @@ impl Dataset {
         }
     }
 
-    /// The target table.
+    /// The columns of the table's primary key.
+    #[must_use]
+    pub fn sorting(&self) -> Vec<Name> {
+        if !self.order_by.is_empty() {
+            return self.order_by.clone();
+        }
+        let tenant = Name::new("tenant").ok();
+        let time = self.time.as_ref().map(|time| time.field.clone());
+        tenant.into_iter().chain(time).collect()
+    }
+
+    /// The target table; other datasets may have the same.
     #[must_use]
     pub fn table(&self) -> &Name {
         self.table.as_ref().unwrap_or(&self.name)

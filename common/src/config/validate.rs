@@ -1,6 +1,6 @@
 //! What a parsed config may still get wrong. Every problem is found, not only the first.
 
-use super::{Config, Dataset, Field, Kind, UnknownFields};
+use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields};
 use crate::ids::Name;
 use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
 use std::collections::HashSet;
@@ -103,7 +103,6 @@ fn tenants(config: &Config, found: &mut Vec<String>) {
 }
 
 fn tables(config: &Config, found: &mut Vec<String>) {
-    let mut tables = HashSet::new();
     for dataset in &config.datasets {
         if OWN_TABLES.contains(&dataset.table().as_str()) {
             found.push(format!(
@@ -112,14 +111,9 @@ fn tables(config: &Config, found: &mut Vec<String>) {
                 dataset.table()
             ));
         }
-        if !tables.insert(dataset.table().clone()) {
-            found.push(format!(
-                "datasets: {}: table {} has another dataset: several datasets to one table are not there yet",
-                dataset.name,
-                dataset.table()
-            ));
-        }
     }
+    let plans = super::tables(&config.datasets);
+    found.extend(plans.iter().flat_map(TablePlan::problems));
 }
 
 fn check_dataset(dataset: &Dataset, found: &mut Vec<String>) {

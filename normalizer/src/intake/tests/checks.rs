@@ -16,90 +16,99 @@ fn code(intake: &Intake, value: &str) -> Option<String> {
     error.map(|error| error.code.to_string())
 }
 
+/// A field, values that pass and values that do not, with their codes.
+type Case = (
+    &'static str,
+    &'static [&'static str],
+    &'static [(&'static str, &'static str)],
+);
+
+const CASES: &[Case] = &[
+    (
+        "type: nullable(int8), min: -5, max: 5",
+        &["-5", "5", "null"],
+        &[("-6", "below_min"), ("6", "above_max")],
+    ),
+    (
+        "type: nullable(uint64), max: 18446744073709551614",
+        &["\"18446744073709551614\""],
+        &[("18446744073709551615", "above_max")],
+    ),
+    (
+        "type: nullable(float64), min: 0.1, max: 1e3",
+        &["0.1", "1000"],
+        &[("0.09", "below_min"), ("1000.1", "above_max")],
+    ),
+    (
+        "type: nullable(float32), min: 0.5",
+        &["0.5"],
+        &[("0.49", "below_min")],
+    ),
+    (
+        "type: nullable(datetime64(3)), epoch: ms, min: \"2026-01-01T00:00:00Z\", max: 1767225600001",
+        &["1767225600000", "\"2026-01-01T01:00:00.001+01:00\""],
+        &[("1767225599999", "below_min"), ("1767225600002", "above_max")],
+    ),
+    (
+        "type: nullable(uint64), unit: {from: KiBy, to: By}, min: 2048, max: 4096",
+        &["2", "4"],
+        &[("1", "below_min"), ("4.01", "above_max")],
+    ),
+    (
+        "type: nullable(string), min_length: 2, max_length: 3",
+        &["\"ab\"", "\"é\"", "\"abc\""],
+        &[("\"a\"", "too_short"), ("\"éé\"", "too_long")],
+    ),
+    (
+        "type: nullable(low_cardinality(string)), pattern: '^[a-z]+$'",
+        &["\"a\"", "null"],
+        &[("\"A\"", "pattern_mismatch"), ("\"\"", "pattern_mismatch")],
+    ),
+    (
+        "type: nullable(string), values: [a, b]",
+        &["\"b\"", "null"],
+        &[("\"c\"", "value_not_allowed")],
+    ),
+    (
+        "type: nullable(low_cardinality(string)), values: [a]",
+        &["\"a\""],
+        &[("\"\"", "value_not_allowed")],
+    ),
+    (
+        "type: nullable(uint16), values: [200, 404]",
+        &["200", "4.04e2"],
+        &[("500", "value_not_allowed")],
+    ),
+    (
+        "type: nullable(float64), values: [0, 0.5]",
+        &["-0.0", "0.5"],
+        &[("0.25", "value_not_allowed")],
+    ),
+    (
+        "type: nullable(bool), values: [true]",
+        &["true"],
+        &[("false", "value_not_allowed")],
+    ),
+    (
+        "type: \"map(string,string)\", max_length: 2",
+        &[
+            "{}",
+            "null",
+            r#"{"a":1,"b":null,"c":2}"#,
+            r#"{"a":1,"a":2,"b":1}"#,
+        ],
+        &[(r#"{"a":1,"b":2,"c":3}"#, "too_long")],
+    ),
+    (
+        "type: \"map(string,string)\", min_length: 1, required: true",
+        &[r#"{"a":1}"#],
+        &[("{}", "too_short"), ("null", "null_not_allowed")],
+    ),
+];
+
 #[test]
 fn each_check_passes_its_limit_and_refuses_the_next_value() {
-    for (field, good, bad) in [
-        (
-            "type: nullable(int8), min: -5, max: 5",
-            vec!["-5", "5", "null"],
-            vec![("-6", "below_min"), ("6", "above_max")],
-        ),
-        (
-            "type: nullable(uint64), max: 18446744073709551614",
-            vec!["\"18446744073709551614\""],
-            vec![("18446744073709551615", "above_max")],
-        ),
-        (
-            "type: nullable(float64), min: 0.1, max: 1e3",
-            vec!["0.1", "1000"],
-            vec![("0.09", "below_min"), ("1000.1", "above_max")],
-        ),
-        (
-            "type: nullable(float32), min: 0.5",
-            vec!["0.5"],
-            vec![("0.49", "below_min")],
-        ),
-        (
-            "type: nullable(datetime64(3)), epoch: ms, min: \"2026-01-01T00:00:00Z\", max: 1767225600001",
-            vec!["1767225600000", "\"2026-01-01T01:00:00.001+01:00\""],
-            vec![("1767225599999", "below_min"), ("1767225600002", "above_max")],
-        ),
-        (
-            "type: nullable(uint64), unit: {from: KiBy, to: By}, min: 2048, max: 4096",
-            vec!["2", "4"],
-            vec![("1", "below_min"), ("4.01", "above_max")],
-        ),
-        (
-            "type: nullable(string), min_length: 2, max_length: 3",
-            vec!["\"ab\"", "\"é\"", "\"abc\""],
-            vec![("\"a\"", "too_short"), ("\"éé\"", "too_long")],
-        ),
-        (
-            "type: nullable(low_cardinality(string)), pattern: '^[a-z]+$'",
-            vec!["\"a\"", "null"],
-            vec![("\"A\"", "pattern_mismatch"), ("\"\"", "pattern_mismatch")],
-        ),
-        (
-            "type: nullable(string), values: [a, b]",
-            vec!["\"b\"", "null"],
-            vec![("\"c\"", "value_not_allowed")],
-        ),
-        (
-            "type: nullable(low_cardinality(string)), values: [a]",
-            vec!["\"a\""],
-            vec![("\"\"", "value_not_allowed")],
-        ),
-        (
-            "type: nullable(uint16), values: [200, 404]",
-            vec!["200", "4.04e2"],
-            vec![("500", "value_not_allowed")],
-        ),
-        (
-            "type: nullable(float64), values: [0, 0.5]",
-            vec!["-0.0", "0.5"],
-            vec![("0.25", "value_not_allowed")],
-        ),
-        (
-            "type: nullable(bool), values: [true]",
-            vec!["true"],
-            vec![("false", "value_not_allowed")],
-        ),
-        (
-            "type: \"map(string,string)\", max_length: 2",
-            vec![
-                "{}",
-                "null",
-                r#"{"a":1,"b":null,"c":2}"#,
-                r#"{"a":1,"a":2,"b":1}"#,
-            ],
-            vec![(r#"{"a":1,"b":2,"c":3}"#, "too_long")],
-        ),
-        (
-            "type: \"map(string,string)\", min_length: 1, required: true",
-            vec![r#"{"a":1}"#],
-            vec![("{}", "too_short"), ("null", "null_not_allowed")],
-        ),
-    ] {
+    for (field, good, bad) in CASES {
         let intake = fields(&format!("{{name: n, {field}}}"));
         for value in good {
             assert_eq!(code(&intake, value), None, "{field}: {value}");
