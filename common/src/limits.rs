@@ -145,6 +145,10 @@ pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
 pub const SERVER_DEADLINE: Duration = Duration::from_secs(10);
 /// Largest answer read from an inner hop or from ClickHouse.
 pub const MAX_INNER_ANSWER_BYTES: usize = 4 * MIB;
+/// Body of one request to a control route: a list of tenants or a config at most.
+pub const ADMIN_BODY_BYTES: usize = MIB;
+/// How long a control route may take before its caller is told to look again.
+pub const ADMIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Largest config file.
 pub const MAX_CONFIG_BYTES: usize = 4 * MIB;
 

@@ -200,6 +200,7 @@ fn print_ddl(loaded: &Loaded) -> ExitCode {
         println!("{};\n", ddl::table(&plan, database));
     }
     println!("{};", ddl::dead_letters(database));
+    println!("{};", ddl::ledger(database));
     ExitCode::SUCCESS
 }
 

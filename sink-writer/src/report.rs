@@ -5,6 +5,7 @@ use crate::client::{Client, ServerError};
 use crate::ddl::DEAD_LETTERS;
 use crate::tables::{self, DescribeError};
 use serde_json::Value;
+use sluice_common::books::LEDGER;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::{self, Dataset, Field};
 use sluice_common::ids::Name;
@@ -57,7 +58,8 @@ pub(crate) async fn describe_all(
         .into_iter()
         .map(|plan| (plan.name.clone(), plan.fields))
         .collect();
-    wanted.extend(Name::new(DEAD_LETTERS).map(|letters| (letters, Vec::new())));
+    let own = [DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new);
+    wanted.extend(own.map(|table| (table, Vec::new())));
     let mut tables = Vec::with_capacity(wanted.len());
     for (table, fields) in wanted {
         let state = state(client, &table, &fields, deadline).await;

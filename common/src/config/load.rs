@@ -13,6 +13,8 @@ pub struct Loaded {
     pub data_dir: PathBuf,
     /// The shared token of the inner hops.
     pub internal_token: Option<Secret>,
+    /// Opens the control routes of admin listeners beyond loopback.
+    pub admin_token: Option<Secret>,
     pub clickhouse_url: Option<String>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<Secret>,
@@ -93,12 +95,15 @@ impl Loaded {
             .token
             .as_ref()
             .map(|text| text.resolve_secret(data_dir));
+        let admin = config.admin_token.as_ref();
+        let admin = admin.map(|text| text.resolve_secret(data_dir));
         let ch = &config.clickhouse;
         let url = ch.url.as_ref().map(|text| text.resolve(data_dir));
         let user = ch.user.as_ref().map(|text| text.resolve(data_dir));
         let password = ch.password.as_ref().map(|text| text.resolve_secret(data_dir));
         Ok(Self {
             internal_token: token.transpose().map_err(failed("internal.token"))?,
+            admin_token: admin.transpose().map_err(failed("admin_token"))?,
             clickhouse_url: url.transpose().map_err(failed("clickhouse.url"))?,
             clickhouse_user: user.transpose().map_err(failed("clickhouse.user"))?,
             clickhouse_password: password.transpose().map_err(failed("clickhouse.password"))?,
@@ -154,7 +159,6 @@ mod tests {
         for (yaml, key) in [
             ("edge: {tls: {cert: a, key: b}}", "edge.tls"),
             ("log: {kind: kafka}", "log.kind"),
-            ("admin_token: x", "admin_token"),
             ("dead_letters: {ttl: 30d}", "dead_letters"),
             ("tenants_file: t.yaml", "tenants_file"),
             (

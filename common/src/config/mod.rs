@@ -49,8 +49,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     #[serde(default, deserialize_with = "not_yet::dead_letters")]
     pub dead_letters: (),
-    #[serde(default, deserialize_with = "not_yet::admin_token")]
-    pub admin_token: (),
+    /// Opens the control routes of admin listeners beyond loopback.
+    pub admin_token: Option<Text>,
     #[serde(default, deserialize_with = "not_yet::tenants_file")]
     pub tenants_file: (),
     #[serde(default)]

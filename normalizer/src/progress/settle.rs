@@ -289,7 +289,7 @@ fn describe(report: &SubReport) -> String {
         Verdict::Between { found } => {
             format!("{found} of {rows} rows are there: something else wrote or deleted rows")
         }
-        Verdict::Refused { code, message } => format!("ClickHouse refuses the rows (code {code}): {message}"),
+        Verdict::Refused { code, message, .. } => format!("ClickHouse refuses the rows (code {code}): {message}"),
         Verdict::Unknown { reason } => reason.clone(),
         Verdict::CleanButNone => {
             "ClickHouse takes the rows and does not show them: look for a row policy on our user, a TTL that is \
@@ -307,10 +307,7 @@ mod tests {
     use sluice_common::ids::Name;
 
     fn key(part: &str) -> SubKey {
-        SubKey {
-            table: Name::new("events").expect("valid"),
-            part: part.into(),
-        }
+        SubKey::whole(Name::new("events").expect("valid"), part)
     }
 
     fn report(part: &str, verdict: Verdict) -> SubReport {

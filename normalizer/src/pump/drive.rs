@@ -97,6 +97,7 @@ impl Driver {
             steps: plan.steps,
             tasks: plan.tasks,
             records: closed.records.iter().filter(sends).cloned().collect(),
+            ledger: Vec::new(),
             trace,
         };
         let answer = tokio::time::timeout(

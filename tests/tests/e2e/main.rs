@@ -7,4 +7,5 @@ mod dedup_time;
 mod freshness;
 mod in_process;
 mod one_event;
+mod shared_table;
 mod starts;

@@ -110,10 +110,10 @@ const CASES: &[Case] = &[
 fn each_check_passes_its_limit_and_refuses_the_next_value() {
     for (field, good, bad) in CASES {
         let intake = fields(&format!("{{name: n, {field}}}"));
-        for value in good {
+        for value in *good {
             assert_eq!(code(&intake, value), None, "{field}: {value}");
         }
-        for (value, expected) in bad {
+        for (value, expected) in *bad {
             assert_eq!(
                 code(&intake, value).as_deref(),
                 Some(expected),
