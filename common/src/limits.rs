@@ -72,6 +72,9 @@ pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
 pub const INTAKE_BYTES: usize = 256 * MIB;
 /// Column bytes waiting for the log writer; over it the edge is answered 429.
 pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
+/// Column bytes of one request, schemas of its records included: a small body may make many times its
+/// size, and what the log's queue never holds would be refused for ever.
+pub const MAX_REQUEST_COLUMN_BYTES: usize = 96 * MIB;
 /// Rows of one record: the row index has 16 bits.
 pub const MAX_RECORD_ROWS: usize = 65_536;
 /// Bytes of one record: Kafka's default message limit is 1 MiB, headers included.
@@ -160,6 +163,9 @@ const _: () = {
     assert!(MAX_BODY_BYTES <= EDGE_TENANT_BODY_BYTES);
     assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
     assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
+    assert!(MAX_BODY_BYTES <= MAX_REQUEST_COLUMN_BYTES);
+    // Built in a group that is nearly full, it still fits the log's queue.
+    assert!(MAX_REQUEST_COLUMN_BYTES + GROUP_COMMIT_BYTES + TARGET_RECORD_BYTES <= LOG_QUEUE_BYTES);
     assert!(MAX_RECORD_BYTES * 4 <= GROUP_COMMIT_BYTES);
     assert!(GROUP_COMMIT_BYTES + MAX_RECORD_BYTES <= SEGMENT_BYTES);
     assert!(MAX_RECORD_ROWS <= MAX_BLOCK_ROWS);

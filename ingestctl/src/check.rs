@@ -82,10 +82,10 @@ impl CheckArgs {
 
     async fn look(&self, loaded: &Loaded, findings: &mut Vec<Finding>) {
         match compile(loaded) {
-            Ok(schemas) => findings.push(finding(
+            Ok(datasets) => findings.push(finding(
                 Level::Good,
                 "config",
-                format!("valid; {} datasets", schemas.len()),
+                format!("valid; {datasets} datasets"),
             )),
             Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
         }

@@ -1,7 +1,7 @@
 //! The intake service: what the edge calls. Admit, parse, append, answer.
 
 use crate::append::{Appender, NotAppended};
-use crate::intake::{Intake, Parsed};
+use crate::intake::{Intake, NotParsed, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
 use http::StatusCode;
@@ -23,7 +23,8 @@ use tracing::Instrument as _;
 
 /// Bodies up to this size are parsed on the spot; larger ones give their worker thread away first.
 const SMALL_BODY_BYTES: usize = 32 * 1024;
-/// What parsing holds besides the body: columns and tape, of the order of the body each.
+/// What parsing holds at first: the body, and columns of its size. Columns that outgrow it are charged
+/// as they are made.
 const PARSE_FACTOR: usize = 2;
 /// What the edge is told to wait where the log is full.
 const FULL_RETRY: Duration = Duration::from_millis(250);
@@ -87,12 +88,14 @@ impl IntakeService {
                 FULL_RETRY,
             );
         }
-        let Some(_permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
-            return self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
+        let full = || self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
+        let Some(mut permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
+            return full();
         };
-        let parsed = match self.parse(&request) {
+        let parsed = match self.parse(&request, &mut |more| permit.try_grow(more)) {
             Ok(parsed) => parsed,
-            Err(problem) => return IntakeReply::Refused(problem),
+            Err(NotParsed::Full) => return full(),
+            Err(NotParsed::Refused(problem)) => return IntakeReply::Refused(problem),
         };
         let Parsed {
             pending,
@@ -143,12 +146,16 @@ impl IntakeService {
         IntakeReply::Refused(problem)
     }
 
-    fn parse(&self, request: &IntakeRequest) -> Result<Parsed, Problem> {
+    fn parse(
+        &self,
+        request: &IntakeRequest,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Parsed, NotParsed> {
         let now = self.clock.now_ms();
         if request.body.len() <= SMALL_BODY_BYTES {
-            return self.intake.parse(request, now);
+            return self.intake.parse(request, now, room);
         }
-        tokio::task::block_in_place(|| self.intake.parse(request, now))
+        tokio::task::block_in_place(|| self.intake.parse(request, now, room))
     }
 
     fn busy(&self, place: &str, cause: &str, reason: String, retry_after: Duration) -> IntakeReply {

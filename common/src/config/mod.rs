@@ -6,6 +6,7 @@
 pub mod field_type;
 pub mod load;
 pub mod not_yet;
+pub mod overrides;
 pub mod partition;
 pub mod quantity;
 pub mod table;
@@ -14,6 +15,7 @@ mod validate;
 
 pub use field_type::{FieldType, Kind};
 pub use load::{ConfigError, Loaded};
+pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
 pub use table::{TablePlan, tables};
@@ -283,6 +285,9 @@ pub struct Dataset {
     pub ttl: Option<Period>,
     #[serde(default)]
     pub batch: Batch,
+    /// What is different for some tenants.
+    #[serde(default)]
+    pub overrides: Vec<Override>,
 }
 
 impl Dataset {

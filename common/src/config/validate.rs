@@ -1,5 +1,6 @@
 //! What a parsed config may still get wrong. Every problem is found, not only the first.
 
+use super::overrides;
 use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields};
 use crate::ids::Name;
 use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
@@ -25,6 +26,7 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
             found.push(format!("datasets: {} is defined twice", dataset.name));
         }
         check_dataset(dataset, &mut found);
+        overrides::problems(config, dataset, &mut found);
     }
     tables(config, &mut found);
     found
@@ -116,7 +118,7 @@ fn tables(config: &Config, found: &mut Vec<String>) {
     found.extend(plans.iter().flat_map(TablePlan::problems));
 }
 
-fn check_dataset(dataset: &Dataset, found: &mut Vec<String>) {
+pub(super) fn check_dataset(dataset: &Dataset, found: &mut Vec<String>) {
     let name = &dataset.name;
     let mut add = |text: String| found.push(format!("datasets: {name}: {text}"));
     if dataset.fields.is_empty() || dataset.fields.len() > MAX_FIELDS {

@@ -36,7 +36,8 @@
 //!
 //! # Why a request is refused whole
 //! 404 `unknown_dataset`; 400 `empty_body`, `malformed_json` (an object or array that is broken
-//! anywhere), `not_an_object` (a lone scalar); 413 `too_many_events`, `too_many_partitions`.
+//! anywhere), `not_an_object` (a lone scalar); 413 `too_many_events`, `too_many_partitions`,
+//! `too_many_columns`.
 //! An element of an array that is too large or too deep is only a rejected row: it is not parsed to
 //! its end, so whether it is JSON behind that point is not known.
 
@@ -67,8 +68,9 @@ use hashbrown::HashMap;
 use json::Parser;
 use parking_lot::Mutex;
 use sluice_common::config::Dataset;
+use sluice_common::config::overrides::names_of;
 use sluice_common::error::Problem;
-use sluice_common::ids::Name;
+use sluice_common::ids::{Name, TenantId};
 use sluice_common::record::RequestSpan;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
 use std::sync::Arc;
@@ -106,9 +108,69 @@ pub struct Parsed {
     pub conversions: Vec<(Name, u64)>,
 }
 
+/// Why nothing of a request is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotParsed {
+    /// The request as a whole is wrong.
+    Refused(Problem),
+    /// There is no room for its columns now.
+    Full,
+}
+
+impl From<Problem> for NotParsed {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+/// A dataset's schemas: one for all tenants, and those of tenants that it treats otherwise.
+struct Family {
+    common: Arc<Schema>,
+    own: HashMap<TenantId, Arc<Schema>>,
+}
+
+impl Family {
+    fn compile(dataset: &Dataset) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut own = HashMap::new();
+        let common = Schema::compile(dataset);
+        for over in &dataset.overrides {
+            match Schema::compile(&dataset.overridden(over)) {
+                Ok(schema) => {
+                    let schema = Arc::new(schema);
+                    own.extend(
+                        over.tenants
+                            .iter()
+                            .map(|tenant| (tenant.clone(), Arc::clone(&schema))),
+                    );
+                }
+                Err(found) => {
+                    // What is wrong with the dataset itself is told once.
+                    let known = common.as_ref().err();
+                    let new = found
+                        .into_iter()
+                        .filter(|text| known.is_none_or(|known| !known.contains(text)));
+                    problems.extend(new.map(|text| format!("{text} ({})", names_of(over))));
+                }
+            }
+        }
+        match common {
+            Ok(common) if problems.is_empty() => Ok(Self {
+                common: Arc::new(common),
+                own,
+            }),
+            Ok(_) => Err(problems),
+            Err(mut found) => {
+                found.extend(problems);
+                Err(found)
+            }
+        }
+    }
+}
+
 /// All datasets, and the secret of the log.
 pub struct Intake {
-    schemas: HashMap<String, Arc<Schema>>,
+    schemas: HashMap<String, Family>,
     secret: [u8; 32],
     spare: Mutex<Vec<Parser>>,
 }
@@ -121,9 +183,9 @@ impl Intake {
     pub fn new(datasets: &[Dataset], secret: [u8; 32]) -> Result<Self, Vec<String>> {
         let (mut schemas, mut problems) = (HashMap::new(), Vec::new());
         for dataset in datasets {
-            match Schema::compile(dataset) {
-                Ok(schema) => {
-                    schemas.insert(dataset.name.as_str().to_owned(), Arc::new(schema));
+            match Family::compile(dataset) {
+                Ok(family) => {
+                    schemas.insert(dataset.name.as_str().to_owned(), family);
                 }
                 Err(found) => problems.extend(found),
             }
@@ -138,24 +200,31 @@ impl Intake {
         })
     }
 
-    /// The dataset of that name.
+    /// The dataset of that name, as that tenant has it.
     #[must_use]
-    pub fn schema(&self, dataset: &str) -> Option<&Arc<Schema>> {
-        self.schemas.get(dataset)
+    pub fn schema(&self, dataset: &str, tenant: &TenantId) -> Option<&Arc<Schema>> {
+        let family = self.schemas.get(dataset)?;
+        Some(family.own.get(tenant).unwrap_or(&family.common))
     }
 
-    /// All datasets.
+    /// All datasets, as all tenants have them.
     pub fn schemas(&self) -> impl Iterator<Item = &Arc<Schema>> {
-        self.schemas.values()
+        self.schemas.values().map(|family| &family.common)
     }
 
-    /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events.
+    /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events. `room`
+    /// is asked for the bytes by which the columns outgrow the body, and says whether there are so many.
     ///
     /// # Errors
-    /// A [`Problem`] where the request as a whole is wrong: nothing of it is taken then.
-    pub fn parse(&self, request: &IntakeRequest, now_ms: u64) -> Result<Parsed, Problem> {
+    /// [`NotParsed`]: nothing of the request is taken then.
+    pub fn parse(
+        &self,
+        request: &IntakeRequest,
+        now_ms: u64,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Parsed, NotParsed> {
         let mut parser = self.spare.lock().pop().unwrap_or_default();
-        let parsed = request::parse(self, request, now_ms, &mut parser);
+        let parsed = request::parse(self, request, now_ms, (&mut parser, room));
         let mut spare = self.spare.lock();
         if parser.is_worth_keeping() && spare.len() < SPARE_PARSERS {
             spare.push(parser);

@@ -7,7 +7,7 @@ use super::identity::{RecordTemplate, RowHasher};
 use super::json::Parser;
 use super::row::RowWriter;
 use super::schema::Schema;
-use super::{Intake, Parsed, Pending};
+use super::{Intake, NotParsed, Parsed, Pending};
 use arrow_array::RecordBatch;
 use http::StatusCode;
 use simd_json::Node;
@@ -20,27 +20,31 @@ use sluice_common::record::RequestSpan;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
 use std::sync::Arc;
 
+/// Asked for bytes of columns beyond the body's; says whether they are there.
+type Room<'r> = &'r mut dyn FnMut(usize) -> bool;
+
 /// Parses a request with a parser of its own.
 pub(super) fn parse(
     intake: &Intake,
     request: &IntakeRequest,
     now_ms: u64,
-    parser: &mut Parser,
-) -> Result<Parsed, Problem> {
+    (parser, room): (&mut Parser, Room<'_>),
+) -> Result<Parsed, NotParsed> {
     let schema = intake
-        .schema(&request.dataset)
+        .schema(&request.dataset, &request.tenant)
         .ok_or_else(|| unknown_dataset(&request.dataset))?;
     if request.body.is_empty() {
         return Err(refusal(
             "empty_body",
             "the body is empty; send at least one event".to_owned(),
-        ));
+        )
+        .into());
     }
     let events = Events::new(&request.body, request.format);
     if events.shape() == Shape::Single && !events.begins_object() {
-        return Err(scalar(&request.body, parser));
+        return Err(scalar(&request.body, parser).into());
     }
-    let mut run = Run::new(intake, schema, request, now_ms);
+    let mut run = Run::new(intake, schema, request, (now_ms, room));
     let shape = events.shape();
     for event in events {
         let event = event.map_err(|broken| malformed(broken.at))?;
@@ -93,7 +97,7 @@ fn unknown_dataset(name: &str) -> Problem {
 }
 
 /// A request on its way.
-struct Run<'s> {
+struct Run<'s, 'r> {
     schema: &'s Arc<Schema>,
     template: Arc<RecordTemplate>,
     writer: RowWriter<'s>,
@@ -105,6 +109,11 @@ struct Run<'s> {
     /// Events seen, rejected ones included.
     events: usize,
     partitions: Partitions,
+    room: Room<'r>,
+    /// Column bytes of the pendings.
+    columns: usize,
+    /// Column bytes that are paid for.
+    charged: usize,
 }
 
 /// Rows of the next pending.
@@ -135,8 +144,13 @@ impl Open {
     }
 }
 
-impl<'s> Run<'s> {
-    fn new(intake: &Intake, schema: &'s Arc<Schema>, request: &IntakeRequest, now_ms: u64) -> Self {
+impl<'s, 'r> Run<'s, 'r> {
+    fn new(
+        intake: &Intake,
+        schema: &'s Arc<Schema>,
+        request: &IntakeRequest,
+        (now_ms, room): (u64, Room<'r>),
+    ) -> Self {
         let key = request.idempotency_key.as_deref();
         let identity = schema.identity(key.is_some());
         let template = schema.template(&request.tenant, identity, &intake.secret);
@@ -159,16 +173,20 @@ impl<'s> Run<'s> {
             answer: RowsAnswer::default(),
             events: 0,
             partitions: Partitions::default(),
+            room,
+            columns: 0,
+            charged: request.body.len(),
         }
     }
 
     /// Takes one event, or rejects it, or refuses the whole request.
-    fn take(&mut self, event: EventText<'_>, shape: Shape, parser: &mut Parser) -> Result<(), Problem> {
+    fn take(&mut self, event: EventText<'_>, shape: Shape, parser: &mut Parser) -> Result<(), NotParsed> {
         if self.events == MAX_EVENTS_PER_REQUEST {
             return Err(too_large(
                 "too_many_events",
                 format!("a request has at most {MAX_EVENTS_PER_REQUEST} events; send several"),
-            ));
+            )
+            .into());
         }
         self.events += 1;
         if event.text.len() > MAX_EVENT_BYTES {
@@ -177,8 +195,8 @@ impl<'s> Run<'s> {
         }
         match parser.parse(event.text, |nodes| self.write(nodes)) {
             Ok(written) => written,
-            Err(Fault::MalformedJson { at }) if shape != Shape::Lines => Err(malformed(event.at + at)),
-            Err(Fault::NotUtf8) if shape != Shape::Lines => Err(malformed(event.at)),
+            Err(Fault::MalformedJson { at }) if shape != Shape::Lines => Err(malformed(event.at + at).into()),
+            Err(Fault::NotUtf8) if shape != Shape::Lines => Err(malformed(event.at).into()),
             Err(fault) => {
                 self.reject(fault.of_row(), &[]);
                 Ok(())
@@ -186,7 +204,7 @@ impl<'s> Run<'s> {
         }
     }
 
-    fn write(&mut self, nodes: &[Node<'_>]) -> Result<(), Problem> {
+    fn write(&mut self, nodes: &[Node<'_>]) -> Result<(), NotParsed> {
         let row = self.open.keys.len();
         match self.writer.write(nodes, &mut self.open.columns) {
             Ok(bytes) if row > 0 && self.is_full(bytes) => {
@@ -194,7 +212,7 @@ impl<'s> Run<'s> {
                 self.close()?;
                 self.write(nodes)
             }
-            Ok(bytes) => self.accept(row, bytes),
+            Ok(bytes) => Ok(self.accept(row, bytes)?),
             Err(fault) => {
                 self.reject(fault, nodes);
                 Ok(())
@@ -233,8 +251,34 @@ impl<'s> Run<'s> {
             .push(fault.describe(index, &self.schema.fields, nodes));
     }
 
+    /// Pays for the open rows.
+    fn charge(&mut self) -> Result<(), NotParsed> {
+        self.columns += self.open.bytes;
+        let most = self.schema.max_request_bytes;
+        if self.columns > most {
+            let rows = usize::try_from(self.answer.accepted).unwrap_or(usize::MAX).max(1);
+            let fitting = most / (self.columns / rows).max(1);
+            return Err(too_large(
+                "too_many_columns",
+                format!(
+                    "the events of a request take at most {most} bytes as columns, whatever their JSON takes; send \
+                     at most {fitting} such events at once"
+                ),
+            )
+            .into());
+        }
+        if self.columns > self.charged {
+            if !(self.room)(self.columns - self.charged) {
+                return Err(NotParsed::Full);
+            }
+            self.charged = self.columns;
+        }
+        Ok(())
+    }
+
     /// Makes the open rows a pending.
-    fn close(&mut self) -> Result<(), Problem> {
+    fn close(&mut self) -> Result<(), NotParsed> {
+        self.charge()?;
         let open = std::mem::replace(&mut self.open, Open::new(self.schema, &self.template));
         let columns = open
             .columns
@@ -263,7 +307,7 @@ impl<'s> Run<'s> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Parsed, Problem> {
+    fn finish(mut self) -> Result<Parsed, NotParsed> {
         if !self.open.keys.is_empty() {
             self.close()?;
         }

@@ -14,7 +14,9 @@ use sluice_common::config::{
     Batch, Dataset, EpochUnit, Field, FieldType, Kind, PartitionBy, TimeBounds, UnknownFields,
 };
 use sluice_common::ids::{Name, TenantId};
-use sluice_common::limits::{MAX_RECORD_BYTES, REQUEST_WINDOW};
+use sluice_common::limits::{
+    MAX_RECORD_BYTES, MAX_REQUEST_COLUMN_BYTES, REQUEST_WINDOW, TARGET_RECORD_BYTES,
+};
 use sluice_common::record::Identity;
 use std::sync::Arc;
 
@@ -53,6 +55,8 @@ pub struct Schema {
     pub(super) fixed_row_bytes: usize,
     /// Most column bytes of one row.
     pub(super) max_row_bytes: usize,
+    /// Most column bytes of one request.
+    pub(super) max_request_bytes: usize,
     pub(super) templates: Templates,
 }
 
@@ -145,7 +149,7 @@ impl Schema {
         let arrow = Arc::new(ArrowSchema::new(
             fields.iter().map(arrow_field).collect::<Vec<_>>(),
         ));
-        let max_row_bytes = row_room(&arrow)?;
+        let schema_bytes = schema_bytes(&arrow)?;
         let mut member_names: Vec<Box<str>> =
             dataset.fields.iter().map(|field| member(field).into()).collect();
         let units = UnitMembers::find(&fields, &mut member_names);
@@ -173,7 +177,8 @@ impl Schema {
             key,
             partition_field,
             fixed_row_bytes: 16 + fields.iter().map(|field| fixed_bytes(field.kind)).sum::<usize>(),
-            max_row_bytes,
+            max_row_bytes: MAX_RECORD_BYTES - ROW_ROOM - schema_bytes,
+            max_request_bytes: request_room(schema_bytes),
             templates: Templates::default(),
             fields,
         })
@@ -427,14 +432,19 @@ fn fixed_bytes(kind: Kind) -> usize {
     bytes + 1
 }
 
-/// Bytes that one row may take so that its record keeps the limit with any content.
-fn row_room(arrow: &SchemaRef) -> Result<usize, String> {
+/// Bytes of a record's schema and of the footers that repeat it.
+fn schema_bytes(arrow: &SchemaRef) -> Result<usize, String> {
     let empty = arrow_array::RecordBatch::new_empty(Arc::clone(arrow));
     let schema =
         super::encode::ipc(&empty).map_err(|error| format!("its schema cannot be encoded: {error}"))?;
-    let taken = ROW_ROOM + 2 * schema.len();
-    if taken > MAX_RECORD_BYTES / 2 {
+    let bytes = 2 * schema.len();
+    if ROW_ROOM + bytes > MAX_RECORD_BYTES / 2 {
         return Err("its field names fill half a record: use fewer or shorter ones".into());
     }
-    Ok(MAX_RECORD_BYTES - taken)
+    Ok(bytes)
+}
+
+/// Column bytes of one request: each of its records has the schema besides.
+fn request_room(schema_bytes: usize) -> usize {
+    MAX_REQUEST_COLUMN_BYTES / (TARGET_RECORD_BYTES + schema_bytes) * TARGET_RECORD_BYTES
 }

@@ -116,7 +116,7 @@ fn each_check_passes_its_limit_and_refuses_the_next_value() {
         for (value, expected) in *bad {
             assert_eq!(
                 code(&intake, value).as_deref(),
-                Some(expected),
+                Some(*expected),
                 "{field}: {value}"
             );
         }
@@ -284,7 +284,7 @@ fn checks_that_contradict_each_other_or_the_type_are_config_errors() {
 fn checks_change_the_schemas_version_and_no_checks_leave_it() {
     let version = |field: &str| {
         let intake = fields(&format!("{{name: n, {field}}}"));
-        intake.schema("events").expect("there").version()
+        intake.schema("events", &acme()).expect("there").version()
     };
     let plain = version("type: nullable(uint8)");
     assert_eq!(plain, version("type: nullable(uint8)"));

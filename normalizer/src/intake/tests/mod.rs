@@ -4,11 +4,12 @@ mod bodies;
 mod checks;
 mod identities;
 mod model;
+mod overrides;
 mod records;
 mod rows;
 mod units;
 
-use super::{Intake, Parsed, Pending};
+use super::{Intake, NotParsed, Parsed, Pending};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, TimestampMillisecondType};
 use arrow_array::{Array, RecordBatch};
@@ -43,9 +44,13 @@ fn fields(fields: &str) -> Intake {
     intake(&format!("datasets: [{{name: events, fields: [{fields}]}}]"))
 }
 
+fn acme() -> TenantId {
+    TenantId::new("acme").expect("valid")
+}
+
 fn request(format: BodyFormat, body: impl Into<Bytes>) -> IntakeRequest {
     IntakeRequest {
-        tenant: TenantId::new("acme").expect("valid"),
+        tenant: acme(),
         dataset: "events".into(),
         request: RequestId(7),
         idempotency_key: None,
@@ -57,7 +62,15 @@ fn request(format: BodyFormat, body: impl Into<Bytes>) -> IntakeRequest {
 }
 
 fn parse(intake: &Intake, format: BodyFormat, body: impl Into<Bytes>) -> Result<Parsed, Problem> {
-    intake.parse(&request(format, body), NOW_MS)
+    parse_request(intake, &request(format, body))
+}
+
+fn parse_request(intake: &Intake, request: &IntakeRequest) -> Result<Parsed, Problem> {
+    let parsed = intake.parse(request, NOW_MS, &mut |_| true);
+    parsed.map_err(|not| match not {
+        NotParsed::Refused(problem) => problem,
+        NotParsed::Full => panic!("there is room"),
+    })
 }
 
 fn lines(intake: &Intake, body: impl Into<Bytes>) -> Parsed {
