@@ -12,7 +12,7 @@ use crate::pump::{Parts, Pump, PumpError};
 use crate::service::IntakeService;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
-use sluice_common::config::Loaded;
+use sluice_common::config::{ConfigError, Loaded};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
 use sluice_common::metrics::Metrics;
@@ -48,8 +48,8 @@ pub struct Running {
 /// Why a normalizer does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("the config has problems:\n  {}", .0.join("\n  "))]
-    Schema(Vec<String>),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("cannot use the data directory {dir}: {error}")]
     DataDir { dir: PathBuf, error: std::io::Error },
     #[error("progress: {0}")]
@@ -100,7 +100,8 @@ impl Running {
             store.state().committed,
             dedup.sealed().min(store.state().committed),
         );
-        let intake = Intake::new(&loaded.config.datasets, log.hash_secret()).map_err(StartError::Schema)?;
+        let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
+            .map_err(|problems| loaded.source.refuse(&problems))?;
         Ok(Self::assemble(loaded, environment, (log, store, dedup), intake))
     }
 
@@ -175,9 +176,10 @@ async fn watched(
 /// Compiles all datasets and says how many there are; what `ingestctl check` asks.
 ///
 /// # Errors
-/// [`StartError::Schema`] with every problem.
-pub fn compile(loaded: &Loaded) -> Result<usize, StartError> {
-    let intake = Intake::new(&loaded.config.datasets, [0; 32]).map_err(StartError::Schema)?;
+/// [`ConfigError`] with every problem and its line.
+pub fn compile(loaded: &Loaded) -> Result<usize, ConfigError> {
+    let intake = Intake::new(&loaded.config.datasets, [0; 32]);
+    let intake = intake.map_err(|problems| loaded.source.refuse(&problems))?;
     Ok(intake.schemas().count())
 }
 
