@@ -28,6 +28,10 @@ pub const MAX_PARTITIONS_PER_REQUEST: usize = 24;
 pub const MAX_QUOTED_BYTES: usize = 120;
 /// Memory of one compiled `pattern`.
 pub const MAX_PATTERN_BYTES: usize = MIB;
+/// Unknown members of a dataset that the drift report names; the rest is counted only.
+pub const MAX_DRIFT_NAMES: usize = 1_000;
+/// Longest name among them: a column's has at most 63 bytes.
+pub const MAX_DRIFT_NAME_BYTES: usize = 64;
 /// Longest name of a unit: UCUM's compounds with their remarks are shorter.
 pub const MAX_UNIT_BYTES: usize = 64;
 /// Units that events name themselves, remembered for each field.

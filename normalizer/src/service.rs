@@ -1,7 +1,7 @@
 //! The intake service: what the edge calls. Admit, parse, append, answer.
 
 use crate::append::{Appender, NotAppended};
-use crate::intake::{Intake, NotParsed, Parsed};
+use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
 use http::StatusCode;
@@ -32,6 +32,7 @@ const FULL_RETRY: Duration = Duration::from_millis(250);
 /// The intake half of a normalizer.
 pub struct IntakeService {
     pub intake: Intake,
+    pub drift: Drift,
     pub appender: Appender,
     pub log: Arc<EmbeddedLog>,
     pub key_cap: KeyCap,
@@ -55,6 +56,12 @@ impl IntakeService {
             let service = Arc::clone(&self);
             async move { Ok::<_, Infallible>(service.handle(request).await) }
         }))
+    }
+
+    /// What events had and their datasets have not.
+    #[must_use]
+    pub fn drift_report(&self, database: &Name) -> DriftReport {
+        self.drift.report(self.intake.schemas(), database)
     }
 
     async fn handle(&self, mut request: IntakeRequest) -> IntakeReply {
@@ -102,7 +109,11 @@ impl IntakeService {
             answer,
             dropped_members,
             conversions,
+            observed,
         } = parsed;
+        if let Some(schema) = self.intake.schema(&request.dataset, &request.tenant) {
+            self.drift.add(schema, observed, self.clock.now_ms());
+        }
         if let Err(wait_ms) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())

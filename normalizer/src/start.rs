@@ -1,9 +1,10 @@
 //! Putting a normalizer together: lock and recover the log, find the progress, open the dedup state,
 //! start the appender and the pump.
 
+use crate::admin;
 use crate::append::Appender;
 use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
-use crate::intake::Intake;
+use crate::intake::{Drift, Intake};
 use crate::key_cap::KeyCap;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::progress::Progress;
@@ -40,6 +41,8 @@ pub struct Environment {
 pub struct Running {
     pub intake: Seam<IntakeRequest>,
     pub ready: Readiness,
+    /// Control routes of the normalizer.
+    pub control: axum::Router,
     /// Ends with the stop, or with the reason why the partition cannot go on.
     pub pump: JoinHandle<Result<(), PumpError>>,
     log: Arc<EmbeddedLog>,
@@ -123,6 +126,7 @@ impl Running {
         let (appender, builder) = Appender::start(Arc::clone(&log), &metrics);
         let service = Arc::new(IntakeService {
             intake,
+            drift: Drift::default(),
             appender,
             log: Arc::clone(&log),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
@@ -143,6 +147,7 @@ impl Running {
         let pump = Pump::new(parts, &loaded.config).run();
         let pump = tokio::spawn(watched(pump, builder));
         Self {
+            control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone()),
             intake: service.seam(),
             ready: readiness(Arc::clone(&log)),
             pump,

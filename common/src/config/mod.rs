@@ -23,6 +23,7 @@ pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
 pub use table::{TablePlan, tables};
 pub use text::Text;
+pub use validate::OWN_COLUMNS;
 
 use crate::ids::{Name, TenantId};
 use crate::limits;

@@ -45,10 +45,12 @@ pub mod body;
 mod check;
 mod column;
 mod convert;
+mod drift;
 pub mod encode;
 mod fault;
 pub mod identity;
 mod json;
+mod observed;
 mod request;
 mod row;
 pub mod schema;
@@ -59,8 +61,10 @@ mod version;
 #[cfg(test)]
 mod tests;
 
+pub use drift::{DatasetDrift, Drift, DriftReport, Proposal, RejectedRows, UnknownField, types_of};
 pub use encode::{EncodeError, build_records};
 pub use identity::RecordTemplate;
+pub use observed::{Observed, Shape};
 pub use schema::Schema;
 
 use arrow_array::RecordBatch;
@@ -106,6 +110,8 @@ pub struct Parsed {
     pub dropped_members: u64,
     /// Values of taken events that were converted from one unit into another, by field.
     pub conversions: Vec<(Name, u64)>,
+    /// What the drift report counts.
+    pub observed: Observed,
 }
 
 /// Why nothing of a request is taken.

@@ -241,6 +241,7 @@ impl<'s, 'r> Run<'s, 'r> {
 
     fn reject(&mut self, fault: RowFault, nodes: &[Node<'_>]) {
         self.answer.rejected += 1;
+        self.writer.observed.rejected(&fault);
         if self.answer.errors.len() == MAX_ROW_ERRORS {
             self.answer.errors_omitted += 1;
             return;
@@ -320,6 +321,7 @@ impl<'s, 'r> Run<'s, 'r> {
             answer: self.answer,
             dropped_members: self.writer.dropped,
             conversions: self.writer.conversions(),
+            observed: self.writer.observed,
         })
     }
 }

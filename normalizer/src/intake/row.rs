@@ -14,6 +14,7 @@ use super::column::{Column, Maps, Mark};
 use super::convert::{self, Cell};
 use super::fault::{Fault, RowFault};
 use super::json;
+use super::observed::Observed;
 use super::schema::{Default as FieldDefault, Schema, UnknownPlan};
 use super::time::Moment;
 use super::units::Factor;
@@ -56,6 +57,10 @@ pub struct RowWriter<'s> {
     scratch: Vec<u8>,
     /// Per field: conversions of the rows before.
     conversions: Vec<u64>,
+    /// What the drift report counts.
+    pub observed: Observed,
+    /// The event is written a second time, into the next record.
+    is_again: bool,
     /// Members dropped because the schema does not know them.
     pub dropped: u64,
     /// As it was before the current event.
@@ -82,6 +87,8 @@ impl<'s> RowWriter<'s> {
             converted: Vec::new(),
             scratch: Vec::new(),
             conversions: vec![0; schema.fields.len()],
+            observed: Observed::default(),
+            is_again: false,
             dropped: 0,
             dropped_before: 0,
         }
@@ -99,14 +106,20 @@ impl<'s> RowWriter<'s> {
         self.dropped_before = self.dropped;
         self.count_conversions();
         let written = self.write_parts(nodes, columns);
+        self.is_again = false;
         if written.is_err() {
-            self.take_back(columns, rows);
+            self.undo(columns, rows);
         }
         written
     }
 
-    /// Takes back the row that [`Self::write`] wrote last.
+    /// Takes back the row that [`Self::write`] wrote last; it is written again next.
     pub fn take_back(&mut self, columns: &mut [Column], rows: usize) {
+        self.undo(columns, rows);
+        self.is_again = true;
+    }
+
+    fn undo(&mut self, columns: &mut [Column], rows: usize) {
         self.dropped = self.dropped_before;
         self.converted.clear();
         for (column, mark) in columns.iter_mut().zip(&self.marks) {
@@ -172,7 +185,7 @@ impl<'s> RowWriter<'s> {
                         bytes += self.write_member(slot, at + 1, nodes, columns)?;
                     }
                 }
-                None => self.take_unknown(at)?,
+                None => self.take_unknown(at, nodes)?,
             }
             at += 1 + json::width(&nodes[at + 1]);
         }
@@ -203,7 +216,10 @@ impl<'s> RowWriter<'s> {
         slot
     }
 
-    fn take_unknown(&mut self, name: usize) -> Result<(), RowFault> {
+    fn take_unknown(&mut self, name: usize, nodes: &[Node<'_>]) -> Result<(), RowFault> {
+        if !self.is_again {
+            self.observed.unknown(name_at(nodes, name), &nodes[name + 1]);
+        }
         match self.schema.unknown {
             UnknownPlan::Into(_) => self.unknown.push(name),
             UnknownPlan::Drop => self.dropped += 1,

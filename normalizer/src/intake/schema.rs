@@ -196,6 +196,17 @@ impl Schema {
         &self.table
     }
 
+    /// The name of a field; empty where there is none.
+    pub(super) fn field_name(&self, slot: u16) -> &str {
+        let field = self.fields.get(usize::from(slot));
+        field.map_or("", |field| field.name.as_str())
+    }
+
+    /// Whether there is a field of that name.
+    pub(super) fn has_field(&self, name: &Name) -> bool {
+        self.fields.iter().any(|field| field.name == *name)
+    }
+
     /// Fields whose values are converted from one unit into another.
     pub fn fields_with_units(&self) -> impl Iterator<Item = &Name> {
         let with = self.fields.iter().filter(|field| field.unit.is_some());

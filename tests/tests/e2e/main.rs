@@ -9,3 +9,4 @@ mod in_process;
 mod one_event;
 mod shared_table;
 mod starts;
+mod units;
