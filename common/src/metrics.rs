@@ -50,6 +50,8 @@ names! {
         UnitConversions = "sluice_unit_conversions_total", "Values converted from one unit into another.";
         /// `dataset`.
         DroppedFields = "sluice_dropped_fields_total", "Members of taken events that the dataset does not know and drops.";
+        /// `dataset`.
+        LateEvents = "sluice_late_events_total", "Events taken within their age bounds, but more than an hour old.";
         /// `route`, `code`.
         HttpRequests = "sluice_http_requests_total", "HTTP requests answered on the public listener.";
         /// `where` edge, intake, log, sink; `reason`.

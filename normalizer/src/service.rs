@@ -110,6 +110,7 @@ impl IntakeService {
             dropped_members,
             conversions,
             observed,
+            late_events,
         } = parsed;
         if let Some(schema) = self.intake.schema(&request.dataset, &request.tenant) {
             self.drift.add(schema, observed, self.clock.now_ms());
@@ -129,6 +130,7 @@ impl IntakeService {
                 self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
                 self.count_fields(&request.dataset, dropped_members, &conversions);
+                self.count_late(&request.dataset, late_events);
                 IntakeReply::Rows(answer)
             }
             Err(NotAppended::Full(reason)) => {
@@ -198,10 +200,16 @@ impl IntakeService {
         }
     }
 
+    fn count_late(&self, dataset: &str, events: u64) {
+        self.metrics
+            .add(Counter::LateEvents, events, &[("dataset", dataset)]);
+    }
+
     /// Zeros of what the schemas may count.
     fn show_fields(&self) {
         for schema in self.intake.schemas() {
             let dataset = schema.name().as_str();
+            self.count_late(dataset, 0);
             self.metrics
                 .add(Counter::DroppedFields, 0, &[("dataset", dataset)]);
             for field in schema.fields_with_units() {

@@ -14,9 +14,11 @@ mod read;
 pub mod table;
 pub mod text;
 mod tree;
+mod type_text;
 mod validate;
+pub mod zone;
 
-pub use field_type::{FieldType, Kind};
+pub use field_type::{EnumValues, FieldType, Kind};
 pub use load::{ConfigError, Loaded, Problem};
 pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;
@@ -24,6 +26,7 @@ pub use quantity::{ByteSize, Count, Period};
 pub use table::{TablePlan, tables};
 pub use text::Text;
 pub use validate::OWN_COLUMNS;
+pub use zone::Zone;
 
 use crate::ids::{Name, TenantId};
 use crate::limits;
@@ -342,6 +345,8 @@ pub struct Field {
     pub unit: Option<Unit>,
     /// Unit of a time given as a number since 1970: without it numbers are rejected.
     pub epoch: Option<EpochUnit>,
+    /// Zone of a time sent as text without an offset: without it such text is rejected.
+    pub timezone: Option<Zone>,
     /// Least value, in the column's unit; for numbers and times.
     pub min: Option<serde_json::Value>,
     /// Largest value, in the column's unit.

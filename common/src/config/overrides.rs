@@ -2,7 +2,7 @@
 //! of members. Never what decides its table or the identity of its events.
 
 use super::validate::check_dataset;
-use super::{Config, Count};
+use super::{Config, Count, Zone};
 use super::{Dataset, EpochUnit, Field, FieldType, RequiredIf, Unit, UnknownFields};
 use crate::ids::{Name, TenantId};
 use serde::Deserialize;
@@ -33,6 +33,7 @@ pub struct FieldOverride {
     pub from: Option<String>,
     pub unit: Option<Unit>,
     pub epoch: Option<EpochUnit>,
+    pub timezone: Option<Zone>,
     pub min: Option<Value>,
     pub max: Option<Value>,
     pub min_length: Option<Count>,
@@ -79,6 +80,7 @@ impl FieldOverride {
         replace(&mut field.from, &self.from);
         replace(&mut field.unit, &self.unit);
         replace(&mut field.epoch, &self.epoch);
+        replace(&mut field.timezone, &self.timezone);
         replace(&mut field.min, &self.min);
         replace(&mut field.max, &self.max);
         replace(&mut field.min_length, &self.min_length);
@@ -117,7 +119,7 @@ pub(super) fn problems(config: &Config, dataset: &Dataset, found: &mut Vec<Strin
                     "`{}` is not a field of the dataset: columns are the same for all tenants",
                     change.name
                 )),
-                Some(field) if change.field_type.is_some_and(|own| own != field.field_type) => add(format!(
+                Some(field) if is_other(change, field) => add(format!(
                     "field `{}` has another type than the dataset's {}: columns are the same for all tenants",
                     change.name, field.field_type
                 )),
@@ -131,6 +133,11 @@ pub(super) fn problems(config: &Config, dataset: &Dataset, found: &mut Vec<Strin
         let new = own.into_iter().filter(|text| !plain.contains(text));
         found.extend(new.map(|text| format!("{text} ({})", names_of(over))));
     }
+}
+
+fn is_other(change: &FieldOverride, field: &Field) -> bool {
+    let own = change.field_type.as_ref();
+    own.is_some_and(|own| *own != field.field_type)
 }
 
 /// Whom an override is for, in words.

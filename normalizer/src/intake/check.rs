@@ -5,10 +5,9 @@
 //! what is not sent only when the config is read: its default, or the zero that would stand in.
 
 use super::column::Column;
-use super::convert::{self, Cell};
+use super::convert::{self, Cell, zero};
 use super::fault::Fault;
 use super::json::Parser;
-use super::row::zero;
 use super::schema::{Default as FieldDefault, FieldPlan, slot_of};
 use hashbrown::HashSet;
 use regex::{Regex, RegexBuilder};
@@ -22,7 +21,7 @@ use std::cmp::Ordering;
 pub struct Checks {
     min: Option<Limit>,
     max: Option<Limit>,
-    /// In bytes of a string, or entries of a map.
+    /// In bytes of a string, or entries of an array or map.
     min_length: Option<usize>,
     max_length: Option<usize>,
     pattern: Option<Regex>,
@@ -46,23 +45,27 @@ pub struct Values {
 /// What checks can be made of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subject {
-    /// Ranges.
+    /// Ranges and values.
     Order,
-    /// Lengths and patterns.
+    /// Lengths, patterns and values.
     Text,
     /// Lengths.
     Entries,
-    Truth,
+    /// Values.
+    Plain,
+    Json,
 }
 
-fn subject(kind: Kind) -> Subject {
+fn subject(kind: &Kind) -> Subject {
     match kind {
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => Subject::Order,
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => Subject::Order,
-        Kind::Float32 | Kind::Float64 | Kind::DateTime | Kind::DateTime64(_) => Subject::Order,
-        Kind::String | Kind::LowCardinalityString => Subject::Text,
-        Kind::MapStringString => Subject::Entries,
-        Kind::Bool => Subject::Truth,
+        Kind::Float32 | Kind::Float64 | Kind::Decimal { .. } => Subject::Order,
+        Kind::DateTime(_) | Kind::DateTime64(..) | Kind::Date | Kind::Date32 => Subject::Order,
+        Kind::String | Kind::LowCardinalityString | Kind::FixedString(_) => Subject::Text,
+        Kind::MapStringString | Kind::Map(_) | Kind::Array(_) => Subject::Entries,
+        Kind::Bool | Kind::Enum(_) | Kind::Uuid | Kind::Ipv4 | Kind::Ipv6 => Subject::Plain,
+        Kind::Json => Subject::Json,
     }
 }
 
@@ -151,7 +154,7 @@ impl Checks {
         }
     }
 
-    /// A length, in bytes of a string or entries of a map.
+    /// A length, in bytes of a string or entries of an array or map.
     ///
     /// # Errors
     /// [`Fault`] naming the check.
@@ -220,24 +223,31 @@ impl Checks {
         self.absent(plan)
     }
 
+    fn default_length(&self, length: usize) -> Result<(), String> {
+        let checked = self.length(length);
+        checked.map_err(|fault| format!("its default {}", self.describe(fault)))
+    }
+
     /// What is stored of an event without the field must pass, too.
     fn absent(&self, plan: &FieldPlan) -> Result<(), String> {
         let (what, stored) = match &plan.default {
             Some(FieldDefault::Cell(cell)) => ("default", *cell),
             Some(FieldDefault::Text(text)) => ("default", Cell::Text(text)),
-            Some(FieldDefault::Map(entries)) => {
-                let checked = self.length(entries.len());
-                return checked.map_err(|fault| format!("its default {}", self.describe(fault)));
-            }
+            Some(FieldDefault::Map(entries)) => return self.default_length(entries.len()),
+            Some(FieldDefault::List(items)) => return self.default_length(items.len()),
+            Some(FieldDefault::Entries(entries)) => return self.default_length(entries.len()),
             None if plan.required || plan.nullable => return Ok(()),
-            None => ("value where an event has none, its type's zero,", zero(plan.kind)),
+            None => (
+                "value where an event has none, its type's zero,",
+                zero(&plan.kind),
+            ),
         };
         if stored == Cell::Null {
             return Ok(());
         }
-        let mut column = Column::new(plan.kind, &[0; 16]);
+        let mut column = Column::new(&plan.kind, Some(&[0; 16]));
         column.push(stored);
-        let is_map = subject(plan.kind) == Subject::Entries;
+        let is_map = subject(&plan.kind) == Subject::Entries;
         let checked = if is_map { self.length(0) } else { self.cell(stored) };
         let checked = checked.and_then(|()| self.allowed(&column, 0, &mut Vec::new()));
         checked.map_err(|fault| {
@@ -275,7 +285,7 @@ impl Values {
 }
 
 fn hashed(plan: &FieldPlan, value: &Value) -> Result<Box<[u8]>, String> {
-    let mut column = Column::new(plan.kind, &[0; 16]);
+    let mut column = Column::new(&plan.kind, Some(&[0; 16]));
     if value.is_null() && plan.nullable {
         column.push(Cell::Null);
     } else {
@@ -292,7 +302,9 @@ fn limit(plan: &FieldPlan, key: &str, value: Option<&Value>) -> Result<Option<Li
         Cell::Int(value) => Some(Cell::Int(value)),
         Cell::Float(value) => Some(Cell::Float(value)),
         Cell::Time(value) => Some(Cell::Time(value)),
-        Cell::Null | Cell::Bool(_) | Cell::Text(_) => None,
+        Cell::Decimal(value) => Some(Cell::Decimal(value)),
+        Cell::Date(value) => Some(Cell::Date(value)),
+        Cell::Null | Cell::Bool(_) | Cell::Text(_) | Cell::Uuid(_) | Cell::Address(_) => None,
     });
     let cell = cell?.ok_or_else(|| format!("`{key}` is for numbers and times"))?;
     let text = value.to_string().into();
@@ -318,20 +330,20 @@ fn pattern(text: &str) -> Result<Regex, String> {
 }
 
 fn refuse_other_checks(plan: &FieldPlan, field: &Field) -> Result<(), String> {
-    let subject = subject(plan.kind);
+    let subject = subject(&plan.kind);
     let range = field.min.is_some() || field.max.is_some();
     let length = field.min_length.is_some() || field.max_length.is_some();
     if range && subject != Subject::Order {
         return Err("`min` and `max` are for numbers and times".to_owned());
     }
     if length && !matches!(subject, Subject::Text | Subject::Entries) {
-        return Err("`min_length` and `max_length` are for strings and maps".to_owned());
+        return Err("`min_length` and `max_length` are for strings, arrays and maps".to_owned());
     }
     if field.pattern.is_some() && subject != Subject::Text {
         return Err("`pattern` is for strings".to_owned());
     }
-    if field.values.is_some() && subject == Subject::Entries {
-        return Err("`values` is not for maps".to_owned());
+    if field.values.is_some() && matches!(subject, Subject::Entries | Subject::Json) {
+        return Err("`values` is not for arrays, maps and JSON".to_owned());
     }
     Ok(())
 }
@@ -342,6 +354,12 @@ fn order(a: Cell<'_>, b: Cell<'_>) -> Option<Ordering> {
     }
     if let (Cell::Float(a), Cell::Float(b)) = (a, b) {
         return a.partial_cmp(&b);
+    }
+    if let (Cell::Decimal(a), Cell::Decimal(b)) = (a, b) {
+        return Some(a.cmp(&b));
+    }
+    if let (Cell::Date(a), Cell::Date(b)) = (a, b) {
+        return Some(a.cmp(&b));
     }
     if let (Cell::Time(a), Cell::Time(b)) = (a, b) {
         return Some(a.cmp(&b));

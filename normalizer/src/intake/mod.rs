@@ -2,7 +2,7 @@
 //!
 //! Pure computing: no I/O, no clock, no async. The steps, each a module: [`body`] splits the request
 //! into events, [`json`] parses one, [`row`] checks it and writes it into [`column`]s ([`convert`],
-//! [`units`], [`time`]), [`identity`] hashes it, and [`encode`] joins rows of several requests into
+//! [`literal`], [`nested`], [`units`], [`time`]), [`identity`] hashes it, and [`encode`] joins rows of several requests into
 //! records. [`schema`] is the dataset, compiled once.
 //!
 //! The memory of a request is that of its columns plus one event's parse, whatever the body.
@@ -18,6 +18,10 @@
 //! | `out_of_range` | has a number or time that its type cannot hold, after its unit's conversion |
 //! | `bad_timestamp` | has a time that is not RFC 3339 |
 //! | `epoch_without_unit` | has a number as a time, in a field without `epoch` |
+//! | `bad_decimal`, `bad_date`, `bad_uuid`, `bad_address` | has a text that is none |
+//! | `too_many_digits` | has a decimal with more digits than its column, or a number, keeps |
+//! | `not_in_enum` | has a value that its enum does not list |
+//! | `over_fixed_length` | has a string longer than its fixed length |
 //! | `too_old`, `too_new` | is outside of `time.max_past`, `time.max_future` |
 //! | `below_min`, `above_max` | has a number or time outside of its field's range |
 //! | `too_short`, `too_long` | has a string or map outside of its field's lengths |
@@ -26,7 +30,7 @@
 //! | `unknown_unit` | names a unit that there is not, or that measures something else |
 //! | `missing_unit` | names no unit where its field needs one |
 //! | `unknown_field` | has a member that the schema does not know, and the dataset rejects these |
-//! | `duplicate_field` | has a field twice |
+//! | `duplicate_field` | has a field, or a path of JSON, twice |
 //! | `too_deep` | is nested deeper than 32 |
 //! | `too_many_members` | has more than 4,096 members, its map fields included |
 //! | `event_too_large` | has more than 1 MiB of JSON, or columns that no record holds |
@@ -41,19 +45,25 @@
 //! An element of an array that is too large or too deep is only a rejected row: it is not parsed to
 //! its end, so whether it is JSON behind that point is not known.
 
+mod arrow;
 pub mod body;
 mod check;
 mod column;
 mod convert;
 mod drift;
 pub mod encode;
+mod entries;
 mod fault;
+mod hashed;
 pub mod identity;
 mod json;
+mod literal;
+mod nested;
 mod observed;
 mod request;
 mod row;
 pub mod schema;
+mod strings;
 pub mod time;
 pub mod units;
 mod version;
@@ -112,6 +122,8 @@ pub struct Parsed {
     pub conversions: Vec<(Name, u64)>,
     /// What the drift report counts.
     pub observed: Observed,
+    /// Taken events that are older than [`sluice_common::limits::LATE_EVENT`].
+    pub late_events: u64,
 }
 
 /// Why nothing of a request is taken.

@@ -108,6 +108,8 @@ struct Run<'s, 'r> {
     answer: RowsAnswer,
     /// Events seen, rejected ones included.
     events: usize,
+    /// Events taken that came late.
+    late: u64,
     partitions: Partitions,
     room: Room<'r>,
     /// Column bytes of the pendings.
@@ -134,7 +136,7 @@ struct Partitions {
 
 impl Open {
     fn new(schema: &Schema, template: &RecordTemplate) -> Self {
-        let column = |field: &super::schema::FieldPlan| Column::new(field.kind, &template.inner_key);
+        let column = |field: &super::schema::FieldPlan| Column::new(&field.kind, Some(&template.inner_key));
         Self {
             columns: schema.fields.iter().map(column).collect(),
             keys: Vec::new(),
@@ -172,6 +174,7 @@ impl<'s, 'r> Run<'s, 'r> {
             pending: Vec::new(),
             answer: RowsAnswer::default(),
             events: 0,
+            late: 0,
             partitions: Partitions::default(),
             room,
             columns: 0,
@@ -236,6 +239,7 @@ impl<'s, 'r> Run<'s, 'r> {
             .extend(self.hasher.fingerprint(self.schema, columns, row));
         self.open.bytes += bytes;
         self.answer.accepted += 1;
+        self.late += u64::from(self.writer.is_late());
         Ok(())
     }
 
@@ -322,6 +326,7 @@ impl<'s, 'r> Run<'s, 'r> {
             dropped_members: self.writer.dropped,
             conversions: self.writer.conversions(),
             observed: self.writer.observed,
+            late_events: self.late,
         })
     }
 }

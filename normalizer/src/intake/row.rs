@@ -10,23 +10,22 @@
 //!   schema does not know go into the same map as the field's own entries, which win where both name
 //!   one key.
 
-use super::column::{Column, Maps, Mark};
-use super::convert::{self, Cell};
+use super::column::{Column, Mark};
+use super::convert::{self, Cell, zero};
+use super::entries::{add_entries, keep_last, name_at};
 use super::fault::{Fault, RowFault};
 use super::json;
+use super::nested::{self, Allowance};
 use super::observed::Observed;
-use super::schema::{Default as FieldDefault, Schema, UnknownPlan};
+use super::schema::{Default as FieldDefault, FieldPlan, Schema, UnknownPlan};
 use super::time::Moment;
 use super::units::Factor;
 use super::units::seen::UnitPlan;
-use hashbrown::HashMap;
 use simd_json::Node;
 use sluice_common::config::Kind;
 use sluice_common::ids::Name;
-use sluice_common::limits::MAX_EVENT_MEMBERS;
+use sluice_common::limits::{LATE_EVENT, MAX_EVENT_MEMBERS};
 
-/// Entries up to which duplicates are looked for one by one.
-const FEW_ENTRIES: usize = 16;
 /// In `order`: the member at this place is none of the schema's.
 const UNKNOWN: u16 = u16::MAX;
 
@@ -61,6 +60,8 @@ pub struct RowWriter<'s> {
     pub observed: Observed,
     /// The event is written a second time, into the next record.
     is_again: bool,
+    /// Whether the event's time is more than [`LATE_EVENT`] past.
+    is_late: bool,
     /// Members dropped because the schema does not know them.
     pub dropped: u64,
     /// As it was before the current event.
@@ -89,6 +90,7 @@ impl<'s> RowWriter<'s> {
             conversions: vec![0; schema.fields.len()],
             observed: Observed::default(),
             is_again: false,
+            is_late: false,
             dropped: 0,
             dropped_before: 0,
         }
@@ -111,6 +113,12 @@ impl<'s> RowWriter<'s> {
             self.undo(columns, rows);
         }
         written
+    }
+
+    /// Whether the event that was written last came late.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.is_late
     }
 
     /// Takes back the row that [`Self::write`] wrote last; it is written again next.
@@ -164,6 +172,7 @@ impl<'s> RowWriter<'s> {
         self.unit_names.fill(None);
         self.unread.clear();
         self.members = 0;
+        self.is_late = false;
     }
 
     fn write_members(&mut self, nodes: &[Node<'_>], columns: &mut [Column]) -> Result<usize, RowFault> {
@@ -267,7 +276,7 @@ impl<'s> RowWriter<'s> {
         if std::mem::replace(&mut self.seen[place], self.event) == self.event {
             return Err(Fault::DuplicateField.of_field(slot, Some(at)));
         }
-        if field.kind == Kind::MapStringString {
+        if matches!(field.kind, Kind::MapStringString) {
             let Node::Object { len, .. } = nodes[at] else {
                 return Err(Fault::WrongType.of_field(slot, Some(at)));
             };
@@ -277,6 +286,9 @@ impl<'s> RowWriter<'s> {
         }
         if json::is_null(&nodes[at]) {
             return Ok(columns[place].push(Cell::Null));
+        }
+        if !field.kind.is_scalar() {
+            return self.write_nested((slot, field), (nodes, at), &mut columns[place]);
         }
         let factor = match &field.unit {
             None => None,
@@ -335,6 +347,9 @@ impl<'s> RowWriter<'s> {
         if factor.is_some() {
             self.converted.push(slot);
         }
+        if let (Some(_), Cell::Time(time)) = (field.bounds, cell) {
+            self.is_late = is_late(time, self.now_ms);
+        }
         let column = &mut columns[usize::from(slot)];
         let Some(checks) = &field.checks else {
             return Ok(column.push(cell));
@@ -344,6 +359,40 @@ impl<'s> RowWriter<'s> {
         let bytes = column.push(cell);
         let row = column.rows() - 1;
         checks.allowed(column, row, &mut self.scratch).map_err(refused)?;
+        Ok(bytes)
+    }
+
+    fn write_nested(
+        &mut self,
+        (slot, field): (u16, &FieldPlan),
+        (nodes, at): (&[Node<'_>], usize),
+        column: &mut Column,
+    ) -> Result<usize, RowFault> {
+        let mut allowance = Allowance {
+            now_ms: self.now_ms,
+            members: self.members,
+            bytes: self.schema.max_row_bytes,
+        };
+        let bytes = if matches!(field.kind, Kind::Json) {
+            let checked = nested::check_json((nodes, at), &mut allowance);
+            checked.map_err(|fault| {
+                if matches!(fault, Fault::TooManyMembers) {
+                    fault.of_row()
+                } else {
+                    fault.of_field(slot, Some(at))
+                }
+            })?;
+            column.push_text(|out| {
+                json::write_json(&nodes[at..], out);
+            })
+        } else {
+            nested::write((slot, field), (nodes, at), column, &mut allowance)?
+        };
+        self.members = allowance.members;
+        if let Some(checks) = &field.checks {
+            let checked = checks.length(column.last_length());
+            checked.map_err(|fault| fault.of_field(slot, Some(at)))?;
+        }
         Ok(bytes)
     }
 
@@ -357,15 +406,14 @@ impl<'s> RowWriter<'s> {
             if field.required {
                 return Err(Fault::MissingField.of_field(slot, None));
             }
-            if field.kind == Kind::MapStringString {
+            if matches!(field.kind, Kind::MapStringString) {
                 continue;
             }
-            bytes += column.push(match &field.default {
-                Some(FieldDefault::Cell(cell)) => *cell,
-                Some(FieldDefault::Text(text)) => Cell::Text(text),
-                Some(FieldDefault::Map(_)) | None if field.nullable => Cell::Null,
-                Some(FieldDefault::Map(_)) | None => zero(field.kind),
-            });
+            bytes += match &field.default {
+                Some(default) => nested::write_default(field, default, column),
+                None if field.nullable => column.push(Cell::Null),
+                None => column.push(zero(&field.kind)),
+            };
         }
         Ok(bytes)
     }
@@ -436,55 +484,8 @@ impl<'s> RowWriter<'s> {
     }
 }
 
-/// The value of a field that is neither sent nor nullable, as ClickHouse has it: empty, false, zero.
-pub(super) fn zero(kind: Kind) -> Cell<'static> {
-    match kind {
-        Kind::String | Kind::LowCardinalityString => Cell::Text(""),
-        Kind::Bool => Cell::Bool(false),
-        Kind::Float32 | Kind::Float64 => Cell::Float(0.0),
-        Kind::DateTime | Kind::DateTime64(_) => Cell::Time(Moment::default()),
-        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => Cell::Int(0),
-        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => Cell::Int(0),
-        Kind::MapStringString => Cell::Bool(true),
-    }
-}
-
-fn add_entries(entries: &[usize], nodes: &[Node<'_>], maps: &mut Maps) -> usize {
-    let add = |name: &usize| {
-        maps.add(name_at(nodes, *name), |out| {
-            json::write_text(&nodes[*name + 1..], out)
-        })
-    };
-    entries.iter().map(add).sum()
-}
-
-/// Of entries with one name, only the last stays, at its own place.
-fn keep_last(entries: &mut Vec<usize>, nodes: &[Node<'_>]) {
-    if entries.len() > FEW_ENTRIES {
-        let mut last = HashMap::with_capacity(entries.len());
-        for name in entries.iter() {
-            last.insert(name_at(nodes, *name), *name);
-        }
-        return entries.retain(|name| last.get(name_at(nodes, *name)) == Some(name));
-    }
-    let mut at = 0;
-    while at < entries.len() {
-        let name = name_at(nodes, entries[at]);
-        if entries[at + 1..]
-            .iter()
-            .any(|later| name_at(nodes, *later) == name)
-        {
-            entries.remove(at);
-        } else {
-            at += 1;
-        }
-    }
-}
-
-fn name_at<'t>(nodes: &[Node<'t>], at: usize) -> &'t str {
-    if let Node::String(name) = nodes[at] {
-        name
-    } else {
-        ""
-    }
+/// Whether an event that is within its bounds came late.
+fn is_late(time: Moment, now_ms: u64) -> bool {
+    i128::from(time.unix_ms()) + i128::try_from(LATE_EVENT.as_millis()).unwrap_or(i128::MAX)
+        < i128::from(now_ms)
 }

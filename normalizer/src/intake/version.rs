@@ -28,6 +28,9 @@ pub fn of(dataset: &Dataset) -> u64 {
                 .map(|unit| (&unit.from, &unit.unit_from, &unit.to)),
             field.epoch
         ));
+        if let Some(zone) = &field.timezone {
+            text.push_str(&format!("|timezone {zone}"));
+        }
         text.push_str(&checks_text(field));
     }
     xxhash_rust::xxh3::xxh3_64(text.as_bytes())

@@ -20,10 +20,18 @@ datasets:
 
 #[test]
 fn a_proposed_column_has_the_type_that_its_field_would_make() {
-    for shape in [Shape::Bool, Shape::Whole, Shape::LargeWhole, Shape::Number, Shape::Time, Shape::Text, Shape::Object] {
+    for shape in [
+        Shape::Bool,
+        Shape::Whole,
+        Shape::LargeWhole,
+        Shape::Number,
+        Shape::Time,
+        Shape::Text,
+        Shape::Object,
+    ] {
         let (field, column) = types_of(shape).expect("a proposal");
         let parsed = FieldType::parse(field).expect("known");
-        assert_eq!(clickhouse_type(parsed), column);
+        assert_eq!(clickhouse_type(&parsed), column);
     }
 }
 
@@ -48,7 +56,12 @@ async fn drift_is_shown_and_its_statement_and_field_end_it() {
 
     let shown = drift(&deployment, &["--dataset", "events"]);
     assert_eq!(shown.code, 2, "{shown:?}");
-    for part in ["userName", "text", "out_of_range", "- {name: username, type: nullable(string), from: \"userName\"}"] {
+    for part in [
+        "userName",
+        "text",
+        "out_of_range",
+        "- {name: username, type: nullable(string), from: \"userName\"}",
+    ] {
         assert!(shown.stdout.contains(part), "{part} in {}", shown.stdout);
     }
     assert_eq!(drift(&deployment, &["--dataset", "nothing"]).code, 1);
@@ -58,7 +71,10 @@ async fn drift_is_shown_and_its_statement_and_field_end_it() {
     deployment.clickhouse().query(alter).await.expect("altered");
 
     let config = std::fs::read_to_string(deployment.config()).expect("read");
-    let line = format!("      {}\n    unknown_fields:", proposal["field"].as_str().expect("a line"));
+    let line = format!(
+        "      {}\n    unknown_fields:",
+        proposal["field"].as_str().expect("a line")
+    );
     std::fs::write(deployment.config(), config.replace("    unknown_fields:", &line)).expect("written");
     for part in [Part::Edge, Part::Normalizer, Part::SinkWriter] {
         deployment.kill(part);

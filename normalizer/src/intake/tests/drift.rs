@@ -12,7 +12,11 @@ fn report_of(intake: &Intake, drift: &Drift) -> DatasetDrift {
 
 fn send(intake: &Intake, drift: &Drift, body: impl Into<Bytes>, now: u64) {
     let parsed = lines(intake, body);
-    drift.add(intake.schema("events", &acme()).expect("there"), parsed.observed, now);
+    drift.add(
+        intake.schema("events", &acme()).expect("there"),
+        parsed.observed,
+        now,
+    );
 }
 
 fn loose() -> Intake {
@@ -22,13 +26,48 @@ fn loose() -> Intake {
 #[test]
 fn each_kind_of_value_gets_a_field_and_its_statement() {
     for (values, shape, field, column) in [
-        (&["true", "false", "null"][..], Shape::Bool, Some("nullable(bool)"), "Nullable(Bool)"),
-        (&["1", "-1", "9223372036854775807"], Shape::Whole, Some("nullable(int64)"), "Nullable(Int64)"),
-        (&["1", "9223372036854775808"], Shape::LargeWhole, Some("nullable(uint64)"), "Nullable(UInt64)"),
-        (&["1", "1.5"], Shape::Number, Some("nullable(float64)"), "Nullable(Float64)"),
-        (&["\"2026-11-21T03:30:30Z\""], Shape::Time, Some("nullable(datetime64(3))"), "Nullable(DateTime64(3, 'UTC'))"),
-        (&["\"2026-11-21T03:30:30Z\"", "\"soon\""], Shape::Text, Some("nullable(string)"), "Nullable(String)"),
-        (&["{}"], Shape::Object, Some("\"map(string, string)\""), "Map(LowCardinality(String), String)"),
+        (
+            &["true", "false", "null"][..],
+            Shape::Bool,
+            Some("nullable(bool)"),
+            "Nullable(Bool)",
+        ),
+        (
+            &["1", "-1", "9223372036854775807"],
+            Shape::Whole,
+            Some("nullable(int64)"),
+            "Nullable(Int64)",
+        ),
+        (
+            &["1", "9223372036854775808"],
+            Shape::LargeWhole,
+            Some("nullable(uint64)"),
+            "Nullable(UInt64)",
+        ),
+        (
+            &["1", "1.5"],
+            Shape::Number,
+            Some("nullable(float64)"),
+            "Nullable(Float64)",
+        ),
+        (
+            &["\"2026-11-21T03:30:30Z\""],
+            Shape::Time,
+            Some("nullable(datetime64(3))"),
+            "Nullable(DateTime64(3, 'UTC'))",
+        ),
+        (
+            &["\"2026-11-21T03:30:30Z\"", "\"soon\""],
+            Shape::Text,
+            Some("nullable(string)"),
+            "Nullable(String)",
+        ),
+        (
+            &["{}"],
+            Shape::Object,
+            Some("\"map(string, string)\""),
+            "Map(LowCardinality(String), String)",
+        ),
         (&["null"], Shape::Null, None, ""),
         (&["[1]"], Shape::Array, None, ""),
         (&["1", "\"x\""], Shape::Mixed, None, ""),
@@ -38,7 +77,11 @@ fn each_kind_of_value_gets_a_field_and_its_statement() {
             send(&intake, &drift, format!("{{\"x\":{value}}}"), 5);
         }
         let unknown = &report_of(&intake, &drift).unknown[0];
-        assert_eq!((unknown.shape, unknown.count), (shape, values.len() as u64), "{values:?}");
+        assert_eq!(
+            (unknown.shape, unknown.count),
+            (shape, values.len() as u64),
+            "{values:?}"
+        );
         let expected = field.map(|field| {
             (
                 format!("- {{name: x, type: {field}}}"),
@@ -47,7 +90,10 @@ fn each_kind_of_value_gets_a_field_and_its_statement() {
         });
         let proposal = unknown.proposal.clone();
         assert_eq!(proposal.map(|one| (one.field, one.alter)), expected, "{values:?}");
-        let line = unknown.proposal.as_ref().map_or("- {name: x, type: bool}", |one| &one.field);
+        let line = unknown
+            .proposal
+            .as_ref()
+            .map_or("- {name: x, type: bool}", |one| &one.field);
         config(&format!("datasets: [{{name: e, fields: [{}]}}]", &line[2..]));
     }
 }
@@ -55,10 +101,19 @@ fn each_kind_of_value_gets_a_field_and_its_statement() {
 #[test]
 fn a_proposed_name_is_a_columns_and_the_member_is_read_from_its_own() {
     for (member, field) in [
-        ("userId", Some("- {name: userid, type: nullable(bool), from: \"userId\"}")),
-        ("http.status", Some("- {name: http_status, type: nullable(bool), from: \"http.status\"}")),
+        (
+            "userId",
+            Some("- {name: userid, type: nullable(bool), from: \"userId\"}"),
+        ),
+        (
+            "http.status",
+            Some("- {name: http_status, type: nullable(bool), from: \"http.status\"}"),
+        ),
         ("2nd", Some("- {name: _2nd, type: nullable(bool), from: \"2nd\"}")),
-        ("a\\\"`; DROP", Some("- {name: a____drop, type: nullable(bool), from: \"a\\\"`; DROP\"}")),
+        (
+            "a\\\"`; DROP",
+            Some("- {name: a____drop, type: nullable(bool), from: \"a\\\"`; DROP\"}"),
+        ),
         ("N", None),
         ("tenant", None),
         ("", None),
@@ -76,10 +131,18 @@ fn a_proposed_name_is_a_columns_and_the_member_is_read_from_its_own() {
 fn counts_add_up_over_requests_and_record_boundaries_and_the_latest_time_stays() {
     let (intake, drift) = (loose(), Drift::default());
     send(&intake, &drift, "{\"n\":1,\"a\":1}\n".repeat(60_000), 7);
-    send(&intake, &drift, "{\"n\":999,\"a\":1}\n{\"n\":\"x\"}\n{\"n\":1000}\n[]", 6);
+    send(
+        &intake,
+        &drift,
+        "{\"n\":999,\"a\":1}\n{\"n\":\"x\"}\n{\"n\":1000}\n[]",
+        6,
+    );
     let report = report_of(&intake, &drift);
     let unknown = &report.unknown[0];
-    assert_eq!((unknown.name.as_str(), unknown.count, unknown.last_seen_ms), ("a", 60_001, 7));
+    assert_eq!(
+        (unknown.name.as_str(), unknown.count, unknown.last_seen_ms),
+        ("a", 60_001, 7)
+    );
     let rejected: Vec<_> = report
         .rejected
         .iter()
@@ -87,7 +150,11 @@ fn counts_add_up_over_requests_and_record_boundaries_and_the_latest_time_stays()
         .collect();
     assert_eq!(
         rejected,
-        [("n", "out_of_range", 2, 6), ("", "not_an_object", 1, 6), ("n", "wrong_type", 1, 6)]
+        [
+            ("n", "out_of_range", 2, 6),
+            ("", "not_an_object", 1, 6),
+            ("n", "wrong_type", 1, 6)
+        ]
     );
 }
 
