@@ -29,6 +29,16 @@ pub const MAX_PARTITIONS_PER_REQUEST: usize = 24;
 pub const LATE_EVENT: Duration = Duration::from_secs(3_600);
 /// Most bytes of a client's text quoted back in an error message.
 pub const MAX_QUOTED_BYTES: usize = 120;
+/// Memory of one compiled `pattern`.
+pub const MAX_PATTERN_BYTES: usize = MIB;
+/// Unknown members of a dataset that the drift report names; the rest is counted only.
+pub const MAX_DRIFT_NAMES: usize = 1_000;
+/// Longest name among them: a column's has at most 63 bytes.
+pub const MAX_DRIFT_NAME_BYTES: usize = 64;
+/// Longest name of a unit: UCUM's compounds with their remarks are shorter.
+pub const MAX_UNIT_BYTES: usize = 64;
+/// Units that events name themselves, remembered for each field.
+pub const MAX_UNITS_SEEN: usize = 256;
 
 // ---- the edge ----
 
@@ -67,10 +77,11 @@ pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
 
 /// Body bytes that one normalizer parses at once; over it the edge is answered 429.
 pub const INTAKE_BYTES: usize = 256 * MIB;
-/// Column bytes of one request: arrays of short numbers take many times their text.
-pub const MAX_REQUEST_COLUMN_BYTES: usize = 256 * MIB;
 /// Column bytes waiting for the log writer; over it the edge is answered 429.
 pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
+/// Column bytes of one request, schemas of its records included: a small body may make many times its
+/// size (wide datasets, arrays of short numbers), and what the log's queue never holds would be refused for ever.
+pub const MAX_REQUEST_COLUMN_BYTES: usize = 96 * MIB;
 /// Rows of one record: the row index has 16 bits.
 pub const MAX_RECORD_ROWS: usize = 65_536;
 /// Bytes of one record: Kafka's default message limit is 1 MiB, headers included.
@@ -165,7 +176,9 @@ const _: () = {
     assert!(MAX_BODY_BYTES <= EDGE_TENANT_BODY_BYTES);
     assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
     assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
-    assert!(MAX_BODY_BYTES < MAX_REQUEST_COLUMN_BYTES && MAX_REQUEST_COLUMN_BYTES <= INTAKE_BYTES);
+    assert!(MAX_BODY_BYTES <= MAX_REQUEST_COLUMN_BYTES);
+    // Built in a group that is nearly full, it still fits the log's queue.
+    assert!(MAX_REQUEST_COLUMN_BYTES + GROUP_COMMIT_BYTES + TARGET_RECORD_BYTES <= LOG_QUEUE_BYTES);
     assert!(MAX_RECORD_BYTES * 4 <= GROUP_COMMIT_BYTES);
     assert!(GROUP_COMMIT_BYTES + MAX_RECORD_BYTES <= SEGMENT_BYTES);
     assert!(MAX_RECORD_ROWS <= MAX_BLOCK_ROWS);

@@ -46,6 +46,10 @@ names! {
         Events = "sluice_events_total", "Events by stage and outcome.";
         /// `stage` edge (decompressed bodies), log (frames), sink (blocks sent).
         Bytes = "sluice_bytes_total", "Bytes by stage.";
+        /// `dataset`, `field`.
+        UnitConversions = "sluice_unit_conversions_total", "Values converted from one unit into another.";
+        /// `dataset`.
+        DroppedFields = "sluice_dropped_fields_total", "Members of taken events that the dataset does not know and drops.";
         /// `dataset`.
         LateEvents = "sluice_late_events_total", "Events taken within their age bounds, but more than an hour old.";
         /// `route`, `code`.

@@ -6,7 +6,7 @@ use crate::pipeline::target;
 use clap::Args;
 use serde_json::json;
 use sluice_common::clock::{SharedClock, SystemClock};
-use sluice_common::config::Loaded;
+use sluice_common::config::{Loaded, tables};
 use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
 use sluice_normalizer::start::compile;
@@ -81,10 +81,10 @@ impl CheckArgs {
 
     async fn look(&self, loaded: &Loaded, findings: &mut Vec<Finding>) {
         match compile(loaded) {
-            Ok(schemas) => findings.push(finding(
+            Ok(datasets) => findings.push(finding(
                 Level::Good,
                 "config",
-                format!("valid; {} datasets", schemas.len()),
+                format!("valid; {datasets} datasets"),
             )),
             Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
         }
@@ -191,8 +191,8 @@ fn dedup_fits(loaded: &Loaded, findings: &mut Vec<Finding>) {
 fn print_ddl(loaded: &Loaded) -> Result<Exit, Failure> {
     let database = &loaded.config.clickhouse.database;
     println!("{};\n", ddl::database(database));
-    for dataset in &loaded.config.datasets {
-        println!("{};\n", ddl::table(dataset, database));
+    for plan in tables(&loaded.config.datasets) {
+        println!("{};\n", ddl::table(&plan, database));
     }
     println!("{};", ddl::dead_letters(database));
     println!("{};", ddl::ledger(database));

@@ -11,4 +11,5 @@ pub mod output;
 pub mod pipeline;
 pub mod remote;
 pub mod sample;
+pub mod schema;
 pub mod up;

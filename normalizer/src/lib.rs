@@ -5,6 +5,7 @@
 //! reads them in order, [`dedup`] decides which are repeats, [`progress`] declares a range, has the
 //! sink-writer write it, and commits it when it is proven. [`start`] puts it all together.
 
+pub mod admin;
 pub mod append;
 pub mod dedup;
 pub mod intake;

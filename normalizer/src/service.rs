@@ -1,12 +1,13 @@
 //! The intake service: what the edge calls. Admit, parse, append, answer.
 
 use crate::append::{Appender, NotAppended};
-use crate::intake::{Intake, Parsed};
+use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
 use http::StatusCode;
 use sluice_common::clock::SharedClock;
 use sluice_common::error::Problem;
+use sluice_common::ids::Name;
 use sluice_common::limits::INTAKE_BYTES;
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Metrics};
@@ -22,7 +23,8 @@ use tracing::Instrument as _;
 
 /// Bodies up to this size are parsed on the spot; larger ones give their worker thread away first.
 const SMALL_BODY_BYTES: usize = 32 * 1024;
-/// What parsing holds besides the body: columns and tape, of the order of the body each.
+/// What parsing holds at first: the body, and columns of its size. Columns that outgrow it are charged
+/// as they are made.
 const PARSE_FACTOR: usize = 2;
 /// What the edge is told to wait where the log is full.
 const FULL_RETRY: Duration = Duration::from_millis(250);
@@ -30,6 +32,7 @@ const FULL_RETRY: Duration = Duration::from_millis(250);
 /// The intake half of a normalizer.
 pub struct IntakeService {
     pub intake: Intake,
+    pub drift: Drift,
     pub appender: Appender,
     pub log: Arc<EmbeddedLog>,
     pub key_cap: KeyCap,
@@ -53,6 +56,12 @@ impl IntakeService {
             let service = Arc::clone(&self);
             async move { Ok::<_, Infallible>(service.handle(request).await) }
         }))
+    }
+
+    /// What events had and their datasets have not.
+    #[must_use]
+    pub fn drift_report(&self, database: &Name) -> DriftReport {
+        self.drift.report(self.intake.schemas(), database)
     }
 
     async fn handle(&self, mut request: IntakeRequest) -> IntakeReply {
@@ -86,25 +95,26 @@ impl IntakeService {
                 FULL_RETRY,
             );
         }
-        let Some(_permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
-            return self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
+        let full = || self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
+        let Some(mut permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
+            return full();
         };
-        let parsed = match self.parse(&request) {
+        let parsed = match self.parse(&request, &mut |more| permit.try_grow(more)) {
             Ok(parsed) => parsed,
-            Err(problem) => return IntakeReply::Refused(problem),
+            Err(NotParsed::Full) => return full(),
+            Err(NotParsed::Refused(problem)) => return IntakeReply::Refused(problem),
         };
         let Parsed {
             pending,
             answer,
+            dropped_members,
+            conversions,
+            observed,
             late_events,
-            ..
         } = parsed;
-        // Columns may be many times their text, which was charged twice over before.
-        let columns: usize = pending.iter().map(|one| one.bytes).sum();
-        let more = columns.saturating_sub(request.body.len() * (PARSE_FACTOR - 1));
-        let Some(_more) = self.budget.try_take(more) else {
-            return self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
-        };
+        if let Some(schema) = self.intake.schema(&request.dataset, &request.tenant) {
+            self.drift.add(schema, observed, self.clock.now_ms());
+        }
         if let Err(wait_ms) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())
@@ -119,6 +129,7 @@ impl IntakeService {
             Ok(()) => {
                 self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
+                self.count_fields(&request.dataset, dropped_members, &conversions);
                 self.count_late(&request.dataset, late_events);
                 IntakeReply::Rows(answer)
             }
@@ -148,12 +159,16 @@ impl IntakeService {
         IntakeReply::Refused(problem)
     }
 
-    fn parse(&self, request: &IntakeRequest) -> Result<Parsed, Problem> {
+    fn parse(
+        &self,
+        request: &IntakeRequest,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Parsed, NotParsed> {
         let now = self.clock.now_ms();
         if request.body.len() <= SMALL_BODY_BYTES {
-            return self.intake.parse(request, now);
+            return self.intake.parse(request, now, room);
         }
-        tokio::task::block_in_place(|| self.intake.parse(request, now))
+        tokio::task::block_in_place(|| self.intake.parse(request, now, room))
     }
 
     fn busy(&self, place: &str, cause: &str, reason: String, retry_after: Duration) -> IntakeReply {
@@ -174,9 +189,34 @@ impl IntakeService {
         );
     }
 
+    fn count_fields(&self, dataset: &str, dropped: u64, conversions: &[(Name, u64)]) {
+        if dropped > 0 {
+            self.metrics
+                .add(Counter::DroppedFields, dropped, &[("dataset", dataset)]);
+        }
+        for (field, count) in conversions {
+            let labels = [("dataset", dataset), ("field", field.as_str())];
+            self.metrics.add(Counter::UnitConversions, *count, &labels);
+        }
+    }
+
     fn count_late(&self, dataset: &str, events: u64) {
         self.metrics
             .add(Counter::LateEvents, events, &[("dataset", dataset)]);
+    }
+
+    /// Zeros of what the schemas may count.
+    fn show_fields(&self) {
+        for schema in self.intake.schemas() {
+            let dataset = schema.name().as_str();
+            self.count_late(dataset, 0);
+            self.metrics
+                .add(Counter::DroppedFields, 0, &[("dataset", dataset)]);
+            for field in schema.fields_with_units() {
+                let labels = [("dataset", dataset), ("field", field.as_str())];
+                self.metrics.add(Counter::UnitConversions, 0, &labels);
+            }
+        }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges")]
@@ -184,9 +224,7 @@ impl IntakeService {
         let metrics = &self.metrics;
         self.count("accepted", 0);
         self.count("rejected", 0);
-        for dataset in self.intake.datasets() {
-            self.count_late(dataset, 0);
-        }
+        self.show_fields();
         for (place, reason) in [
             ("log", "log_full"),
             ("log", "queue"),

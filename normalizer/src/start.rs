@@ -1,9 +1,10 @@
 //! Putting a normalizer together: lock and recover the log, find the progress, open the dedup state,
 //! start the appender and the pump.
 
+use crate::admin;
 use crate::append::Appender;
 use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
-use crate::intake::{Intake, Schema};
+use crate::intake::{Drift, Intake};
 use crate::key_cap::KeyCap;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::progress::Progress;
@@ -40,6 +41,8 @@ pub struct Environment {
 pub struct Running {
     pub intake: Seam<IntakeRequest>,
     pub ready: Readiness,
+    /// Control routes of the normalizer.
+    pub control: axum::Router,
     /// Ends with the stop, or with the reason why the partition cannot go on.
     pub pump: JoinHandle<Result<(), PumpError>>,
     log: Arc<EmbeddedLog>,
@@ -123,6 +126,7 @@ impl Running {
         let (appender, builder) = Appender::start(Arc::clone(&log), &metrics);
         let service = Arc::new(IntakeService {
             intake,
+            drift: Drift::default(),
             appender,
             log: Arc::clone(&log),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
@@ -143,6 +147,7 @@ impl Running {
         let pump = Pump::new(parts, &loaded.config).run();
         let pump = tokio::spawn(watched(pump, builder));
         Self {
+            control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone()),
             intake: service.seam(),
             ready: readiness(Arc::clone(&log)),
             pump,
@@ -173,24 +178,14 @@ async fn watched(
     pump.await
 }
 
-/// Compiles all datasets; also what `ingestctl check` asks.
+/// Compiles all datasets and says how many there are; what `ingestctl check` asks.
 ///
 /// # Errors
 /// [`ConfigError`] with every problem and its line.
-pub fn compile(loaded: &Loaded) -> Result<Vec<Schema>, ConfigError> {
-    let compiled = loaded.config.datasets.iter().map(Schema::compile);
-    let (mut schemas, mut problems) = (Vec::new(), Vec::new());
-    for one in compiled {
-        match one {
-            Ok(schema) => schemas.push(schema),
-            Err(found) => problems.extend(found),
-        }
-    }
-    if problems.is_empty() {
-        Ok(schemas)
-    } else {
-        Err(loaded.source.refuse(&problems))
-    }
+pub fn compile(loaded: &Loaded) -> Result<usize, ConfigError> {
+    let intake = Intake::new(&loaded.config.datasets, [0; 32]);
+    let intake = intake.map_err(|problems| loaded.source.refuse(&problems))?;
+    Ok(intake.schemas().count())
 }
 
 fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {

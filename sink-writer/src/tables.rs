@@ -7,7 +7,7 @@ use crate::place::Placement;
 use parking_lot::Mutex;
 use serde_json::Value;
 use sluice_common::books::LEDGER;
-use sluice_common::config::Dataset;
+use sluice_common::config::{Dataset, tables};
 use sluice_common::ids::Name;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -106,7 +106,8 @@ impl Tables {
             ddl::dead_letters(database),
             ddl::ledger(database),
         ];
-        statements.extend(self.datasets.iter().map(|dataset| ddl::table(dataset, database)));
+        let plans = tables(&self.datasets);
+        statements.extend(plans.iter().map(|plan| ddl::table(plan, database)));
         for sql in statements {
             self.client.command(&sql, deadline).await?;
         }

@@ -7,7 +7,7 @@ pub mod payload;
 pub mod service;
 pub mod wait;
 
-pub use client::Client;
+pub use client::{Answer, Client};
 pub use deployment::{Deployment, Part, Shape};
 pub use wait::eventually;
 

@@ -6,10 +6,12 @@
 pub mod field_type;
 pub mod load;
 pub mod not_yet;
+pub mod overrides;
 pub mod partition;
 mod place;
 pub mod quantity;
 mod read;
+pub mod table;
 pub mod text;
 mod tree;
 mod type_text;
@@ -18,9 +20,12 @@ pub mod zone;
 
 pub use field_type::{EnumValues, FieldType, Kind};
 pub use load::{ConfigError, Loaded, Problem};
+pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
+pub use table::{TablePlan, tables};
 pub use text::Text;
+pub use validate::OWN_COLUMNS;
 pub use zone::Zone;
 
 use crate::ids::{Name, TenantId};
@@ -287,6 +292,9 @@ pub struct Dataset {
     pub ttl: Option<Period>,
     #[serde(default)]
     pub batch: Batch,
+    /// What is different for some tenants.
+    #[serde(default)]
+    pub overrides: Vec<Override>,
 }
 
 impl Dataset {
@@ -303,7 +311,18 @@ impl Dataset {
         }
     }
 
-    /// The target table.
+    /// The columns of the table's primary key.
+    #[must_use]
+    pub fn sorting(&self) -> Vec<Name> {
+        if !self.order_by.is_empty() {
+            return self.order_by.clone();
+        }
+        let tenant = Name::new("tenant").ok();
+        let time = self.time.as_ref().map(|time| time.field.clone());
+        tenant.into_iter().chain(time).collect()
+    }
+
+    /// The target table; other datasets may have the same.
     #[must_use]
     pub fn table(&self) -> &Name {
         self.table.as_ref().unwrap_or(&self.name)
@@ -328,13 +347,41 @@ pub struct Field {
     pub epoch: Option<EpochUnit>,
     /// Zone of a time sent as text without an offset: without it such text is rejected.
     pub timezone: Option<Zone>,
+    /// Least value, in the column's unit; for numbers and times.
+    pub min: Option<serde_json::Value>,
+    /// Largest value, in the column's unit.
+    pub max: Option<serde_json::Value>,
+    /// Least length: bytes of a string, entries of a map.
+    pub min_length: Option<Count>,
+    /// Largest length.
+    pub max_length: Option<Count>,
+    /// Regular expression that a string must match somewhere.
+    pub pattern: Option<String>,
+    /// The values that are allowed, as the column holds them.
+    pub values: Option<Vec<serde_json::Value>>,
+    /// Required where another field has one of these values.
+    pub required_if: Option<RequiredIf>,
 }
 
-/// A conversion, by UCUM names.
+/// When a field is required because of another.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequiredIf {
+    /// The other field.
+    pub field: Name,
+    /// Its values, as its column holds them.
+    pub is: Vec<serde_json::Value>,
+}
+
+/// A conversion, by UCUM names. One of `from` and `unit_from` must be given.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unit {
-    pub from: String,
+    /// The unit of what is sent; beside `unit_from`, of events that name none.
+    pub from: Option<String>,
+    /// The member of the event, a string, that names the unit.
+    pub unit_from: Option<String>,
+    /// The unit of the column.
     pub to: String,
 }
 

@@ -1,6 +1,7 @@
 //! What a parsed config may still get wrong. Every problem is found, not only the first.
 
-use super::{Config, Dataset, Field, Kind, UnknownFields};
+use super::overrides;
+use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields};
 use crate::ids::Name;
 use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
 use std::collections::HashSet;
@@ -25,6 +26,7 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
             found.push(format!("datasets: {} is defined twice", dataset.name));
         }
         check_dataset(dataset, &mut found);
+        overrides::problems(config, dataset, &mut found);
     }
     tables(config, &mut found);
     found
@@ -103,7 +105,6 @@ fn tenants(config: &Config, found: &mut Vec<String>) {
 }
 
 fn tables(config: &Config, found: &mut Vec<String>) {
-    let mut tables = HashSet::new();
     for dataset in &config.datasets {
         if OWN_TABLES.contains(&dataset.table().as_str()) {
             found.push(format!(
@@ -112,17 +113,12 @@ fn tables(config: &Config, found: &mut Vec<String>) {
                 dataset.table()
             ));
         }
-        if !tables.insert(dataset.table().clone()) {
-            found.push(format!(
-                "datasets: {}: table {} has another dataset: several datasets to one table are not there yet",
-                dataset.name,
-                dataset.table()
-            ));
-        }
     }
+    let plans = super::tables(&config.datasets);
+    found.extend(plans.iter().flat_map(TablePlan::problems));
 }
 
-fn check_dataset(dataset: &Dataset, found: &mut Vec<String>) {
+pub(super) fn check_dataset(dataset: &Dataset, found: &mut Vec<String>) {
     let name = &dataset.name;
     let mut add = |text: String| found.push(format!("datasets: {name}: {text}"));
     if dataset.fields.is_empty() || dataset.fields.len() > MAX_FIELDS {

@@ -12,9 +12,9 @@
 use super::arrow::fixed_bytes;
 use super::column::Column;
 use super::convert::{self, Cell};
+use super::entries::{keep_last, name_at};
 use super::fault::{Fault, RowFault};
 use super::json;
-use super::row::{keep_last, name_at};
 use super::schema::{Default as FieldDefault, FieldPlan};
 use simd_json::Node;
 use sluice_common::config::Kind;

@@ -7,40 +7,44 @@ use super::identity::{RecordTemplate, RowHasher};
 use super::json::Parser;
 use super::row::RowWriter;
 use super::schema::Schema;
-use super::{Intake, Parsed, Pending};
+use super::{Intake, NotParsed, Parsed, Pending};
 use arrow_array::RecordBatch;
 use http::StatusCode;
 use simd_json::Node;
 use sluice_common::error::Problem;
 use sluice_common::limits::{
     MAX_EVENT_BYTES, MAX_EVENTS_PER_REQUEST, MAX_PARTITIONS_PER_REQUEST, MAX_QUOTED_BYTES, MAX_RECORD_ROWS,
-    MAX_REQUEST_COLUMN_BYTES, MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
+    MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
 };
 use sluice_common::record::RequestSpan;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
 use std::sync::Arc;
+
+/// Asked for bytes of columns beyond the body's; says whether they are there.
+type Room<'r> = &'r mut dyn FnMut(usize) -> bool;
 
 /// Parses a request with a parser of its own.
 pub(super) fn parse(
     intake: &Intake,
     request: &IntakeRequest,
     now_ms: u64,
-    parser: &mut Parser,
-) -> Result<Parsed, Problem> {
+    (parser, room): (&mut Parser, Room<'_>),
+) -> Result<Parsed, NotParsed> {
     let schema = intake
-        .schema(&request.dataset)
+        .schema(&request.dataset, &request.tenant)
         .ok_or_else(|| unknown_dataset(&request.dataset))?;
     if request.body.is_empty() {
         return Err(refusal(
             "empty_body",
             "the body is empty; send at least one event".to_owned(),
-        ));
+        )
+        .into());
     }
     let events = Events::new(&request.body, request.format);
     if events.shape() == Shape::Single && !events.begins_object() {
-        return Err(scalar(&request.body, parser));
+        return Err(scalar(&request.body, parser).into());
     }
-    let mut run = Run::new(intake, schema, request, now_ms);
+    let mut run = Run::new(intake, schema, request, (now_ms, room));
     let shape = events.shape();
     for event in events {
         let event = event.map_err(|broken| malformed(broken.at))?;
@@ -93,7 +97,7 @@ fn unknown_dataset(name: &str) -> Problem {
 }
 
 /// A request on its way.
-struct Run<'s> {
+struct Run<'s, 'r> {
     schema: &'s Arc<Schema>,
     template: Arc<RecordTemplate>,
     writer: RowWriter<'s>,
@@ -104,11 +108,14 @@ struct Run<'s> {
     answer: RowsAnswer,
     /// Events seen, rejected ones included.
     events: usize,
-    /// Bytes of the columns of all rows.
-    column_bytes: usize,
     /// Events taken that came late.
     late: u64,
     partitions: Partitions,
+    room: Room<'r>,
+    /// Column bytes of the pendings.
+    columns: usize,
+    /// Column bytes that are paid for.
+    charged: usize,
 }
 
 /// Rows of the next pending.
@@ -139,8 +146,13 @@ impl Open {
     }
 }
 
-impl<'s> Run<'s> {
-    fn new(intake: &Intake, schema: &'s Arc<Schema>, request: &IntakeRequest, now_ms: u64) -> Self {
+impl<'s, 'r> Run<'s, 'r> {
+    fn new(
+        intake: &Intake,
+        schema: &'s Arc<Schema>,
+        request: &IntakeRequest,
+        (now_ms, room): (u64, Room<'r>),
+    ) -> Self {
         let key = request.idempotency_key.as_deref();
         let identity = schema.identity(key.is_some());
         let template = schema.template(&request.tenant, identity, &intake.secret);
@@ -162,19 +174,22 @@ impl<'s> Run<'s> {
             pending: Vec::new(),
             answer: RowsAnswer::default(),
             events: 0,
-            column_bytes: 0,
             late: 0,
             partitions: Partitions::default(),
+            room,
+            columns: 0,
+            charged: request.body.len(),
         }
     }
 
     /// Takes one event, or rejects it, or refuses the whole request.
-    fn take(&mut self, event: EventText<'_>, shape: Shape, parser: &mut Parser) -> Result<(), Problem> {
+    fn take(&mut self, event: EventText<'_>, shape: Shape, parser: &mut Parser) -> Result<(), NotParsed> {
         if self.events == MAX_EVENTS_PER_REQUEST {
             return Err(too_large(
                 "too_many_events",
                 format!("a request has at most {MAX_EVENTS_PER_REQUEST} events; send several"),
-            ));
+            )
+            .into());
         }
         self.events += 1;
         if event.text.len() > MAX_EVENT_BYTES {
@@ -183,8 +198,8 @@ impl<'s> Run<'s> {
         }
         match parser.parse(event.text, |nodes| self.write(nodes)) {
             Ok(written) => written,
-            Err(Fault::MalformedJson { at }) if shape != Shape::Lines => Err(malformed(event.at + at)),
-            Err(Fault::NotUtf8) if shape != Shape::Lines => Err(malformed(event.at)),
+            Err(Fault::MalformedJson { at }) if shape != Shape::Lines => Err(malformed(event.at + at).into()),
+            Err(Fault::NotUtf8) if shape != Shape::Lines => Err(malformed(event.at).into()),
             Err(fault) => {
                 self.reject(fault.of_row(), &[]);
                 Ok(())
@@ -192,7 +207,7 @@ impl<'s> Run<'s> {
         }
     }
 
-    fn write(&mut self, nodes: &[Node<'_>]) -> Result<(), Problem> {
+    fn write(&mut self, nodes: &[Node<'_>]) -> Result<(), NotParsed> {
         let row = self.open.keys.len();
         match self.writer.write(nodes, &mut self.open.columns) {
             Ok(bytes) if row > 0 && self.is_full(bytes) => {
@@ -200,7 +215,7 @@ impl<'s> Run<'s> {
                 self.close()?;
                 self.write(nodes)
             }
-            Ok(bytes) => self.accept(row, bytes),
+            Ok(bytes) => Ok(self.accept(row, bytes)?),
             Err(fault) => {
                 self.reject(fault, nodes);
                 Ok(())
@@ -223,15 +238,6 @@ impl<'s> Run<'s> {
             .fingerprints
             .extend(self.hasher.fingerprint(self.schema, columns, row));
         self.open.bytes += bytes;
-        self.column_bytes += bytes;
-        if self.column_bytes > MAX_REQUEST_COLUMN_BYTES {
-            return Err(too_large(
-                "columns_too_large",
-                format!(
-                    "the columns of its events are over {MAX_REQUEST_COLUMN_BYTES} bytes; split the request"
-                ),
-            ));
-        }
         self.answer.accepted += 1;
         self.late += u64::from(self.writer.is_late());
         Ok(())
@@ -239,6 +245,7 @@ impl<'s> Run<'s> {
 
     fn reject(&mut self, fault: RowFault, nodes: &[Node<'_>]) {
         self.answer.rejected += 1;
+        self.writer.observed.rejected(&fault);
         if self.answer.errors.len() == MAX_ROW_ERRORS {
             self.answer.errors_omitted += 1;
             return;
@@ -249,8 +256,34 @@ impl<'s> Run<'s> {
             .push(fault.describe(index, &self.schema.fields, nodes));
     }
 
+    /// Pays for the open rows.
+    fn charge(&mut self) -> Result<(), NotParsed> {
+        self.columns += self.open.bytes;
+        let most = self.schema.max_request_bytes;
+        if self.columns > most {
+            let rows = usize::try_from(self.answer.accepted).unwrap_or(usize::MAX).max(1);
+            let fitting = most / (self.columns / rows).max(1);
+            return Err(too_large(
+                "too_many_columns",
+                format!(
+                    "the events of a request take at most {most} bytes as columns, whatever their JSON takes; send \
+                     at most {fitting} such events at once"
+                ),
+            )
+            .into());
+        }
+        if self.columns > self.charged {
+            if !(self.room)(self.columns - self.charged) {
+                return Err(NotParsed::Full);
+            }
+            self.charged = self.columns;
+        }
+        Ok(())
+    }
+
     /// Makes the open rows a pending.
-    fn close(&mut self) -> Result<(), Problem> {
+    fn close(&mut self) -> Result<(), NotParsed> {
+        self.charge()?;
         let open = std::mem::replace(&mut self.open, Open::new(self.schema, &self.template));
         let columns = open
             .columns
@@ -279,7 +312,7 @@ impl<'s> Run<'s> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Parsed, Problem> {
+    fn finish(mut self) -> Result<Parsed, NotParsed> {
         if !self.open.keys.is_empty() {
             self.close()?;
         }
@@ -291,6 +324,8 @@ impl<'s> Run<'s> {
             pending: self.pending,
             answer: self.answer,
             dropped_members: self.writer.dropped,
+            conversions: self.writer.conversions(),
+            observed: self.writer.observed,
             late_events: self.late,
         })
     }

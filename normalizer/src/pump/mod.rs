@@ -134,7 +134,8 @@ impl Pump {
             metrics: metrics.clone(),
             in_trouble,
         };
-        let tables = config.datasets.iter().map(|one| one.table().clone()).collect();
+        let plans = sluice_common::config::tables(&config.datasets);
+        let tables = plans.iter().map(|plan| plan.name.clone()).collect();
         Self {
             log,
             dedup,

@@ -7,4 +7,6 @@ mod dedup_time;
 mod freshness;
 mod in_process;
 mod one_event;
+mod shared_table;
 mod starts;
+mod units;

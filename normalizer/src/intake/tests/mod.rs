@@ -1,13 +1,17 @@
 //! What intake promises, by property.
 
 mod bodies;
+mod checks;
+mod drift;
 mod identities;
 mod model;
+mod overrides;
 mod records;
 mod rows;
 mod types;
+mod units;
 
-use super::{Intake, Parsed, Pending};
+use super::{Intake, NotParsed, Parsed, Pending};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, TimestampMillisecondType};
 use arrow_array::{Array, RecordBatch};
@@ -42,9 +46,13 @@ fn fields(fields: &str) -> Intake {
     intake(&format!("datasets: [{{name: events, fields: [{fields}]}}]"))
 }
 
+fn acme() -> TenantId {
+    TenantId::new("acme").expect("valid")
+}
+
 fn request(format: BodyFormat, body: impl Into<Bytes>) -> IntakeRequest {
     IntakeRequest {
-        tenant: TenantId::new("acme").expect("valid"),
+        tenant: acme(),
         dataset: "events".into(),
         request: RequestId(7),
         idempotency_key: None,
@@ -56,7 +64,15 @@ fn request(format: BodyFormat, body: impl Into<Bytes>) -> IntakeRequest {
 }
 
 fn parse(intake: &Intake, format: BodyFormat, body: impl Into<Bytes>) -> Result<Parsed, Problem> {
-    intake.parse(&request(format, body), NOW_MS)
+    parse_request(intake, &request(format, body))
+}
+
+fn parse_request(intake: &Intake, request: &IntakeRequest) -> Result<Parsed, Problem> {
+    let parsed = intake.parse(request, NOW_MS, &mut |_| true);
+    parsed.map_err(|not| match not {
+        NotParsed::Refused(problem) => problem,
+        NotParsed::Full => panic!("there is room"),
+    })
 }
 
 fn lines(intake: &Intake, body: impl Into<Bytes>) -> Parsed {

@@ -78,7 +78,10 @@ fn sample(intake: &Intake, tenant: &str, first: usize, events: usize) -> Vec<Pen
     let mut request = request(BodyFormat::Ndjson, body);
     request.tenant = TenantId::new(tenant).expect("valid");
     request.request = RequestId(first as u128);
-    intake.parse(&request, NOW_MS).expect("taken").pending
+    intake
+        .parse(&request, NOW_MS, &mut |_| true)
+        .expect("taken")
+        .pending
 }
 
 #[test]
