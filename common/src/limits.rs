@@ -79,8 +79,8 @@ pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
 pub const INTAKE_BYTES: usize = 256 * MIB;
 /// Column bytes waiting for the log writer; over it the edge is answered 429.
 pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
-/// Column bytes of one request, schemas of its records included: a small body may make many times its
-/// size (wide datasets, arrays of short numbers), and what the log's queue never holds would be refused for ever.
+/// Column bytes of one request, schemas of its records included: wide rows and arrays of short numbers
+/// take many times their text, and what the log's queue never holds would be refused for ever.
 pub const MAX_REQUEST_COLUMN_BYTES: usize = 96 * MIB;
 /// Rows of one record: the row index has 16 bits.
 pub const MAX_RECORD_ROWS: usize = 65_536;

@@ -124,10 +124,10 @@ impl Kind {
     /// Whether ClickHouse sorts a table by it: scalars and arrays of them.
     #[must_use]
     pub fn can_sort(&self) -> bool {
-        match self {
-            Self::Array(inner) => inner.kind.can_sort(),
-            other => other.is_scalar(),
+        if let Self::Array(inner) = self {
+            return inner.kind.can_sort();
         }
+        self.is_scalar()
     }
 
     fn depth(&self) -> usize {

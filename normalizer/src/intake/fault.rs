@@ -216,20 +216,10 @@ impl RowFault {
             | Fault::TooShort
             | Fault::TooLong
             | Fault::PatternMismatch
-            | Fault::ValueNotAllowed => check_failed(self.fault, field, &got),
-            Fault::RequiredIf => {
-                let other = field.and_then(|field| field.required_if.as_ref());
-                let other = other.map_or("", |other| other.as_str());
-                format!("the field is required by the value of `{other}` and was not sent; send {expected}")
-            }
-            Fault::UnknownUnit => {
-                let (member, to) = unit_of(field);
-                format!("`{member}` is {got}, expected a UCUM unit that converts into {to}, like \"{to}\"")
-            }
-            Fault::MissingUnit => {
-                let (member, to) = unit_of(field);
-                format!("`{member}` names no unit; send a UCUM unit that converts into {to}, like \"{to}\"")
-            }
+            | Fault::ValueNotAllowed
+            | Fault::RequiredIf
+            | Fault::UnknownUnit
+            | Fault::MissingUnit => demanded(self.fault, field, (&got, &expected)),
             Fault::UnknownField => {
                 "the dataset has no such field and rejects unknown ones; leave it out or correct its name"
                     .to_owned()
@@ -284,6 +274,22 @@ fn expected(field: &FieldPlan) -> String {
         Kind::String | Kind::LowCardinalityString => "a string".to_owned(),
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => "a whole number".to_owned(),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => "a whole number".to_owned(),
+    }
+}
+
+/// Faults against a unit, a check or another field's demand.
+fn demanded(fault: Fault, field: Option<&FieldPlan>, (got, expected): (&str, &str)) -> String {
+    let (member, to) = unit_of(field);
+    if fault == Fault::RequiredIf {
+        let other = field.and_then(|field| field.required_if.as_ref());
+        let other = other.map_or("", |other| other.as_str());
+        format!("the field is required by the value of `{other}` and was not sent; send {expected}")
+    } else if fault == Fault::UnknownUnit {
+        format!("`{member}` is {got}, expected a UCUM unit that converts into {to}, like \"{to}\"")
+    } else if fault == Fault::MissingUnit {
+        format!("`{member}` names no unit; send a UCUM unit that converts into {to}, like \"{to}\"")
+    } else {
+        check_failed(fault, field, got)
     }
 }
 

@@ -264,7 +264,7 @@ impl<'s, 'r> Run<'s, 'r> {
             let rows = usize::try_from(self.answer.accepted).unwrap_or(usize::MAX).max(1);
             let fitting = most / (self.columns / rows).max(1);
             return Err(too_large(
-                "too_many_columns",
+                "columns_too_large",
                 format!(
                     "the events of a request take at most {most} bytes as columns, whatever their JSON takes; send \
                      at most {fitting} such events at once"

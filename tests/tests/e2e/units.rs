@@ -5,8 +5,15 @@ use sluice_tests::{Answer, Deployment, Part, Shape, eventually};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// From, to, whole numbers sent, and what a column of 64 bits must hold.
-const WHOLE: &[(&str, &str, &[(&str, &str)])] = &[
+/// From, to, numbers sent, and what the column must hold.
+type Case = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
+/// Into columns of 64 bits.
+const WHOLE: &[Case] = &[
     (
         "KiBy",
         "By",
@@ -37,7 +44,7 @@ const WHOLE: &[(&str, &str, &[(&str, &str)])] = &[
     ("{requests}/s", "{requests}/h", &[("2", "7200")]),
     ("kW.h", "J", &[("1", "3600000")]),
 ];
-const FLOAT: &[(&str, &str, &[(&str, &str)])] = &[
+const FLOAT: &[Case] = &[
     ("us", "ms", &[("1500", "1.5")]),
     ("%", "1", &[("12.5", "0.125")]),
     ("Cel", "K", &[("0", "273.15")]),

@@ -262,7 +262,7 @@ fn a_small_body_of_wide_rows_is_413_with_a_number_that_fits() {
     let problem = parse(&intake, BodyFormat::Ndjson, "{}\n".repeat(65_536)).expect_err("refused");
     assert_eq!(
         (problem.status().as_u16(), problem.code.as_ref()),
-        (413, "too_many_columns")
+        (413, "columns_too_large")
     );
     let number = problem.detail.split("at most ").nth(2).expect("a number");
     let number: usize = number

@@ -104,6 +104,31 @@ const CASES: &[Case] = &[
         &[r#"{"a":1}"#],
         &[("{}", "too_short"), ("null", "null_not_allowed")],
     ),
+    (
+        "type: \"nullable(decimal(10, 2))\", min: \"1.50\", max: 2",
+        &["\"1.5\"", "2"],
+        &[("\"1.49\"", "below_min"), ("\"2.01\"", "above_max")],
+    ),
+    (
+        "type: nullable(date), min: \"2026-01-01\"",
+        &["\"2026-01-01\""],
+        &[("\"2025-12-31\"", "below_min")],
+    ),
+    (
+        "type: array(string), max_length: 2",
+        &["[]", r#"["a","b"]"#],
+        &[(r#"["a","b","c"]"#, "too_long")],
+    ),
+    (
+        "type: \"map(string, uint8)\", max_length: 1",
+        &["{}", r#"{"a":1,"a":2}"#],
+        &[(r#"{"a":1,"b":2}"#, "too_long")],
+    ),
+    (
+        "type: nullable(uuid), values: [\"00000000-0000-0000-0000-00000000000A\"]",
+        &["\"00000000-0000-0000-0000-00000000000a\""],
+        &[("\"00000000-0000-0000-0000-00000000000b\"", "value_not_allowed")],
+    ),
 ];
 
 #[test]

@@ -181,10 +181,10 @@ fn late_events_are_those_past_an_hour_that_are_taken() {
 }
 
 #[test]
-fn a_request_of_too_many_columns_is_refused_whole() {
+fn a_request_of_columns_too_large_is_refused_whole() {
     let intake = fields("{name: a, type: \"array(decimal(76,0))\"}");
     let event = format!("{{\"a\":[{}]}}\n", vec!["1"; 25_000].join(","));
     let problem = parse(&intake, BodyFormat::Ndjson, event.repeat(400)).expect_err("too many");
-    assert_eq!(problem.code, "too_many_columns");
+    assert_eq!(problem.code, "columns_too_large");
     assert_eq!(lines(&intake, event.repeat(4)).answer.accepted, 4);
 }
