@@ -1,6 +1,8 @@
 //! What all services share. Knows no service.
 
 pub mod admin;
+pub mod books;
+pub mod classify;
 pub mod clock;
 pub mod config;
 pub mod dictionary;

@@ -115,6 +115,12 @@ pub const MAX_RANGE_BYTES: usize = 40 * MIB;
 pub const MAX_RANGE_FRAME_BYTES: usize = 64 * MIB;
 /// Dead letters at which a range closes; one more record may join before.
 pub const MAX_RANGE_LETTERS: usize = MAX_RECORD_ROWS;
+/// Rows of the books of one range: it closes there. Each is a tenant, dataset and minute, about 300
+/// bytes of a call's head.
+pub const MAX_RANGE_ENTRIES: usize = 4_096;
+/// How long a range that sends no rows grows, where its datasets' `batch.max_age` is shorter: nobody
+/// waits for it, and it costs an insert into the books all the same.
+pub const ROWLESS_RANGE_AGE: Duration = Duration::from_secs(2);
 /// Payload bytes of all dead letters of one sub-batch: each may take its share, and is cut there.
 pub const MAX_LETTER_BYTES: usize = 128 * MIB;
 /// The block that is never sent: from here on ClickHouse would cut it in two.
@@ -144,6 +150,10 @@ pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
 pub const SERVER_DEADLINE: Duration = Duration::from_secs(10);
 /// Largest answer read from an inner hop or from ClickHouse.
 pub const MAX_INNER_ANSWER_BYTES: usize = 4 * MIB;
+/// Body of one request to a control route: a list of tenants or a config at most.
+pub const ADMIN_BODY_BYTES: usize = MIB;
+/// How long a control route may take before its caller is told to look again.
+pub const ADMIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Largest config file.
 pub const MAX_CONFIG_BYTES: usize = 4 * MIB;
 

@@ -92,6 +92,7 @@ names! {
         DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
+        LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";
     }

@@ -8,6 +8,7 @@
 use crate::assemble::{self, Column, Refusal};
 use crate::ddl::DEAD_LETTERS;
 use crate::dead_letters::{self, Letter};
+use crate::ledger;
 use crate::place::{self, Placement};
 use crate::tables::{DescribeError, Table};
 use arrow_array::cast::AsArray;
@@ -19,8 +20,9 @@ use arrow_array::{Array, RecordBatch};
 use arrow_ipc::reader::StreamReader;
 use arrow_schema::{DataType, TimeUnit};
 use bytes::{Buf, Bytes};
+use sluice_common::books::{LEDGER, LedgerRow};
 use sluice_common::fates::Fate;
-use sluice_common::ids::{Name, source_o};
+use sluice_common::ids::{LogId, Name, source_o};
 use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
 use sluice_common::record::Record;
 use sluice_common::wire::sink::{RangeRecord, SubKey};
@@ -118,11 +120,21 @@ impl Sums {
     }
 }
 
+/// What a range's sub-batches are built from.
+#[derive(Debug)]
+pub struct Source {
+    pub log: LogId,
+    pub partition: u16,
+    pub records: Vec<RangeRecord>,
+    pub ledger: Vec<LedgerRow>,
+}
+
 /// Builds all sub-batches of a range, ordered by key.
 ///
 /// # Errors
 /// [`BadRange`]: nothing of such a range can be sent.
-pub fn build(partition: u16, records: &[RangeRecord], sights: &Sights) -> Result<Vec<SubBatch>, BadRange> {
+pub fn build(source: &Source, sights: &Sights) -> Result<Vec<SubBatch>, BadRange> {
+    let (partition, records) = (source.partition, &source.records);
     let batches = records
         .iter()
         .map(|one| decode(&one.record))
@@ -150,6 +162,12 @@ pub fn build(partition: u16, records: &[RangeRecord], sights: &Sights) -> Result
         let sums = Sums::of(letters.iter().map(|letter| letter.source_o()));
         subs.push(finish(key, sums, sights, |table| {
             assemble::fit(dead_letters::columns(&letters), table)
+        })?);
+    }
+    for (key, rows) in ledger::by_partition(&source.ledger, sights) {
+        let sums = Sums::of(rows.iter().map(|row| row.source_o));
+        subs.push(finish(key, sums, sights, |table| {
+            assemble::fit(ledger::columns(&rows, source.log, partition), table)
         })?);
     }
     subs.sort_by(|a, b| a.key.cmp(&b.key));
@@ -214,10 +232,7 @@ impl<'a> Routed<'a> {
             }
         }
         for (part, rows) in pieces.into_values() {
-            let key = SubKey {
-                table: record.meta.table.clone(),
-                part,
-            };
+            let key = SubKey::whole(record.meta.table.clone(), part);
             self.groups.entry(key).or_default().push(Piece {
                 record,
                 partition,
@@ -375,7 +390,7 @@ fn encode(key: &SubKey, columns: Vec<Column>, table: &Arc<Table>) -> Result<Cont
 #[must_use]
 pub fn tables_of(records: &[RangeRecord]) -> Vec<Name> {
     let mut tables: Vec<Name> = records.iter().map(|one| one.record.meta.table.clone()).collect();
-    tables.extend(Name::new(DEAD_LETTERS));
+    tables.extend([DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new));
     tables.sort();
     tables.dedup();
     tables

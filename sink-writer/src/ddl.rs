@@ -1,12 +1,12 @@
 //! The statements that create our database and tables. Pure text: `ingestctl check --ddl` prints it.
 
+use sluice_common::books::LEDGER;
 use sluice_common::config::{Dataset, Field, FieldType, Kind, PartitionBy};
 use sluice_common::ids::Name;
 use sluice_common::limits::TOKEN_WINDOW_BLOCKS;
 use std::fmt::Write;
 
-/// The table of dead letters.
-pub const DEAD_LETTERS: &str = "dead_letters";
+pub use sluice_common::books::DEAD_LETTERS;
 
 /// `CREATE DATABASE`.
 #[must_use]
@@ -56,6 +56,35 @@ pub fn dead_letters(database: &Name) -> String {
     .map(str::to_owned);
     let sql = create(database, DEAD_LETTERS, &columns);
     sql + "\nPARTITION BY toYYYYMM(`ingested_at`)\nORDER BY (`tenant`, `dataset`, `ingested_at`)"
+        + &settings()
+}
+
+/// How `ledger` is partitioned.
+#[must_use]
+pub fn ledger_partition() -> PartitionBy {
+    Name::new("minute").map_or(PartitionBy::None, PartitionBy::Month)
+}
+
+/// `CREATE TABLE` of the books (R20). Rows are counts of one minute, so a year of them is small.
+#[must_use]
+pub fn ledger(database: &Name) -> String {
+    let mut columns = vec![
+        "`tenant` LowCardinality(String)".to_owned(),
+        "`dataset` LowCardinality(String)".to_owned(),
+        "`minute` DateTime('UTC') CODEC(Delta, ZSTD(1))".to_owned(),
+        "`entry` LowCardinality(String)".to_owned(),
+    ];
+    let counts = [
+        "received",
+        "stored",
+        "duplicate",
+        "dead_lettered",
+        "rejected",
+        "parked",
+    ];
+    columns.extend(counts.map(|name| format!("`{name}` Int64 CODEC(T64, ZSTD(1))")));
+    let sql = create(database, LEDGER, &columns);
+    sql + "\nPARTITION BY toYYYYMM(`minute`)\nORDER BY (`tenant`, `dataset`, `minute`)\nTTL `minute` + toIntervalDay(400)"
         + &settings()
 }
 

@@ -84,10 +84,7 @@ pub(crate) fn by_partition<'a>(letters: &[Letter<'a>], sights: &Sights) -> BTree
             .as_ref()
             .map_or_else(|| ALL.to_owned(), |placement| placement.id(seconds));
         groups
-            .entry(SubKey {
-                table: table.clone(),
-                part,
-            })
+            .entry(SubKey::whole(table.clone(), part))
             .or_default()
             .push(*letter);
     }

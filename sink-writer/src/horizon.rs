@@ -4,6 +4,7 @@ use crate::client::{Client, ServerError};
 use crate::ddl::DEAD_LETTERS;
 use crate::tables::{DescribeError, Tables};
 use serde_json::Value;
+use sluice_common::books::LEDGER;
 use sluice_common::ids::Name;
 use sluice_common::wire::sink::Horizon;
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 pub async fn ask(client: &Client, tables: &Tables, horizon: &Horizon) -> Result<Vec<(Name, u64)>, String> {
     let deadline = Instant::now() + horizon.timeout;
     let mut found = Vec::new();
-    for name in &with_dead_letters(&horizon.tables) {
+    for name in &with_our_own(&horizon.tables) {
         let table = match tables.get(name, deadline).await {
             Ok(table) => table,
             Err(DescribeError::Missing(_)) => continue,
@@ -35,9 +36,10 @@ pub async fn ask(client: &Client, tables: &Tables, horizon: &Horizon) -> Result<
     Ok(found)
 }
 
-/// Every partition also writes our own table.
-fn with_dead_letters(tables: &[Name]) -> Vec<Name> {
-    tables.iter().cloned().chain(Name::new(DEAD_LETTERS)).collect()
+/// Every partition also writes our own tables.
+fn with_our_own(tables: &[Name]) -> Vec<Name> {
+    let own = [DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new);
+    tables.iter().cloned().chain(own).collect()
 }
 
 async fn highest(

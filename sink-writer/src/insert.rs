@@ -12,7 +12,7 @@ use crate::client::{InsertRequest, seconds_left};
 use bytes::Bytes;
 use sluice_common::ids::{LogId, Name};
 use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
-use sluice_common::wire::sink::{Range, SubKey};
+use sluice_common::wire::sink::{Piece, Range, SubKey};
 use tokio::time::Instant;
 
 /// Room beyond the statement that ClickHouse may parse: the body is never taken for SQL.
@@ -29,10 +29,14 @@ pub struct Origin {
 impl Origin {
     fn path(&self, sub: &SubKey) -> String {
         let Range { a, b } = self.range;
-        format!(
+        let path = format!(
             "{}/{}/{a}-{b}/{}/{}",
             self.log, self.partition, sub.table, sub.part
-        )
+        );
+        match sub.piece {
+            Piece::Whole => path,
+            Piece::Entry(entry) => format!("{path}/{}", entry.label()),
+        }
     }
 
     /// `insert_deduplication_token`.

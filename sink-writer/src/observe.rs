@@ -2,9 +2,9 @@
 //! it alone knows which attempt was the last.
 
 use crate::admit::Budget;
-use crate::classify::{Class, classify};
 use crate::client::ServerError;
 use crate::verify::Found;
+use sluice_common::classify::{Class, classify};
 use sluice_common::limits::SINK_CALL_BYTES;
 use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
 use std::time::Duration;

@@ -5,6 +5,7 @@ use crate::client::{Client, ServerError};
 use crate::ddl::DEAD_LETTERS;
 use crate::tables::{self, DescribeError};
 use serde_json::Value;
+use sluice_common::books::LEDGER;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Dataset;
 use sluice_common::ids::Name;
@@ -54,7 +55,7 @@ pub(crate) async fn describe_all(
 ) -> ServerReport {
     let server = facts(client, clock, deadline).await;
     let mut names: Vec<Name> = datasets.iter().map(|dataset| dataset.table().clone()).collect();
-    names.extend(Name::new(DEAD_LETTERS));
+    names.extend([DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new));
     let mut tables = Vec::with_capacity(names.len());
     for table in names {
         let dataset = datasets.iter().find(|dataset| *dataset.table() == table);

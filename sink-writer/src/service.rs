@@ -2,7 +2,7 @@
 //! retries nothing (R13).
 
 use crate::admit::{Budget, RETRY_AFTER_MS};
-use crate::block::{self, Sight, Sights, SubBatch};
+use crate::block::{self, Sight, Sights, Source, SubBatch};
 use crate::client::{Client, ServerError, Target};
 use crate::insert::Origin;
 use crate::observe::Observer;
@@ -115,8 +115,13 @@ impl SinkWriter {
             return SinkReply::Failed { reason };
         }
         let sights = self.sights(&call, deadline).await;
-        let (partition, records) = (call.partition, call.records);
-        let built = tokio::task::spawn_blocking(move || block::build(partition, &records, &sights)).await;
+        let source = Source {
+            log: call.log,
+            partition: call.partition,
+            records: call.records,
+            ledger: call.ledger,
+        };
+        let built = tokio::task::spawn_blocking(move || block::build(&source, &sights)).await;
         let subs = match built {
             Ok(Ok(subs)) => subs,
             Ok(Err(bad)) => {
@@ -137,7 +142,7 @@ impl SinkWriter {
             observer: self.observer.clone(),
             origin: Origin {
                 log: call.log,
-                partition,
+                partition: call.partition,
                 range: call.range,
             },
             steps: call.steps,

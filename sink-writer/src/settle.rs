@@ -1,13 +1,13 @@
 //! One sub-batch's steps, from what the pump asked to one verdict (R13, R14).
 
 use crate::block::{Content, SubBatch};
-use crate::classify::{QUERY_WITH_SAME_ID_IS_RUNNING, classify, is_stale_description};
 use crate::client::{Client, ServerError};
 use crate::insert::{self, Origin};
 use crate::observe::Observer;
 use crate::tables::{DescribeError, Table, Tables};
 use crate::verify::{Found, verify};
 use bytes::Bytes;
+use sluice_common::classify::{Class, QUERY_WITH_SAME_ID_IS_RUNNING, classify, is_stale_description};
 use sluice_common::wire::sink::{Steps, SubReport, Verdict};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -26,7 +26,11 @@ pub struct Settler {
 /// What became of the insert itself.
 enum Sent {
     Clean,
-    Refused { code: u32, message: String },
+    Refused {
+        code: u32,
+        message: String,
+        class: Class,
+    },
     Uncertain(String),
 }
 
@@ -56,6 +60,8 @@ impl Settler {
                 let refused = Sent::Refused {
                     code: refusal.code,
                     message: refusal.message.clone(),
+                    // The table takes none of these rows, whichever they are.
+                    class: Class::Alarm,
                 };
                 self.tables.forget(&sub.key.table);
                 self.unsent(sub, table, refused).await
@@ -63,6 +69,7 @@ impl Settler {
             Content::Hidden(DescribeError::Missing(table)) => Verdict::Refused {
                 code: UNKNOWN_TABLE,
                 message: DescribeError::Missing(table.clone()).to_string(),
+                class: Class::Alarm,
             },
             Content::Hidden(DescribeError::Server(error)) => Verdict::Unknown {
                 reason: format!("table {} cannot be described: {error}", sub.key.table),
@@ -104,7 +111,11 @@ impl Settler {
             Ok(()) => Sent::Clean,
             Err(ServerError::Definite { code, message }) => {
                 self.note_error(sub, code, &message);
-                Sent::Refused { code, message }
+                Sent::Refused {
+                    code,
+                    message,
+                    class: classify(code),
+                }
             }
             Err(ServerError::Uncertain(reason)) => Sent::Uncertain(reason),
         };
@@ -135,14 +146,14 @@ impl Settler {
                 },
             },
             // refused → refused, only where none there is verified
-            Sent::Refused { code, message } => {
+            Sent::Refused { code, message, class } => {
                 if !self.steps.verify_after || !table.verifiable {
                     return Verdict::Unknown {
                         reason: format!("code {code}: {message}"),
                     };
                 }
                 match self.verify(sub, table).await {
-                    Found::None => Verdict::Refused { code, message },
+                    Found::None => Verdict::Refused { code, message, class },
                     found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => settled(found),
                 }
             }
@@ -163,7 +174,9 @@ impl Settler {
             Found::None
         };
         match (found, refused) {
-            (Found::None, Sent::Refused { code, message }) => Verdict::Refused { code, message },
+            (Found::None, Sent::Refused { code, message, class }) => {
+                Verdict::Refused { code, message, class }
+            }
             (found, _) => settled(found),
         }
     }

@@ -6,6 +6,7 @@ use crate::ddl::{self, DEAD_LETTERS};
 use crate::place::Placement;
 use parking_lot::Mutex;
 use serde_json::Value;
+use sluice_common::books::LEDGER;
 use sluice_common::config::Dataset;
 use sluice_common::ids::Name;
 use std::collections::{BTreeSet, HashMap};
@@ -77,15 +78,19 @@ impl Tables {
                 Placement::configured(&dataset.partition_by),
             )
         };
-        let letters = Name::new(DEAD_LETTERS)
+        let own = [
+            (DEAD_LETTERS, ddl::dead_letters_partition()),
+            (LEDGER, ddl::ledger_partition()),
+        ];
+        let own = own
             .into_iter()
-            .zip([Placement::configured(&ddl::dead_letters_partition())]);
+            .filter_map(|(name, by)| Some((Name::new(name).ok()?, Placement::configured(&by))));
         Self {
             client,
             datasets: datasets.into(),
             made: AtomicBool::new(false),
             known: Mutex::default(),
-            placements: Mutex::new(datasets.iter().map(configured).chain(letters).collect()),
+            placements: Mutex::new(datasets.iter().map(configured).chain(own).collect()),
             warned: Mutex::default(),
         }
     }
@@ -96,7 +101,11 @@ impl Tables {
     /// The server's.
     pub async fn create_missing(&self, deadline: Instant) -> Result<(), ServerError> {
         let database = self.client.database();
-        let mut statements = vec![ddl::database(database), ddl::dead_letters(database)];
+        let mut statements = vec![
+            ddl::database(database),
+            ddl::dead_letters(database),
+            ddl::ledger(database),
+        ];
         statements.extend(self.datasets.iter().map(|dataset| ddl::table(dataset, database)));
         for sql in statements {
             self.client.command(&sql, deadline).await?;

@@ -5,7 +5,7 @@ use crate::client::{Client, ServerError};
 use crate::insert::Origin;
 use crate::tables::Table;
 use serde_json::Value;
-use sluice_common::wire::sink::SubKey;
+use sluice_common::wire::sink::{Piece, SubKey};
 use tokio::time::Instant;
 
 /// What verification found.
@@ -60,9 +60,13 @@ pub async fn verify(
 fn statement(client: &Client, origin: Origin, sub: &SubKey) -> String {
     // Offsets have at most 48 bits, and partition ids only what `place` writes: digits or `all`.
     let (from, to) = (origin.range.a << 16, origin.range.b << 16);
+    let piece = match sub.piece {
+        Piece::Whole => String::new(),
+        Piece::Entry(entry) => format!(" AND entry = '{}'", entry.label()),
+    };
     format!(
         "SELECT toString(serverUUID()), count(), sum(_src_o), sum(_src_o * _src_o) FROM `{}`.`{}` \
-         WHERE _src_l = {} AND _src_p = {} AND _src_o >= {from} AND _src_o < {to} AND _partition_id = '{}' \
+         WHERE _src_l = {} AND _src_p = {} AND _src_o >= {from} AND _src_o < {to} AND _partition_id = '{}'{piece} \
          SETTINGS select_sequential_consistency = 1",
         client.database(),
         sub.table,
@@ -98,10 +102,7 @@ mod tests {
     use sluice_common::ids::Name;
 
     fn sub() -> SubBatch {
-        let key = SubKey {
-            table: Name::new("t").expect("valid"),
-            part: "all".into(),
-        };
+        let key = SubKey::whole(Name::new("t").expect("valid"), "all");
         let content = Content::Hidden(DescribeError::Missing(String::new()));
         SubBatch {
             key,

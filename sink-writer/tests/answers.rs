@@ -235,10 +235,7 @@ async fn a_clean_first_attempt_is_done_and_framed_by_its_length() {
 async fn all_attempts_carry_the_same_token_and_query_id_until_the_generation_is_bumped() {
     let (writer, fake) = Fake::start(TOO_MANY_PARTS, There::Nothing).await;
     let task = |generation| {
-        let sub = SubKey {
-            table: name("events"),
-            part: "all".into(),
-        };
+        let sub = SubKey::whole(name("events"), "all");
         Some(vec![SubTask { sub, generation }])
     };
     for tasks in [None, task(0), task(1)] {
@@ -452,10 +449,7 @@ async fn rows_that_were_dropped_or_conflict_are_not_sent_to_their_table() {
 #[tokio::test]
 async fn a_task_for_rows_that_are_not_in_the_range_is_reported_as_unknown() {
     let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
-    let sub = SubKey {
-        table: name("events"),
-        part: "20261121".into(),
-    };
+    let sub = SubKey::whole(name("events"), "20261121");
     let tasks = Some(vec![SubTask {
         sub: sub.clone(),
         generation: 0,
@@ -488,6 +482,8 @@ async fn the_horizon_tells_the_highest_row_past_an_offset() {
         timeout: Duration::from_secs(5),
     };
     let answer = writer.oneshot(SinkRequest::Horizon(asked)).await;
-    let found = vec![(name("events"), 99), (name("dead_letters"), 99)];
+    let found = ["events", "dead_letters", "ledger"]
+        .map(|table| (name(table), 99))
+        .to_vec();
     assert_eq!(answer, Ok(SinkReply::Horizon(found)));
 }

@@ -8,11 +8,13 @@ use arrow_array::{
     ArrayRef, DictionaryArray, Int64Array, StringArray, TimestampMillisecondArray, UInt16Array, UInt32Array,
 };
 use ingestctl::clickhouse::{ClickHouse, Options};
+use sluice_common::books::{Entry, LedgerRow};
 use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::{Dataset, PartitionBy};
 use sluice_common::fates::Fate;
+use sluice_common::ids::TenantId;
 use sluice_common::wire::sink::{
-    Horizon, RangeRecord, SinkReply, SinkRequest, Steps, SubReport, SubTask, Verdict,
+    Horizon, RangeRecord, SinkCall, SinkReply, SinkRequest, Steps, SubReport, SubTask, Verdict,
 };
 use sluice_sink_writer::SinkWriter;
 use sluice_sink_writer::report::TableState;
@@ -119,6 +121,34 @@ async fn a_range_is_split_by_table_and_partition_written_once_and_proven() {
     let report = engine.writer.describe_all(&clock, Duration::from_secs(5)).await;
     let good = |one: &sluice_sink_writer::report::TableReport| matches!(one.state, TableState::Good);
     assert!(report.tables.iter().all(good), "{:?}", report.tables);
+}
+
+/// Corrections may have the provenance of the range's own row; each kind is a sub-batch of its own.
+#[tokio::test]
+async fn rows_of_the_books_are_written_once_a_kind_and_proven() {
+    let engine = Engine::start(&[lasting()]).await;
+    let tenant = TenantId::new("acme").expect("valid");
+    let row = |entry, received, stored, parked| LedgerRow {
+        received,
+        stored,
+        parked,
+        ..LedgerRow::new(entry, tenant.clone(), name("events"), APPEND_MS, 10 << 16)
+    };
+    let ledger = vec![row(Entry::Range, 4, 4, 0), row(Entry::Parked, 0, -4, 4)];
+    for steps in [Steps::FIRST, Steps::AGAIN, VERIFY_ONLY] {
+        let asked = SinkCall {
+            ledger: ledger.clone(),
+            ..call((10, 12), steps, None, Vec::new())
+        };
+        let reports = write(&engine.writer, asked).await;
+        assert_eq!(reports.len(), 2, "{reports:?}");
+        assert!(
+            reports.iter().all(|one| one.verdict == Verdict::Done),
+            "{reports:?}"
+        );
+    }
+    let books = "SELECT tenant, sum(received), sum(stored), sum(parked), count() FROM s.ledger GROUP BY tenant FORMAT TSV";
+    assert_eq!(engine.ask(books).await, "acme\t4\t0\t4\t2");
 }
 
 /// As after a crash of the server between its dedup record and the part: the token is there, the rows are not.
@@ -249,7 +279,7 @@ async fn a_table_that_changes_is_refused_where_it_cannot_hold_the_rows_and_adapt
         .await;
     let narrow = engine.write((1, 2), Steps::AGAIN, records(1)).await;
     assert!(
-        matches!(&narrow[0].verdict, Verdict::Refused { code: 53, message } if message.contains("status")),
+        matches!(&narrow[0].verdict, Verdict::Refused { code: 53, message, .. } if message.contains("status")),
         "{narrow:?}"
     );
 

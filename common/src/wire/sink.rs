@@ -2,6 +2,8 @@
 //! deadline, and ends in one verdict a sub-batch (R13).
 
 use super::transport::{Answer, BadMessage, Call, Failure};
+use crate::books::{Entry, LedgerRow};
+use crate::classify::Class;
 use crate::fates::Fates;
 use crate::ids::{LogId, Name, Offset};
 use crate::limits::SINK_CALL_BYTES;
@@ -19,12 +21,43 @@ pub struct Range {
     pub b: Offset,
 }
 
-/// One sub-batch of a range: the rows of one table's ClickHouse partition.
+/// Which rows of a range's share in one ClickHouse partition.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Piece {
+    /// All of them.
+    #[default]
+    Whole,
+    /// Rows of the books, of one kind.
+    Entry(Entry),
+}
+
+impl Piece {
+    fn is_whole(&self) -> bool {
+        *self == Self::Whole
+    }
+}
+
+/// One sub-batch of a range: rows of one table's ClickHouse partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SubKey {
     pub table: Name,
     /// ClickHouse's `_partition_id`; `all` for a table without partitions.
     pub part: String,
+    #[serde(default, skip_serializing_if = "Piece::is_whole")]
+    pub piece: Piece,
+}
+
+impl SubKey {
+    /// All rows of one table's partition.
+    #[must_use]
+    pub fn whole(table: Name, part: impl Into<String>) -> Self {
+        Self {
+            table,
+            part: part.into(),
+            piece: Piece::Whole,
+        }
+    }
 }
 
 /// A sub-batch to work on, and the generation of its token (R14).
@@ -83,6 +116,8 @@ pub struct SinkCall {
     /// `None`: all sub-batches of the range, at generation 0.
     pub tasks: Option<Vec<SubTask>>,
     pub records: Vec<RangeRecord>,
+    /// Rows of the books that go out with the range (R20).
+    pub ledger: Vec<LedgerRow>,
     pub trace: TraceContext,
 }
 
@@ -99,7 +134,13 @@ pub enum Verdict {
     /// Verified: some rows are there, some are not.
     Between { found: u64 },
     /// The server, or the sink-writer before it, refused the rows, and none are there.
-    Refused { code: u32, message: String },
+    Refused {
+        code: u32,
+        message: String,
+        /// Whether rows, server or table are at fault. Only the sink-writer knows: what it refuses
+        /// itself is the table's fault under any code.
+        class: Class,
+    },
     /// Nothing can be said.
     Unknown { reason: String },
 }
@@ -178,6 +219,7 @@ enum Head {
         steps: Steps,
         tasks: Option<Vec<SubTask>>,
         fates: Vec<Fates>,
+        ledger: Vec<LedgerRow>,
     },
     Horizon(Horizon),
 }
@@ -238,6 +280,7 @@ impl Call for SinkRequest {
                 steps,
                 tasks,
                 fates,
+                ledger,
             } => {
                 let mut records = Vec::with_capacity(fates.len());
                 for fates in fates {
@@ -257,6 +300,7 @@ impl Call for SinkRequest {
                     steps,
                     tasks,
                     records,
+                    ledger,
                     trace,
                 }))
             }
@@ -273,6 +317,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
         steps,
         tasks,
         records,
+        ledger,
         ..
     } = call;
     let (records, fates) = records.into_iter().map(|one| (one.record, one.fates)).unzip();
@@ -285,6 +330,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
             steps,
             tasks,
             fates,
+            ledger,
         },
         records,
     )

@@ -204,10 +204,7 @@ mod tests {
     use sluice_common::wire::sink::{Range, SubKey, SubTask};
 
     fn state(committed: u64) -> Progress {
-        let sub = SubKey {
-            table: Name::new("events").expect("valid"),
-            part: "20261121".into(),
-        };
+        let sub = SubKey::whole(Name::new("events").expect("valid"), "20261121");
         let intent = Intent {
             range: Range {
                 a: committed,

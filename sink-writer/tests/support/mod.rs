@@ -138,6 +138,7 @@ pub fn call(
         steps,
         tasks,
         records,
+        ledger: Vec::new(),
         trace: TraceContext::default(),
     }
 }

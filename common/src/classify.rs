@@ -1,7 +1,9 @@
 //! What a ClickHouse error code calls for (R15), as one pure function.
 
+use serde::{Deserialize, Serialize};
+
 /// What to do about a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Class {
     /// The rows are at fault: find them by halving, and set them aside.
     Quarantine,

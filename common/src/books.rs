@@ -1,0 +1,113 @@
+//! The books (R20): what became of the events of one tenant, dataset and minute.
+//!
+//! `received = stored + duplicate + dead_lettered + rejected + parked` holds within the rows of any
+//! whole set of ranges. A range's own row is a function of its records, and goes out with them; what
+//! only ClickHouse's answers tell (refused rows, a table set aside) follows as a correction, whose
+//! numbers sum to zero against the outcome that the range's row had claimed.
+
+use crate::ids::{Name, TenantId};
+use serde::{Deserialize, Serialize};
+
+/// The table of the books.
+pub const LEDGER: &str = "ledger";
+/// The table of dead letters.
+pub const DEAD_LETTERS: &str = "dead_letters";
+/// Length of the intervals that are counted apart.
+pub const MINUTE_MS: u64 = 60_000;
+
+/// What a row of the books stands for. Each kind has its own space of provenance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    /// A range, as its records and dedup's decisions have it: what is kept counts as stored.
+    Range,
+    /// Rows that ClickHouse refused: stored → dead-lettered.
+    Quarantined,
+    /// Rows set aside because their table is broken: stored → parked.
+    Parked,
+    /// Rows that were set aside and are settled: parked → stored or dead-lettered.
+    Unparked,
+    /// A dead letter that was stored after all: dead-lettered → stored.
+    Retried,
+}
+
+impl Entry {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Range,
+        Self::Quarantined,
+        Self::Parked,
+        Self::Unparked,
+        Self::Retried,
+    ];
+
+    /// The value of the column `entry`.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Range => "range",
+            Self::Quarantined => "quarantined",
+            Self::Parked => "parked",
+            Self::Unparked => "unparked",
+            Self::Retried => "retried",
+        }
+    }
+}
+
+/// One row of the table `ledger`. Counts are of events and may be negative in corrections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerRow {
+    pub entry: Entry,
+    pub tenant: TenantId,
+    pub dataset: Name,
+    /// Begin of the minute in which the events were appended, in seconds since 1970.
+    pub minute_s: u64,
+    /// Provenance: that of the first event that is counted. A record without rows counts as its first.
+    pub source_o: u64,
+    pub received: i64,
+    pub stored: i64,
+    pub duplicate: i64,
+    pub dead_lettered: i64,
+    pub rejected: i64,
+    pub parked: i64,
+}
+
+impl LedgerRow {
+    /// A row without counts. `append_ms` is the append time of its events.
+    #[must_use]
+    pub fn new(entry: Entry, tenant: TenantId, dataset: Name, append_ms: u64, source_o: u64) -> Self {
+        Self {
+            entry,
+            tenant,
+            dataset,
+            minute_s: append_ms / MINUTE_MS * (MINUTE_MS / 1_000),
+            source_o,
+            received: 0,
+            stored: 0,
+            duplicate: 0,
+            dead_lettered: 0,
+            rejected: 0,
+            parked: 0,
+        }
+    }
+
+    /// Received minus all outcomes; parked counts as one.
+    #[must_use]
+    pub fn imbalance(&self) -> i64 {
+        self.received - self.stored - self.duplicate - self.dead_lettered - self.rejected - self.parked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_belongs_to_the_minute_of_its_append() {
+        let tenant = TenantId::new("acme").expect("valid");
+        let dataset = Name::new("events").expect("valid");
+        let row = LedgerRow::new(Entry::Range, tenant, dataset, 1_795_231_859_999, 7);
+        assert_eq!(row.minute_s, 1_795_231_800);
+        assert_eq!(row.imbalance(), 0);
+    }
+}

@@ -1,0 +1,74 @@
+//! Rows of the books as sub-batches of their range (R20): the pump counts, the sink-writer writes.
+
+use crate::assemble::{Column, runs, stamps};
+use crate::block::{Sights, placement_of};
+use crate::place::ALL;
+use arrow_array::{ArrayRef, Int64Array, TimestampSecondArray};
+use sluice_common::books::{LEDGER, LedgerRow};
+use sluice_common::ids::{LogId, Name};
+use sluice_common::wire::sink::{Piece, SubKey};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Splits rows by the partition of `ledger` that they fall into, and by kind.
+pub(crate) fn by_partition<'a>(
+    rows: &'a [LedgerRow],
+    sights: &Sights,
+) -> BTreeMap<SubKey, Vec<&'a LedgerRow>> {
+    let mut groups: BTreeMap<SubKey, Vec<&LedgerRow>> = BTreeMap::new();
+    let Ok(table) = Name::new(LEDGER) else {
+        return groups;
+    };
+    let placement = placement_of(&table, sights);
+    for row in rows {
+        let key = SubKey {
+            table: table.clone(),
+            part: placement
+                .as_ref()
+                .map_or_else(|| ALL.to_owned(), |placement| placement.id(seconds(row))),
+            piece: Piece::Entry(row.entry),
+        };
+        groups.entry(key).or_default().push(row);
+    }
+    groups
+}
+
+/// The columns of some rows.
+pub(crate) fn columns(rows: &[&LedgerRow], log: LogId, partition: u16) -> Vec<Column> {
+    let text = |name: &str, of: fn(&LedgerRow) -> &str| Column {
+        name: name.into(),
+        array: runs(rows.iter().map(|row| (of(row), 1))),
+    };
+    let count = |name: &str, of: fn(&LedgerRow) -> i64| Column {
+        name: name.into(),
+        array: Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| of(row)))),
+    };
+    let minutes = TimestampSecondArray::from_iter_values(rows.iter().map(|row| seconds(row)));
+    let minutes: ArrayRef = Arc::new(minutes.with_timezone("UTC"));
+    let mut columns = vec![
+        text("tenant", |row| row.tenant.as_str()),
+        text("dataset", |row| row.dataset.as_str()),
+        Column {
+            name: "minute".into(),
+            array: minutes,
+        },
+        text("entry", |row| row.entry.label()),
+        count("received", |row| row.received),
+        count("stored", |row| row.stored),
+        count("duplicate", |row| row.duplicate),
+        count("dead_lettered", |row| row.dead_lettered),
+        count("rejected", |row| row.rejected),
+        count("parked", |row| row.parked),
+    ];
+    let times = rows
+        .iter()
+        .map(|row| seconds(row).saturating_mul(1_000))
+        .collect();
+    let sources = rows.iter().map(|row| row.source_o).collect();
+    columns.extend(stamps(times, log, partition, sources));
+    columns
+}
+
+fn seconds(row: &LedgerRow) -> i64 {
+    i64::try_from(row.minute_s).unwrap_or(i64::MAX)
+}
