@@ -45,6 +45,7 @@ mod column;
 mod convert;
 pub mod encode;
 mod fault;
+mod hashed;
 pub mod identity;
 mod json;
 mod literal;
