@@ -121,13 +121,13 @@ impl Kind {
         self.is_scalar()
     }
 
-    /// Whether ClickHouse sorts a table by it: scalars and arrays of them.
+    /// Whether ClickHouse sorts a table by it: not by JSON, and not where a null lies within.
     #[must_use]
     pub fn can_sort(&self) -> bool {
-        if let Self::Array(inner) = self {
-            return inner.kind.can_sort();
+        match self.inner() {
+            Some(inner) => !inner.nullable && inner.kind.can_sort(),
+            None => *self != Self::Json,
         }
-        self.is_scalar()
     }
 
     fn depth(&self) -> usize {

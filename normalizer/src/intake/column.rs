@@ -2,8 +2,8 @@
 
 use super::arrow::{arrow_type, time_unit};
 use super::convert::Cell;
-use super::hashed::{hashed_address, hashed_decimal, hashed_float, hashed_whole};
-use super::strings::{Maps, Texts, as_i32, hashed_bytes};
+use super::hashed::{hashed_address, hashed_bytes, hashed_decimal, hashed_float, hashed_whole};
+use super::strings::{Maps, Texts, as_i32};
 use arrow_array::builder::BooleanBufferBuilder;
 use arrow_array::types::{
     Date32Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,

@@ -1,7 +1,15 @@
-//! Values in the form in which they are hashed (frozen: see [`super::identity`]).
+//! Values in the form that is hashed, each behind its tag: [`super::identity`] says what is frozen.
 
+use super::strings::as_i32;
 use arrow_buffer::i256;
 use std::net::{IpAddr, Ipv6Addr};
+
+/// A string.
+pub fn hashed_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(1);
+    out.extend_from_slice(&as_i32(bytes.len()).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
 
 /// A whole number of any width.
 pub fn hashed_whole(value: i128, out: &mut Vec<u8>) {
@@ -16,7 +24,7 @@ pub fn hashed_float(value: f64, out: &mut Vec<u8>) {
     out.extend_from_slice(&(value + 0.0).to_bits().to_le_bytes());
 }
 
-/// Without its last zeros, so that more digits behind the point make no other number.
+/// A decimal without its last zeros, so that more digits behind the point make no other number.
 pub fn hashed_decimal(mut value: i256, mut scale: u8, out: &mut Vec<u8>) {
     let ten = i256::from_i128(10);
     while scale > 0 && value.wrapping_rem(ten) == i256::ZERO {

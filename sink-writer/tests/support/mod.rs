@@ -3,6 +3,7 @@
 use arrow_array::builder::{MapBuilder, StringBuilder};
 use arrow_array::{Array, ArrayRef, RecordBatch, StringArray, TimestampMillisecondArray, UInt16Array};
 use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{DataType, Field};
 use bytes::Bytes;
 use sluice_common::config::{Dataset, Loaded};
 use sluice_common::fates::{Fate, Fates};
@@ -50,7 +51,9 @@ pub type Columns = Vec<(&'static str, ArrayRef)>;
 pub fn rows(times: &[i64]) -> Columns {
     let ids = StringArray::from_iter_values((0..times.len()).map(|n| format!("id-{n}")));
     let services = StringArray::from_iter_values(times.iter().map(|_| "api"));
-    let mut attributes = MapBuilder::new(None, StringBuilder::new(), StringBuilder::new());
+    let value = Field::new("values", DataType::Utf8, false);
+    let mut attributes =
+        MapBuilder::new(None, StringBuilder::new(), StringBuilder::new()).with_values_field(value);
     for n in 0..times.len() {
         attributes.keys().append_value("n");
         attributes.values().append_value(n.to_string());
