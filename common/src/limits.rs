@@ -73,6 +73,11 @@ pub const MAX_RECORD_BYTES: usize = 900 * KIB;
 /// Column bytes (before compression) at which a request's rows are cut into records; half of the
 /// record limit leaves room for columns that do not compress and for keys.
 pub const TARGET_RECORD_BYTES: usize = 448 * KIB;
+/// Longest copy of a rejected row (`keep_rejected`): enough to see what is wrong with it.
+pub const MAX_REJECTED_COPY_BYTES: usize = 16 * KIB;
+/// Requests of one tenant a second of which every row was rejected and that still leave a mark in the
+/// log for the books: 56 bytes each, and about 400 where a mark is alone in its record.
+pub const REJECT_MARKS_PER_SECOND: u64 = 1_000;
 /// Bytes written by one group commit before its fsync.
 pub const GROUP_COMMIT_BYTES: usize = 8 * MIB;
 /// One segment file of the embedded log.

@@ -199,7 +199,7 @@ fn print_ddl(loaded: &Loaded) -> ExitCode {
     for dataset in &loaded.config.datasets {
         println!("{};\n", ddl::table(dataset, database));
     }
-    println!("{};", ddl::dead_letters(database));
+    println!("{};", ddl::dead_letters(database, loaded.config.dead_letters.ttl));
     println!("{};", ddl::ledger(database));
     ExitCode::SUCCESS
 }

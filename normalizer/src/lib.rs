@@ -14,3 +14,4 @@ pub mod progress;
 pub mod pump;
 pub mod service;
 pub mod start;
+mod tenant_rate;

@@ -4,10 +4,11 @@ use crate::append::{Appender, NotAppended};
 use crate::intake::{Intake, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
+use crate::tenant_rate::TenantRate;
 use http::StatusCode;
 use sluice_common::clock::SharedClock;
 use sluice_common::error::Problem;
-use sluice_common::limits::INTAKE_BYTES;
+use sluice_common::limits::{INTAKE_BYTES, REJECT_MARKS_PER_SECOND};
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Metrics};
 use sluice_common::telemetry;
@@ -33,9 +34,19 @@ pub struct IntakeService {
     pub appender: Appender,
     pub log: Arc<EmbeddedLog>,
     pub key_cap: KeyCap,
+    pub marks: RejectMarks,
     pub budget: ByteBudget,
     pub metrics: Metrics,
     pub clock: SharedClock,
+}
+
+/// How many marks of requests rejected whole a tenant may leave in the log (R20).
+pub struct RejectMarks(TenantRate);
+
+impl Default for RejectMarks {
+    fn default() -> Self {
+        Self(TenantRate::new(REJECT_MARKS_PER_SECOND))
+    }
 }
 
 impl IntakeService {
@@ -93,12 +104,29 @@ impl IntakeService {
             Ok(parsed) => parsed,
             Err(problem) => return IntakeReply::Refused(problem),
         };
-        let Parsed { pending, answer, .. } = parsed;
+        let Parsed {
+            mut pending,
+            mark,
+            copies_dropped,
+            answer,
+            ..
+        } = parsed;
         if let Err(wait_ms) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())
         {
             return self.over_cap(wait_ms);
+        }
+        for (reason, rows) in copies_dropped {
+            self.metrics
+                .add(Counter::DeadLettersDropped, rows, &[("reason", reason)]);
+        }
+        if let Some(mark) = mark {
+            if self.marks.0.take(&request.tenant, 1, self.clock.now_ms()) {
+                pending.push(mark);
+            } else {
+                self.metrics.add(Counter::Unbooked, answer.rejected, &[]);
+            }
         }
         if pending.is_empty() {
             self.count("rejected", answer.rejected);
@@ -167,6 +195,10 @@ impl IntakeService {
         let metrics = &self.metrics;
         self.count("accepted", 0);
         self.count("rejected", 0);
+        self.metrics.add(Counter::Unbooked, 0, &[]);
+        for reason in ["budget", "request"] {
+            metrics.add(Counter::DeadLettersDropped, 0, &[("reason", reason)]);
+        }
         for (place, reason) in [
             ("log", "log_full"),
             ("log", "queue"),

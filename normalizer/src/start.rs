@@ -9,7 +9,7 @@ use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
 use crate::pump::{Parts, Pump, PumpError};
-use crate::service::IntakeService;
+use crate::service::{IntakeService, RejectMarks};
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Loaded;
@@ -100,7 +100,9 @@ impl Running {
             store.state().committed,
             dedup.sealed().min(store.state().committed),
         );
-        let intake = Intake::new(&loaded.config.datasets, log.hash_secret()).map_err(StartError::Schema)?;
+        let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
+            .map_err(StartError::Schema)?
+            .with_copy_budget(loaded.config.dead_letters.bytes_per_second.0);
         Ok(Self::assemble(loaded, environment, (log, store, dedup), intake))
     }
 
@@ -125,6 +127,7 @@ impl Running {
             appender,
             log: Arc::clone(&log),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
+            marks: RejectMarks::default(),
             budget: IntakeService::budget(&metrics),
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),

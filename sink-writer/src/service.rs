@@ -47,7 +47,7 @@ impl SinkWriter {
     #[must_use]
     pub fn new(target: &Target, datasets: &[Dataset], metrics: &Metrics) -> Self {
         let client = Client::new(target);
-        let tables = Arc::new(Tables::new(client.clone(), datasets));
+        let tables = Arc::new(Tables::new(client.clone(), datasets, target.letters_ttl));
         let budget = Budget::default();
         Self {
             client,

@@ -159,7 +159,6 @@ mod tests {
         for (yaml, key) in [
             ("edge: {tls: {cert: a, key: b}}", "edge.tls"),
             ("log: {kind: kafka}", "log.kind"),
-            ("dead_letters: {ttl: 30d}", "dead_letters"),
             ("tenants_file: t.yaml", "tenants_file"),
             (
                 "tenants: [{id: a, keys: [], quota: {events_per_second: 5}}]",

@@ -1,6 +1,7 @@
 //! What intake promises, by property.
 
 mod bodies;
+mod copies;
 mod identities;
 mod model;
 mod records;
