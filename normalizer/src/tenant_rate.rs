@@ -82,13 +82,19 @@ mod tests {
     #[test]
     fn a_tenant_takes_its_rate_on_average_and_hurts_no_other() {
         let rate = TenantRate::new(100);
-        let (a, b) = (TenantId::new("a").expect("valid"), TenantId::new("b").expect("valid"));
+        let (a, b) = (
+            TenantId::new("a").expect("valid"),
+            TenantId::new("b").expect("valid"),
+        );
         assert!(rate.take(&a, 250, 1_000), "one taking may go into debt");
         assert!(!rate.take(&a, 1, 1_000));
         assert!(rate.take(&b, 1, 1_000));
         assert!(!rate.take(&a, 1, 2_500), "the debt is paid first");
         assert!(rate.take(&a, 1, 2_510));
-        assert!(!TenantRate::new(0).take(&a, 1, 5_000), "nothing a second is nothing");
+        assert!(
+            !TenantRate::new(0).take(&a, 1, 5_000),
+            "nothing a second is nothing"
+        );
     }
 
     #[test]

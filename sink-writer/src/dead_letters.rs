@@ -62,7 +62,9 @@ impl<'a> Letter<'a> {
     /// The copy of a row that intake rejected: the record says all of it.
     pub fn rejected(record: &'a Record, partition: u16, batch: &'a RecordBatch, row: u32) -> Self {
         let text = |name: &str| {
-            let column = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
+            let column = batch
+                .column_by_name(name)
+                .and_then(|column| column.as_string_opt::<i32>());
             column.map_or("", |column| column.value(row as usize))
         };
         let index = batch.column_by_name("event_index");
@@ -169,7 +171,9 @@ pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
         texts("request_id", letters.iter().map(Letter::request_id)),
         Column {
             name: "event_index".into(),
-            array: Arc::new(UInt32Array::from_iter(letters.iter().map(|letter| letter.event_index))),
+            array: Arc::new(UInt32Array::from_iter(
+                letters.iter().map(|letter| letter.event_index),
+            )),
         },
         payloads(letters),
     ];

@@ -288,8 +288,7 @@ impl Dedup {
             Holds::RejectedCopies => 0,
         };
         self.rotate(place.offset, now_ms, keys as usize)?;
-        self.active
-            .take(place.offset, now_ms, &record.meta.tenant, keys);
+        self.active.take(place.offset, now_ms, &record.meta.tenant, keys);
         self.now_ms = now_ms;
         self.next = Some(place.offset + 1);
         self.widest_ms = self.widest_ms.max(record.meta.window_ms);

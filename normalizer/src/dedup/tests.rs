@@ -172,17 +172,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let window = prop_oneof![Just(WINDOW), Just(300), Just(1)];
     let holds = prop_oneof![9 => Just(Holds::Events), 1 => Just(Holds::RejectedCopies)];
     let rows = prop::collection::vec((0..24u8, 0..3u32), 0..5);
-    let append =
-        (after, back, identity, window, holds, rows).prop_map(|(after_ms, back_ms, identity, window_ms, holds, rows)| {
-            Step::Append {
-                after_ms,
-                back_ms,
-                identity,
-                window_ms,
-                holds,
-                rows,
-            }
-        });
+    let append = (after, back, identity, window, holds, rows).prop_map(
+        |(after_ms, back_ms, identity, window_ms, holds, rows)| Step::Append {
+            after_ms,
+            back_ms,
+            identity,
+            window_ms,
+            holds,
+            rows,
+        },
+    );
     let step = prop_oneof![
         12 => append,
         3 => (0..3u64).prop_map(Step::Commit),

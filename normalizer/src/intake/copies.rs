@@ -47,12 +47,7 @@ pub(super) struct Copies<'s> {
 }
 
 impl<'s> Copies<'s> {
-    pub fn new(
-        intake: &'s Intake,
-        schema: &'s Schema,
-        request: &'s IntakeRequest,
-        now_ms: UnixMs,
-    ) -> Self {
+    pub fn new(intake: &'s Intake, schema: &'s Schema, request: &'s IntakeRequest, now_ms: UnixMs) -> Self {
         Self {
             intake,
             schema,
@@ -146,6 +141,8 @@ mod tests {
         let cut = payload(long.as_bytes());
         assert!(cut.len() <= MAX_REJECTED_COPY_BYTES && cut.ends_with("ü… (cut)"));
         let cut = payload(&vec![0xFF; MAX_REJECTED_COPY_BYTES]);
-        assert!(cut.len() <= MAX_REJECTED_COPY_BYTES && cut.starts_with("base64:") && cut.ends_with(CUT_MARK));
+        assert!(
+            cut.len() <= MAX_REJECTED_COPY_BYTES && cut.starts_with("base64:") && cut.ends_with(CUT_MARK)
+        );
     }
 }

@@ -55,11 +55,11 @@ pub use encode::{EncodeError, build_records};
 pub use identity::RecordTemplate;
 pub use schema::Schema;
 
+use crate::tenant_rate::TenantRate;
 use arrow_array::RecordBatch;
 use hashbrown::HashMap;
 use json::Parser;
 use parking_lot::Mutex;
-use crate::tenant_rate::TenantRate;
 use sluice_common::config::{self, Dataset};
 use sluice_common::error::Problem;
 use sluice_common::record::RequestSpan;

@@ -322,8 +322,7 @@ impl<'s> Run<'s> {
         let mut copies_dropped = [("budget", 0), ("request", 0)];
         if let Some(copies) = self.copies {
             (copies_dropped[0].1, copies_dropped[1].1) = (copies.over_budget, copies.over_request);
-            self.pending
-                .extend(copies.finish(span).map_err(contradiction)?);
+            self.pending.extend(copies.finish(span).map_err(contradiction)?);
         }
         Ok(Parsed {
             pending: self.pending,

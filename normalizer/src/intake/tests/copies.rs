@@ -5,7 +5,10 @@ use crate::intake::build_records;
 use sluice_common::record::{Holds, RecordMeta};
 
 fn keeping(bytes_per_second: u64) -> Intake {
-    let yaml = DEFAULT_YAML.replace("    table: events\n", "    table: events\n    keep_rejected: true\n");
+    let yaml = DEFAULT_YAML.replace(
+        "    table: events\n",
+        "    table: events\n    keep_rejected: true\n",
+    );
     assert!(yaml.contains("keep_rejected"));
     intake(&yaml).with_copy_budget(bytes_per_second)
 }
@@ -29,7 +32,10 @@ fn a_rejected_row_is_kept_as_sent_with_what_the_client_was_told() {
     assert_eq!(kept[1][3].as_deref(), Some("\u{7}nonsense"));
     let built = build_records(parsed.pending.clone()).expect("records");
     let meta: RecordMeta = serde_json::from_slice(&built[1].0.meta).expect("meta");
-    assert_eq!((meta.holds, meta.table.as_str(), meta.dataset.as_str()), (Holds::RejectedCopies, "dead_letters", "events"));
+    assert_eq!(
+        (meta.holds, meta.table.as_str(), meta.dataset.as_str()),
+        (Holds::RejectedCopies, "dead_letters", "events")
+    );
 }
 
 #[test]
@@ -45,7 +51,10 @@ fn copies_over_the_budget_of_a_tenant_are_counted_and_not_kept() {
     assert_eq!(mark.span.rejected, 200);
     let mut other = request(BodyFormat::Ndjson, body);
     other.tenant = TenantId::new("beta").expect("valid");
-    assert!(!intake.parse(&other, NOW_MS).expect("parsed").pending.is_empty(), "its own budget");
+    assert!(
+        !intake.parse(&other, NOW_MS).expect("parsed").pending.is_empty(),
+        "its own budget"
+    );
 }
 
 #[test]

@@ -98,12 +98,28 @@ fn a_request_rejected_whole_leaves_a_mark_that_joins_the_rows_of_others() {
     let intake = default_intake();
     let marks: Vec<_> = (0..3).flat_map(|n| sample(&intake, "acme", n, 0)).collect();
     let alone = build(&marks);
-    assert_eq!((alone.len(), alone[0].0.rows(), alone[0].0.spans.len()), (1, 0, 3));
+    assert_eq!(
+        (alone.len(), alone[0].0.rows(), alone[0].0.spans.len()),
+        (1, 0, 3)
+    );
     assert!(alone[0].0.frame_bytes() < 500, "{}", alone[0].0.frame_bytes());
-    let group = [marks, sample(&intake, "acme", 9, 4), sample(&intake, "beta", 10, 0)].concat();
+    let group = [
+        marks,
+        sample(&intake, "acme", 9, 4),
+        sample(&intake, "beta", 10, 0),
+    ]
+    .concat();
     let built = build(&group);
     assert_eq!(built.iter().map(|one| one.0.rows()).collect::<Vec<_>>(), [4, 0]);
-    assert_eq!(built[0].0.spans.iter().map(|span| span.rejected).collect::<Vec<_>>(), [2, 2, 2, 0]);
+    assert_eq!(
+        built[0]
+            .0
+            .spans
+            .iter()
+            .map(|span| span.rejected)
+            .collect::<Vec<_>>(),
+        [2, 2, 2, 0]
+    );
 }
 
 #[test]
