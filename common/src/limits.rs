@@ -118,6 +118,10 @@ pub const MAX_RANGE_LETTERS: usize = MAX_RECORD_ROWS;
 /// Rows of the books of one range: it closes there. Each is a tenant, dataset and minute, about 300
 /// bytes of a call's head.
 pub const MAX_RANGE_ENTRIES: usize = 4_096;
+/// Lines of the books that one question gets: about 150 bytes each.
+pub const MAX_BOOKS_LINES: usize = 10_000;
+/// Frames of the log that are read to say what is in flight.
+pub const BOOKS_READ_BYTES: usize = 256 * MIB;
 /// How long a range that sends no rows grows, where its datasets' `batch.max_age` is shorter: nobody
 /// waits for it, and it costs an insert into the books all the same.
 pub const ROWLESS_RANGE_AGE: Duration = Duration::from_secs(2);

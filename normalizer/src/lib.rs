@@ -9,6 +9,7 @@ pub mod append;
 pub mod dedup;
 pub mod intake;
 pub mod key_cap;
+mod ledger;
 pub mod log;
 pub mod progress;
 pub mod pump;

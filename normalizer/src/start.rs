@@ -5,11 +5,13 @@ use crate::append::Appender;
 use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
 use crate::intake::{Intake, Schema};
 use crate::key_cap::KeyCap;
+use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
 use crate::pump::{Parts, Pump, PumpError};
 use crate::service::{IntakeService, RejectMarks};
+use axum::Router;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::{ConfigError, Loaded};
@@ -23,6 +25,7 @@ use sluice_common::wire::transport::Seam;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// What a normalizer is given besides its config.
@@ -40,6 +43,8 @@ pub struct Environment {
 pub struct Running {
     pub intake: Seam<IntakeRequest>,
     pub ready: Readiness,
+    /// Control routes, for its admin listener.
+    pub routes: Router,
     /// Ends with the stop, or with the reason why the partition cannot go on.
     pub pump: JoinHandle<Result<(), PumpError>>,
     log: Arc<EmbeddedLog>,
@@ -132,6 +137,7 @@ impl Running {
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
+        let (books, books_clock) = (sink.clone(), Arc::clone(&clock));
         let parts = Parts {
             log: Arc::clone(&log),
             dedup,
@@ -142,10 +148,18 @@ impl Running {
             stop,
             accept_window_loss,
         };
-        let pump = Pump::new(parts, &loaded.config).run();
-        let pump = tokio::spawn(watched(pump, builder));
+        let pump = Pump::new(parts, &loaded.config);
+        let ledger = Ledger {
+            log: Arc::clone(&log),
+            progress: pump.progress(),
+            sink: books,
+            clock: books_clock,
+            gate: Semaphore::new(1),
+        };
+        let pump = tokio::spawn(watched(pump.run(), builder));
         Self {
             intake: service.seam(),
+            routes: ledger.routes(),
             ready: readiness(Arc::clone(&log)),
             pump,
             log,

@@ -155,6 +155,12 @@ impl Pump {
         }
     }
 
+    /// The progress that it keeps, for those who show it.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Mutex<Store>> {
+        Arc::clone(&self.store)
+    }
+
     /// Runs until it is told to stop: recover, then read, decide, declare, settle, commit.
     ///
     /// # Errors
