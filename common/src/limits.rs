@@ -24,6 +24,9 @@ pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
 pub const MAX_ROW_ERRORS: usize = 100;
 /// Most (table, ClickHouse partition) pairs of one request: each pair is one more insert.
 pub const MAX_PARTITIONS_PER_REQUEST: usize = 24;
+/// From this age on a taken event counts as late: far above what senders buffer, far below the default
+/// `time.max_past`.
+pub const LATE_EVENT: Duration = Duration::from_secs(3_600);
 /// Most bytes of a client's text quoted back in an error message.
 pub const MAX_QUOTED_BYTES: usize = 120;
 

@@ -104,7 +104,9 @@ impl Line {
 }
 
 fn minute(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().and_then(|s| Timestamp::from_second(s).ok());
+    let time = i64::try_from(seconds)
+        .ok()
+        .and_then(|s| Timestamp::from_second(s).ok());
     time.map_or_else(|| seconds.to_string(), |time| time.to_string())
 }
 
@@ -146,7 +148,12 @@ fn table(lines: &[BooksLine]) -> String {
             line.tenant.to_string(),
             line.dataset.to_string(),
         ];
-        table.row(names.into_iter().chain(numbers.map(|n| n.to_string())).chain([mark]));
+        table.row(
+            names
+                .into_iter()
+                .chain(numbers.map(|n| n.to_string()))
+                .chain([mark]),
+        );
     }
     let names = ["total".to_owned(), String::new(), String::new()];
     table.row(
@@ -179,8 +186,14 @@ mod tests {
     fn the_table_ends_with_totals_and_whether_they_balance() {
         let text = table(&[line(7), line(7)]);
         assert!(text.contains("2026-11-21T03:30:00Z  acme    events"), "{text}");
-        assert!(text.contains("total") && text.contains("20") && text.ends_with("balanced\n"), "{text}");
+        assert!(
+            text.contains("total") && text.contains("20") && text.ends_with("balanced\n"),
+            "{text}"
+        );
         let text = table(&[line(7), line(5)]);
-        assert!(text.contains("off by 2") && text.ends_with("NOT balanced: off by 2 events\n"), "{text}");
+        assert!(
+            text.contains("off by 2") && text.ends_with("NOT balanced: off by 2 events\n"),
+            "{text}"
+        );
     }
 }

@@ -93,7 +93,9 @@ impl Ledger {
             ));
         }
         let mut lines: Lines = sums.into_iter().map(|line| (key(&line), line)).collect();
-        tokio::task::block_in_place(|| self.add_in_flight(&mut lines, committed, (since_s, &asked), &mut notes))?;
+        tokio::task::block_in_place(|| {
+            self.add_in_flight(&mut lines, committed, (since_s, &asked), &mut notes)
+        })?;
         let mut lines: Vec<BooksLine> = lines.into_values().collect();
         // Stable: within a minute they stay in order of tenant and dataset.
         lines.sort_by_key(|line| std::cmp::Reverse(line.minute_s));
@@ -111,8 +113,13 @@ impl Ledger {
             }
             Err(never) => match never {},
         };
-        let detail = format!("the books cannot be read from ClickHouse now: {reason}; ask again once it is there");
-        Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "books_unreadable", detail))
+        let detail =
+            format!("the books cannot be read from ClickHouse now: {reason}; ask again once it is there");
+        Err(Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "books_unreadable",
+            detail,
+        ))
     }
 
     /// Adds what the log holds from `from` on.
@@ -133,7 +140,10 @@ impl Ledger {
             for record in records.iter().filter(|record| record.place.offset < end) {
                 at = record.place.offset + 1;
                 bytes += record.frame().len();
-                let wanted = asked.tenant.as_ref().is_none_or(|tenant| *tenant == record.meta.tenant);
+                let wanted = asked
+                    .tenant
+                    .as_ref()
+                    .is_none_or(|tenant| *tenant == record.meta.tenant);
                 if wanted && record.place.append_ms / 1_000 >= since_s {
                     add(lines, record);
                 }
@@ -173,7 +183,11 @@ async fn answer(State(ledger): State<Arc<Ledger>>, RawQuery(query): RawQuery) ->
     let asked = parse(query.as_deref().unwrap_or_default())
         .map_err(|detail| Refused::new(StatusCode::BAD_REQUEST, "bad_admin_request", detail))?;
     let _turn = ledger.gate.acquire().await.map_err(|_| {
-        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "books_unreadable", "the normalizer is stopping")
+        Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "books_unreadable",
+            "the normalizer is stopping",
+        )
     })?;
     ledger.tell(asked).await.map(Json)
 }
@@ -211,7 +225,10 @@ mod tests {
         };
         assert_eq!(parse(""), Ok(hour));
         let asked = parse("since=30d&tenant=acme").expect("a question");
-        assert_eq!((asked.since, asked.tenant.expect("named").as_str()), (Period::hours(720), "acme"));
+        assert_eq!(
+            (asked.since, asked.tenant.expect("named").as_str()),
+            (Period::hours(720), "acme")
+        );
         for bad in ["since=yesterday", "tenant=%27", "limit=5", "since"] {
             parse(bad).expect_err(bad);
         }

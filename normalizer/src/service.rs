@@ -109,6 +109,7 @@ impl IntakeService {
             mark,
             copies_dropped,
             answer,
+            late_events,
             ..
         } = parsed;
         if let Err(wait_ms) = self
@@ -121,13 +122,7 @@ impl IntakeService {
             self.metrics
                 .add(Counter::DeadLettersDropped, rows, &[("reason", reason)]);
         }
-        if let Some(mark) = mark {
-            if self.marks.0.take(&request.tenant, 1, self.clock.now_ms()) {
-                pending.push(mark);
-            } else {
-                self.metrics.add(Counter::Unbooked, answer.rejected, &[]);
-            }
-        }
+        pending.extend(mark.filter(|_| self.may_mark(&request, answer.rejected)));
         if pending.is_empty() {
             self.count("rejected", answer.rejected);
             return IntakeReply::Rows(answer);
@@ -136,6 +131,7 @@ impl IntakeService {
             Ok(()) => {
                 self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
+                self.count_late(&request.dataset, late_events);
                 IntakeReply::Rows(answer)
             }
             Err(NotAppended::Full(reason)) => {
@@ -148,6 +144,15 @@ impl IntakeService {
             }
             Err(NotAppended::Unknown(reason)) => unavailable(true, reason),
         }
+    }
+
+    /// Whether the tenant may leave one more mark in the log; what it may not is counted here alone.
+    fn may_mark(&self, request: &IntakeRequest, rejected: u64) -> bool {
+        let may = self.marks.0.take(&request.tenant, 1, self.clock.now_ms());
+        if !may {
+            self.metrics.add(Counter::Unbooked, rejected, &[]);
+        }
+        may
     }
 
     /// R9: not a matter of waiting in a queue, so the client is told.
@@ -190,6 +195,11 @@ impl IntakeService {
         );
     }
 
+    fn count_late(&self, dataset: &str, events: u64) {
+        self.metrics
+            .add(Counter::LateEvents, events, &[("dataset", dataset)]);
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "gauges")]
     fn show(&self) {
         let metrics = &self.metrics;
@@ -198,6 +208,9 @@ impl IntakeService {
         self.metrics.add(Counter::Unbooked, 0, &[]);
         for reason in ["budget", "request"] {
             metrics.add(Counter::DeadLettersDropped, 0, &[("reason", reason)]);
+        }
+        for dataset in self.intake.datasets() {
+            self.count_late(dataset, 0);
         }
         for (place, reason) in [
             ("log", "log_full"),

@@ -49,6 +49,12 @@ impl Answer {
 }
 
 impl Client {
+    /// The address that it was made with.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// A client of `base` (`http://host:port`).
     #[must_use]
     pub fn new(base: impl Into<String>) -> Self {

@@ -106,6 +106,8 @@ struct Run<'s> {
     answer: RowsAnswer,
     /// Events seen, rejected ones included.
     events: usize,
+    /// Events taken that came late.
+    late: u64,
     partitions: Partitions,
     copies: Option<Copies<'s>>,
     /// Why the event in hand was rejected, where a copy of it is to be kept.
@@ -130,7 +132,7 @@ struct Partitions {
 
 impl Open {
     fn new(schema: &Schema, template: &RecordTemplate) -> Self {
-        let column = |field: &super::schema::FieldPlan| Column::new(field.kind, &template.inner_key);
+        let column = |field: &super::schema::FieldPlan| Column::new(&field.kind, Some(&template.inner_key));
         Self {
             columns: schema.fields.iter().map(column).collect(),
             keys: Vec::new(),
@@ -163,6 +165,7 @@ impl<'s> Run<'s> {
             pending: Vec::new(),
             answer: RowsAnswer::default(),
             events: 0,
+            late: 0,
             partitions: Partitions::default(),
             copies: schema
                 .keeps_rejected()
@@ -241,6 +244,7 @@ impl<'s> Run<'s> {
             .extend(self.hasher.fingerprint(self.schema, columns, row));
         self.open.bytes += bytes;
         self.answer.accepted += 1;
+        self.late += u64::from(self.writer.is_late());
         Ok(())
     }
 
@@ -330,6 +334,7 @@ impl<'s> Run<'s> {
             copies_dropped,
             answer: self.answer,
             dropped_members: self.writer.dropped,
+            late_events: self.late,
         })
     }
 }

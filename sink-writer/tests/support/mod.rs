@@ -149,7 +149,10 @@ pub fn call(
 pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
     match ask(writer, call).await {
         SinkReply::Wrote(reports) => reports,
-        other @ (SinkReply::Horizon(_) | SinkReply::Books(_) | SinkReply::Busy { .. } | SinkReply::Failed { .. }) => {
+        other @ (SinkReply::Horizon(_)
+        | SinkReply::Books(_)
+        | SinkReply::Busy { .. }
+        | SinkReply::Failed { .. }) => {
             panic!("not written: {other:?}")
         }
     }
