@@ -89,6 +89,11 @@ pub const MAX_RECORD_BYTES: usize = 900 * KIB;
 /// Column bytes (before compression) at which a request's rows are cut into records; half of the
 /// record limit leaves room for columns that do not compress and for keys.
 pub const TARGET_RECORD_BYTES: usize = 448 * KIB;
+/// Longest copy of a rejected row (`keep_rejected`): enough to see what is wrong with it.
+pub const MAX_REJECTED_COPY_BYTES: usize = 16 * KIB;
+/// Requests of one tenant a second of which every row was rejected and that still leave a mark in the
+/// log for the books: 56 bytes each, and about 400 where a mark is alone in its record.
+pub const REJECT_MARKS_PER_SECOND: u64 = 1_000;
 /// Bytes written by one group commit before its fsync.
 pub const GROUP_COMMIT_BYTES: usize = 8 * MIB;
 /// One segment file of the embedded log.
@@ -129,6 +134,10 @@ pub const MAX_RANGE_LETTERS: usize = MAX_RECORD_ROWS;
 /// Rows of the books of one range: it closes there. Each is a tenant, dataset and minute, about 300
 /// bytes of a call's head.
 pub const MAX_RANGE_ENTRIES: usize = 4_096;
+/// Lines of the books that one question gets: about 150 bytes each.
+pub const MAX_BOOKS_LINES: usize = 10_000;
+/// Frames of the log that are read to say what is in flight.
+pub const BOOKS_READ_BYTES: usize = 256 * MIB;
 /// How long a range that sends no rows grows, where its datasets' `batch.max_age` is shorter: nobody
 /// waits for it, and it costs an insert into the books all the same.
 pub const ROWLESS_RANGE_AGE: Duration = Duration::from_secs(2);

@@ -63,6 +63,9 @@ names! {
         GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
         /// `reason`.
         DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
+        /// `reason` budget, request.
+        DeadLettersDropped = "sluice_dead_letters_dropped_total", "Rejected rows of which no copy was kept.";
+        Unbooked = "sluice_ledger_unbooked_events_total", "Rejected events of requests rejected whole, over what a tenant's requests may leave in the books.";
         /// `reason`.
         Alarms = "sluice_alarms_total", "Times that something needed an operator; the log line says what to do.";
     }

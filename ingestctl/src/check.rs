@@ -194,7 +194,7 @@ fn print_ddl(loaded: &Loaded) -> Result<Exit, Failure> {
     for plan in tables(&loaded.config.datasets) {
         println!("{};\n", ddl::table(&plan, database));
     }
-    println!("{};", ddl::dead_letters(database));
+    println!("{};", ddl::dead_letters(database, loaded.config.dead_letters.ttl));
     println!("{};", ddl::ledger(database));
     Ok(Exit::Good)
 }

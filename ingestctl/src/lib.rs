@@ -6,6 +6,7 @@ pub mod completions;
 pub mod demo;
 pub mod exit;
 pub mod http;
+pub mod ledger;
 pub mod man;
 pub mod output;
 pub mod pipeline;

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use ingestctl::{check, clickhouse, completions, exit, man, schema, up};
+use ingestctl::{check, clickhouse, completions, exit, ledger, man, schema, up};
 use sluice_common::process::{self, Failure};
 
 /// Runs, checks and inspects Sluice.
@@ -26,6 +26,7 @@ enum Verb {
     Up(up::UpArgs),
     Check(check::CheckArgs),
     Schema(schema::SchemaArgs),
+    Ledger(ledger::LedgerArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     /// Becomes the ClickHouse of the process that calls it.
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Verb::Up(args) => process::run(args.run()),
         Verb::Check(args) => exit::run(args.run()),
         Verb::Schema(args) => exit::run(args.run()),
+        Verb::Ledger(args) => exit::run(args.run()),
         Verb::Completions(args) => exit::finish(args.run(CommandLine::command())),
         Verb::Man(args) => exit::finish(args.run(CommandLine::command())),
         Verb::ClickhouseChild(args) => exit::finish(

@@ -118,6 +118,7 @@ pub fn target(loaded: &Loaded, url: &str) -> Target {
         database: loaded.config.clickhouse.database.clone(),
         user: loaded.clickhouse_user.clone(),
         password: loaded.clickhouse_password.clone(),
+        letters_ttl: loaded.config.dead_letters.ttl,
     }
 }
 

@@ -4,11 +4,12 @@ use crate::append::{Appender, NotAppended};
 use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
+use crate::tenant_rate::TenantRate;
 use http::StatusCode;
 use sluice_common::clock::SharedClock;
 use sluice_common::error::Problem;
 use sluice_common::ids::Name;
-use sluice_common::limits::INTAKE_BYTES;
+use sluice_common::limits::{INTAKE_BYTES, REJECT_MARKS_PER_SECOND};
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Metrics};
 use sluice_common::telemetry;
@@ -36,9 +37,19 @@ pub struct IntakeService {
     pub appender: Appender,
     pub log: Arc<EmbeddedLog>,
     pub key_cap: KeyCap,
+    pub marks: RejectMarks,
     pub budget: ByteBudget,
     pub metrics: Metrics,
     pub clock: SharedClock,
+}
+
+/// How many marks of requests rejected whole a tenant may leave in the log (R20).
+pub struct RejectMarks(TenantRate);
+
+impl Default for RejectMarks {
+    fn default() -> Self {
+        Self(TenantRate::new(REJECT_MARKS_PER_SECOND))
+    }
 }
 
 impl IntakeService {
@@ -105,7 +116,9 @@ impl IntakeService {
             Err(NotParsed::Refused(problem)) => return IntakeReply::Refused(problem),
         };
         let Parsed {
-            pending,
+            mut pending,
+            mark,
+            copies_dropped,
             answer,
             dropped_members,
             conversions,
@@ -121,6 +134,11 @@ impl IntakeService {
         {
             return self.over_cap(wait_ms);
         }
+        for (reason, rows) in copies_dropped {
+            self.metrics
+                .add(Counter::DeadLettersDropped, rows, &[("reason", reason)]);
+        }
+        pending.extend(mark.filter(|_| self.may_mark(&request, answer.rejected)));
         if pending.is_empty() {
             self.count("rejected", answer.rejected);
             return IntakeReply::Rows(answer);
@@ -143,6 +161,15 @@ impl IntakeService {
             }
             Err(NotAppended::Unknown(reason)) => unavailable(true, reason),
         }
+    }
+
+    /// Whether the tenant may leave one more mark in the log; what it may not is counted here alone.
+    fn may_mark(&self, request: &IntakeRequest, rejected: u64) -> bool {
+        let may = self.marks.0.take(&request.tenant, 1, self.clock.now_ms());
+        if !may {
+            self.metrics.add(Counter::Unbooked, rejected, &[]);
+        }
+        may
     }
 
     /// R9: not a matter of waiting in a queue, so the client is told.
@@ -225,6 +252,10 @@ impl IntakeService {
         self.count("accepted", 0);
         self.count("rejected", 0);
         self.show_fields();
+        metrics.add(Counter::Unbooked, 0, &[]);
+        for reason in ["budget", "request"] {
+            metrics.add(Counter::DeadLettersDropped, 0, &[("reason", reason)]);
+        }
         for (place, reason) in [
             ("log", "log_full"),
             ("log", "queue"),

@@ -6,11 +6,12 @@ use crate::append::Appender;
 use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
 use crate::intake::{Drift, Intake};
 use crate::key_cap::KeyCap;
+use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
 use crate::pump::{Parts, Pump, PumpError};
-use crate::service::IntakeService;
+use crate::service::{IntakeService, RejectMarks};
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::{ConfigError, Loaded};
@@ -24,6 +25,7 @@ use sluice_common::wire::transport::Seam;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// What a normalizer is given besides its config.
@@ -104,7 +106,8 @@ impl Running {
             dedup.sealed().min(store.state().committed),
         );
         let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
-            .map_err(|problems| loaded.source.refuse(&problems))?;
+            .map_err(|problems| loaded.source.refuse(&problems))?
+            .with_copy_budget(loaded.config.dead_letters.bytes_per_second.0);
         Ok(Self::assemble(loaded, environment, (log, store, dedup), intake))
     }
 
@@ -130,10 +133,12 @@ impl Running {
             appender,
             log: Arc::clone(&log),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
+            marks: RejectMarks::default(),
             budget: IntakeService::budget(&metrics),
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
+        let (books, books_clock) = (sink.clone(), Arc::clone(&clock));
         let parts = Parts {
             log: Arc::clone(&log),
             dedup,
@@ -144,10 +149,18 @@ impl Running {
             stop,
             accept_window_loss,
         };
-        let pump = Pump::new(parts, &loaded.config).run();
-        let pump = tokio::spawn(watched(pump, builder));
+        let pump = Pump::new(parts, &loaded.config);
+        let ledger = Ledger {
+            log: Arc::clone(&log),
+            progress: pump.progress(),
+            sink: books,
+            clock: books_clock,
+            gate: Semaphore::new(1),
+        };
+        let pump = tokio::spawn(watched(pump.run(), builder));
         Self {
-            control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone()),
+            control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone())
+                .merge(ledger.routes()),
             intake: service.seam(),
             ready: readiness(Arc::clone(&log)),
             pump,

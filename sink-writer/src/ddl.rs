@@ -1,7 +1,7 @@
 //! The statements that create our database and tables. Pure text: `ingestctl check --ddl` prints it.
 
 use sluice_common::books::LEDGER;
-use sluice_common::config::{Dataset, Field, FieldType, Kind, PartitionBy, TablePlan};
+use sluice_common::config::{Dataset, Field, FieldType, Kind, PartitionBy, Period, TablePlan};
 use sluice_common::ids::Name;
 use sluice_common::limits::TOKEN_WINDOW_BLOCKS;
 use std::fmt::Write;
@@ -43,21 +43,29 @@ pub fn dead_letters_partition() -> PartitionBy {
     Name::new("ingested_at").map_or(PartitionBy::None, PartitionBy::Month)
 }
 
-/// `CREATE TABLE` of the dead letters (R3, R15): what was acknowledged and cannot be stored as a row.
+/// `CREATE TABLE` of the dead letters (R3, R15): what was acknowledged and cannot be stored as a row, and
+/// copies of what was rejected, which alone expire after `ttl`.
 #[must_use]
-pub fn dead_letters(database: &Name) -> String {
+pub fn dead_letters(database: &Name, ttl: Period) -> String {
     let columns = [
         "`tenant` LowCardinality(String)",
         "`dataset` LowCardinality(String)",
         "`stage` LowCardinality(String)",
         "`code` LowCardinality(String)",
         "`message` String",
+        "`field` LowCardinality(String)",
+        "`event_index` Nullable(UInt32)",
+        "`request_id` String",
         "`payload` String CODEC(ZSTD(3))",
     ]
     .map(str::to_owned);
     let sql = create(database, DEAD_LETTERS, &columns);
-    sql + "\nPARTITION BY toYYYYMM(`ingested_at`)\nORDER BY (`tenant`, `dataset`, `ingested_at`)"
-        + &settings()
+    let seconds = ttl.ms().div_ceil(1_000);
+    format!(
+        "{sql}\nPARTITION BY toYYYYMM(`ingested_at`)\nORDER BY (`tenant`, `dataset`, `ingested_at`)\n\
+         TTL toDateTime(`ingested_at`) + toIntervalSecond({seconds}) DELETE WHERE `stage` = 'intake'{}",
+        settings()
+    )
 }
 
 /// How `ledger` is partitioned.

@@ -1,5 +1,5 @@
-//! What was acknowledged and cannot become a row of its table: one row each of `dead_letters`, with the
-//! provenance of the row that it stands for.
+//! What was acknowledged and cannot become a row of its table, and copies of what was rejected: one row
+//! each of `dead_letters`, with the provenance of the row that it stands for.
 
 use crate::assemble::{Column, milliseconds, runs, stamps, uuid_text};
 use crate::block::{Sights, placement_of};
@@ -8,9 +8,9 @@ use crate::place::ALL;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     TimestampMicrosecondType as Us, TimestampMillisecondType as Ms, TimestampNanosecondType as Ns,
-    TimestampSecondType as S,
+    TimestampSecondType as S, UInt32Type,
 };
-use arrow_array::{Array, RecordBatch, StringArray};
+use arrow_array::{Array, RecordBatch, StringArray, UInt32Array};
 use arrow_schema::{DataType, TimeUnit};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -32,8 +32,13 @@ pub(crate) struct Letter<'a> {
     batch: &'a RecordBatch,
     row: u32,
     stage: &'static str,
-    code: &'static str,
-    message: &'static str,
+    code: &'a str,
+    message: &'a str,
+    field: &'a str,
+    /// Place of the event in its request, where it is known.
+    event_index: Option<u32>,
+    /// What the client sent; none where the row is decoded.
+    payload: Option<&'a str>,
 }
 
 impl<'a> Letter<'a> {
@@ -48,6 +53,33 @@ impl<'a> Letter<'a> {
             stage: "dedup",
             code: "idempotency_conflict",
             message,
+            field: "",
+            event_index: None,
+            payload: None,
+        }
+    }
+
+    /// The copy of a row that intake rejected: the record says all of it.
+    pub fn rejected(record: &'a Record, partition: u16, batch: &'a RecordBatch, row: u32) -> Self {
+        let text = |name: &str| {
+            let column = batch
+                .column_by_name(name)
+                .and_then(|column| column.as_string_opt::<i32>());
+            column.map_or("", |column| column.value(row as usize))
+        };
+        let index = batch.column_by_name("event_index");
+        let index = index.and_then(|column| column.as_primitive_opt::<UInt32Type>());
+        Self {
+            record,
+            partition,
+            batch,
+            row,
+            stage: "intake",
+            code: text("code"),
+            message: text("message"),
+            field: text("field"),
+            event_index: index.map(|column| column.value(row as usize)),
+            payload: Some(text("payload")),
         }
     }
 
@@ -62,7 +94,16 @@ impl<'a> Letter<'a> {
             stage: "sink",
             code: "time_out_of_range",
             message,
+            field: "",
+            event_index: None,
+            payload: None,
         }
+    }
+
+    /// The request that the row came with, in hex.
+    fn request_id(&self) -> String {
+        let request = self.record.request_of(self.row);
+        request.map_or_else(String::new, |request| request.to_string())
     }
 
     /// `_src_o`.
@@ -96,7 +137,8 @@ pub(crate) fn by_partition<'a>(letters: &[Letter<'a>], sights: &Sights) -> BTree
 fn payloads(letters: &[Letter<'_>]) -> Column {
     let share = MAX_LETTER_BYTES / letters.len().max(1);
     let cut = |letter: &Letter<'_>| {
-        let mut text = row_json(letter.batch, letter.row as usize);
+        let sent = letter.payload.map(str::to_owned);
+        let mut text = sent.unwrap_or_else(|| row_json(letter.batch, letter.row as usize));
         if text.len() > share {
             text.truncate(text.floor_char_boundary(share.saturating_sub(CUT_MARK.len())));
             text.push_str(CUT_MARK);
@@ -124,7 +166,15 @@ pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
         labels("dataset", |letter| letter.record.meta.dataset.to_string()),
         labels("stage", |letter| letter.stage.to_owned()),
         labels("code", |letter| letter.code.to_owned()),
-        labels("message", |letter| letter.message.to_owned()),
+        labels("field", |letter| letter.field.to_owned()),
+        texts("message", letters.iter().map(|letter| letter.message.to_owned())),
+        texts("request_id", letters.iter().map(Letter::request_id)),
+        Column {
+            name: "event_index".into(),
+            array: Arc::new(UInt32Array::from_iter(
+                letters.iter().map(|letter| letter.event_index),
+            )),
+        },
         payloads(letters),
     ];
     let times = letters
@@ -140,6 +190,14 @@ pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
         letters.iter().map(Letter::source_o).collect(),
     ));
     columns
+}
+
+/// Texts of which few are the same.
+fn texts(name: &str, values: impl Iterator<Item = String>) -> Column {
+    Column {
+        name: name.into(),
+        array: Arc::new(StringArray::from_iter_values(values)),
+    }
 }
 
 /// One row as a JSON object, nulls left out.

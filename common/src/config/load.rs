@@ -316,7 +316,6 @@ mod tests {
         for (yaml, key) in [
             ("edge: {tls: {cert: a, key: b}}", "edge.tls"),
             ("log: {kind: kafka}", "log.kind"),
-            ("dead_letters: {ttl: 30d}", "dead_letters"),
             ("tenants_file: t.yaml", "tenants_file"),
             (
                 "tenants: [{id: a, keys: [], quota: {events_per_second: 5}}]",
@@ -329,6 +328,29 @@ mod tests {
                 "{yaml}: {text}"
             );
         }
+    }
+
+    #[test]
+    fn a_key_field_that_may_be_missing_or_null_is_refused() {
+        for field in ["type: string", "type: nullable(string), required: true"] {
+            let text = message(&format!(
+                "datasets: [{{name: a, fields: [{{name: id, {field}}}], dedup: {{key: [id]}}}}]"
+            ));
+            assert!(
+                text.contains("dedup.key: id must be `required: true` and not nullable"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn copies_of_rejected_rows_have_a_budget_and_a_ttl_that_outlives_the_log() {
+        let config = parse("dead_letters: {bytes_per_second: 1MiB, ttl: 48h}")
+            .expect("valid")
+            .config;
+        assert_eq!(config.dead_letters.bytes_per_second.0, 1 << 20);
+        assert!(message("dead_letters: {ttl: 47h}").contains("48h"));
+        assert!(!parse("{}").expect("valid").config.datasets[0].keep_rejected);
     }
 
     #[test]

@@ -56,8 +56,8 @@ pub struct Config {
     pub clickhouse: ClickHouse,
     #[serde(default)]
     pub telemetry: Telemetry,
-    #[serde(default, deserialize_with = "not_yet::dead_letters")]
-    pub dead_letters: (),
+    #[serde(default)]
+    pub dead_letters: DeadLetters,
     /// Opens the control routes of admin listeners beyond loopback.
     pub admin_token: Option<Text>,
     #[serde(default, deserialize_with = "not_yet::tenants_file")]
@@ -221,6 +221,25 @@ impl Default for ClickHouse {
     }
 }
 
+/// Copies of rejected rows, of datasets with `keep_rejected`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLetters {
+    /// What one tenant's copies may take of the log a second; over it they are counted and not kept.
+    pub bytes_per_second: ByteSize,
+    /// ClickHouse deletes copies older than this, where Sluice makes the table.
+    pub ttl: Period,
+}
+
+impl Default for DeadLetters {
+    fn default() -> Self {
+        Self {
+            bytes_per_second: ByteSize(64 * 1024),
+            ttl: Period::hours(30 * 24),
+        }
+    }
+}
+
 /// Where our own traces and metrics go besides `/metrics`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -290,6 +309,9 @@ pub struct Dataset {
     pub partition_by: PartitionBy,
     /// Rows older than this, by the time field, are deleted by ClickHouse.
     pub ttl: Option<Period>,
+    /// Rejected rows are also kept, as they were sent, in `dead_letters`.
+    #[serde(default)]
+    pub keep_rejected: bool,
     #[serde(default)]
     pub batch: Batch,
     /// What is different for some tenants.

@@ -74,6 +74,9 @@ fn sizes(config: &Config, found: &mut Vec<String>) {
             "log.max_bytes is under {least}: four segments are the least to work with"
         ));
     }
+    if config.dead_letters.ttl.ms() < TTL_MARGIN_MS {
+        found.push("dead_letters.ttl is under 48h: copies could expire before they leave the log".into());
+    }
     if config.dedup.keys_per_tenant.0 == 0 {
         found.push("dedup.keys_per_tenant is 0: no event could be taken".into());
     }

@@ -50,6 +50,7 @@ pub mod body;
 mod check;
 mod column;
 mod convert;
+mod copies;
 mod drift;
 pub mod encode;
 mod entries;
@@ -77,12 +78,13 @@ pub use identity::RecordTemplate;
 pub use observed::{Observed, Shape};
 pub use schema::Schema;
 
+use crate::tenant_rate::TenantRate;
 use arrow_array::RecordBatch;
 use hashbrown::HashMap;
 use json::Parser;
 use parking_lot::Mutex;
-use sluice_common::config::Dataset;
 use sluice_common::config::overrides::names_of;
+use sluice_common::config::{self, Dataset};
 use sluice_common::error::Problem;
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::record::RequestSpan;
@@ -111,9 +113,13 @@ pub struct Pending {
 /// A request, parsed.
 #[derive(Debug)]
 pub struct Parsed {
-    /// Each within the rows of a record and [`sluice_common::limits::TARGET_RECORD_BYTES`], unless a
-    /// single row is larger. Empty where no row was taken.
+    /// Rows, and copies of rejected ones. Each within the rows of a record and [`sluice_common::limits::TARGET_RECORD_BYTES`], unless a
+    /// single row is larger. Empty where no row was taken and no copy is kept.
     pub pending: Vec<Pending>,
+    /// The mark of a request of which every row was rejected: no rows, and how many were (R20).
+    pub mark: Option<Pending>,
+    /// Rejected rows of which no copy is kept for want of budget, or of room in one request.
+    pub copies_dropped: [(&'static str, u64); 2],
     /// What the client is told once all pendings are durable.
     pub answer: RowsAnswer,
     /// Members of taken events that `unknown_fields: drop` dropped.
@@ -191,6 +197,7 @@ pub struct Intake {
     schemas: HashMap<String, Family>,
     secret: [u8; 32],
     spare: Mutex<Vec<Parser>>,
+    copy_budget: TenantRate,
 }
 
 impl Intake {
@@ -215,7 +222,15 @@ impl Intake {
             schemas,
             secret,
             spare: Mutex::new(Vec::new()),
+            copy_budget: TenantRate::new(config::DeadLetters::default().bytes_per_second.0),
         })
+    }
+
+    /// The same with another budget for copies of rejected rows, in bytes a second of each tenant.
+    #[must_use]
+    pub fn with_copy_budget(mut self, bytes_per_second: u64) -> Self {
+        self.copy_budget = TenantRate::new(bytes_per_second);
+        self
     }
 
     /// The dataset of that name, as that tenant has it.

@@ -2,6 +2,7 @@
 
 use super::body::{EventText, Events, Shape};
 use super::column::Column;
+use super::copies::Copies;
 use super::fault::{Fault, RowFault};
 use super::identity::{RecordTemplate, RowHasher};
 use super::json::Parser;
@@ -9,6 +10,7 @@ use super::row::RowWriter;
 use super::schema::Schema;
 use super::{Intake, NotParsed, Parsed, Pending};
 use arrow_array::RecordBatch;
+use arrow_schema::ArrowError;
 use http::StatusCode;
 use simd_json::Node;
 use sluice_common::error::Problem;
@@ -17,7 +19,7 @@ use sluice_common::limits::{
     MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
 };
 use sluice_common::record::RequestSpan;
-use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
+use sluice_common::wire::intake::{IntakeRequest, RowError, RowsAnswer};
 use std::sync::Arc;
 
 /// Asked for bytes of columns beyond the body's; says whether they are there.
@@ -116,6 +118,9 @@ struct Run<'s, 'r> {
     columns: usize,
     /// Column bytes that are paid for.
     charged: usize,
+    copies: Option<Copies<'s>>,
+    /// Why the event in hand was rejected, where a copy of it is to be kept.
+    fault: Option<RowError>,
 }
 
 /// Rows of the next pending.
@@ -148,9 +153,9 @@ impl Open {
 
 impl<'s, 'r> Run<'s, 'r> {
     fn new(
-        intake: &Intake,
+        intake: &'s Intake,
         schema: &'s Arc<Schema>,
-        request: &IntakeRequest,
+        request: &'s IntakeRequest,
         (now_ms, room): (u64, Room<'r>),
     ) -> Self {
         let key = request.idempotency_key.as_deref();
@@ -179,11 +184,29 @@ impl<'s, 'r> Run<'s, 'r> {
             room,
             columns: 0,
             charged: request.body.len(),
+            copies: schema
+                .keeps_rejected()
+                .then(|| Copies::new(intake, schema, request, now_ms)),
+            fault: None,
         }
     }
 
     /// Takes one event, or rejects it, or refuses the whole request.
     fn take(&mut self, event: EventText<'_>, shape: Shape, parser: &mut Parser) -> Result<(), NotParsed> {
+        let text = event.text;
+        let taken = self.take_or_reject(event, shape, parser);
+        if let (Some(copies), Some(fault)) = (&mut self.copies, self.fault.take()) {
+            copies.keep(fault, text);
+        }
+        taken
+    }
+
+    fn take_or_reject(
+        &mut self,
+        event: EventText<'_>,
+        shape: Shape,
+        parser: &mut Parser,
+    ) -> Result<(), NotParsed> {
         if self.events == MAX_EVENTS_PER_REQUEST {
             return Err(too_large(
                 "too_many_events",
@@ -246,14 +269,21 @@ impl<'s, 'r> Run<'s, 'r> {
     fn reject(&mut self, fault: RowFault, nodes: &[Node<'_>]) {
         self.answer.rejected += 1;
         self.writer.observed.rejected(&fault);
-        if self.answer.errors.len() == MAX_ROW_ERRORS {
+        let told = self.answer.errors.len() < MAX_ROW_ERRORS;
+        if !told {
             self.answer.errors_omitted += 1;
+        }
+        if !told && self.copies.is_none() {
             return;
         }
         let index = u32::try_from(self.events - 1).unwrap_or(u32::MAX);
-        self.answer
-            .errors
-            .push(fault.describe(index, &self.schema.fields, nodes));
+        let error = fault.describe(index, &self.schema.fields, nodes);
+        if self.copies.is_some() {
+            self.fault = Some(error.clone());
+        }
+        if told {
+            self.answer.errors.push(error);
+        }
     }
 
     /// Pays for the open rows.
@@ -292,12 +322,7 @@ impl<'s, 'r> Run<'s, 'r> {
             .collect::<Result<_, _>>();
         let batch =
             columns.and_then(|columns| RecordBatch::try_new(Arc::clone(self.schema.arrow_schema()), columns));
-        let batch = batch.map_err(|error| {
-            let detail = format!(
-                "the columns contradict each other ({error}); this is a fault of ours, please report it"
-            );
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "internal", detail)
-        })?;
+        let batch = batch.map_err(contradiction)?;
         self.pending.push(Pending {
             template: Arc::clone(&self.template),
             batch,
@@ -312,16 +337,46 @@ impl<'s, 'r> Run<'s, 'r> {
         Ok(())
     }
 
+    /// The totals of the request go into its first rows, or into a mark of their own where there are none.
+    fn count_whole_request(&mut self) -> Option<Pending> {
+        let (taken, rejected) = (self.answer.accepted, self.answer.rejected);
+        let whole = RequestSpan {
+            taken: u32::try_from(taken).unwrap_or(u32::MAX),
+            rejected: u32::try_from(rejected).unwrap_or(u32::MAX),
+            ..self.span
+        };
+        if let Some(first) = self.pending.first_mut() {
+            (first.span.taken, first.span.rejected) = (whole.taken, whole.rejected);
+            return None;
+        }
+        (rejected > 0).then(|| Pending {
+            template: Arc::clone(&self.template),
+            batch: RecordBatch::new_empty(Arc::clone(self.schema.arrow_schema())),
+            keys: Vec::new(),
+            fingerprints: Vec::new(),
+            span: whole,
+            bytes: 0,
+        })
+    }
+
     fn finish(mut self) -> Result<Parsed, NotParsed> {
         if !self.open.keys.is_empty() {
             self.close()?;
         }
-        if let Some(first) = self.pending.first_mut() {
-            first.span.taken = u32::try_from(self.answer.accepted).unwrap_or(u32::MAX);
-            first.span.rejected = u32::try_from(self.answer.rejected).unwrap_or(u32::MAX);
+        let mark = self.count_whole_request();
+        let span = RequestSpan {
+            rejected: 0,
+            ..self.span
+        };
+        let mut copies_dropped = [("budget", 0), ("request", 0)];
+        if let Some(copies) = self.copies {
+            (copies_dropped[0].1, copies_dropped[1].1) = (copies.over_budget, copies.over_request);
+            self.pending.extend(copies.finish(span).map_err(contradiction)?);
         }
         Ok(Parsed {
             pending: self.pending,
+            mark,
+            copies_dropped,
             answer: self.answer,
             dropped_members: self.writer.dropped,
             conversions: self.writer.conversions(),
@@ -329,6 +384,12 @@ impl<'s, 'r> Run<'s, 'r> {
             late_events: self.late,
         })
     }
+}
+
+fn contradiction(error: ArrowError) -> Problem {
+    let detail =
+        format!("the columns contradict each other ({error}); this is a fault of ours, please report it");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "internal", detail)
 }
 
 impl Partitions {

@@ -41,6 +41,7 @@ pub struct Schema {
     arrow: SchemaRef,
     batch: Batch,
     partition_by: PartitionBy,
+    keep_rejected: bool,
     window_ms: u64,
     pub(super) fields: Vec<FieldPlan>,
     /// The event's member → its field.
@@ -175,6 +176,7 @@ impl Schema {
             arrow,
             batch: dataset.batch.clone(),
             partition_by: dataset.partition_by.clone(),
+            keep_rejected: dataset.keep_rejected,
             window_ms: dataset
                 .dedup
                 .as_ref()
@@ -240,6 +242,12 @@ impl Schema {
     #[must_use]
     pub fn batch(&self) -> &Batch {
         &self.batch
+    }
+
+    /// Whether copies of rejected rows are kept.
+    #[must_use]
+    pub fn keeps_rejected(&self) -> bool {
+        self.keep_rejected
     }
 
     /// How the table is partitioned.

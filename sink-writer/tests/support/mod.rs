@@ -9,7 +9,7 @@ use sluice_common::config::{Dataset, Loaded};
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::{LogId, Name, RequestId, TenantId};
 use sluice_common::metrics::Metrics;
-use sluice_common::record::{Identity, Placement, Record, RecordContent, RecordMeta, RequestSpan};
+use sluice_common::record::{Holds, Identity, Placement, Record, RecordContent, RecordMeta, RequestSpan};
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::{
     Range, RangeRecord, SinkCall, SinkReply, SinkRequest, Steps, SubReport, SubTask,
@@ -41,6 +41,7 @@ pub fn writer(url: &str, database: &str, datasets: &[Dataset]) -> SinkWriter {
         database: name(database),
         user: None,
         password: None,
+        letters_ttl: sluice_common::config::Period::hours(720),
     };
     SinkWriter::new(&target, datasets, &Metrics::detached())
 }
@@ -86,6 +87,7 @@ pub fn record(offset: u64, table: &str, columns: Columns, fates: &[Fate]) -> Ran
         schema_version: 1,
         identity: Identity::Key,
         window_ms: 1_000,
+        holds: Holds::Events,
     };
     let count = u32::try_from(rows).expect("small");
     let span = RequestSpan {
@@ -150,7 +152,10 @@ pub fn call(
 pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
     match ask(writer, call).await {
         SinkReply::Wrote(reports) => reports,
-        other @ (SinkReply::Horizon(_) | SinkReply::Busy { .. } | SinkReply::Failed { .. }) => {
+        other @ (SinkReply::Horizon(_)
+        | SinkReply::Books(_)
+        | SinkReply::Busy { .. }
+        | SinkReply::Failed { .. }) => {
             panic!("not written: {other:?}")
         }
     }

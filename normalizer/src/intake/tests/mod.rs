@@ -2,6 +2,7 @@
 
 mod bodies;
 mod checks;
+mod copies;
 mod drift;
 mod identities;
 mod model;
