@@ -115,7 +115,7 @@ fn defaults_of_values_within_are_checked_when_the_config_is_read() {
     let row = only_row(&lines(
         &fields(
             "{name: a, type: \"array(array(decimal(4,2)))\", default: [[1, \"2.5\"], []]}, \
-             {name: m, type: \"map(string,map(string,string))\", default: {k: {x: y}}}, \
+             {name: m, type: \"map(string,map(string,string))\", default: {k: {x: 'y'}}}, \
              {name: j, type: json, default: {b: [1, null]}}, {name: e, type: enum(x), default: x}, \
              {name: i, type: \"array(nullable(ipv4))\", default: [null, 1.2.3.4]}",
         ),
