@@ -52,7 +52,9 @@ fn copies_over_the_budget_of_a_tenant_are_counted_and_not_kept() {
     let mut other = request(BodyFormat::Ndjson, body);
     other.tenant = TenantId::new("beta").expect("valid");
     assert!(
-        !intake.parse(&other, NOW_MS).expect("parsed").pending.is_empty(),
+        !intake
+            .parse(&other, NOW_MS, &mut |_| true)
+            .expect("parsed").pending.is_empty(),
         "its own budget"
     );
 }

@@ -134,7 +134,7 @@ fn counts_add_up_over_requests_and_record_boundaries_and_the_latest_time_stays()
     send(
         &intake,
         &drift,
-        "{\"n\":999,\"a\":1}\n{\"n\":\"x\"}\n{\"n\":1000}\n[]",
+        "{\"a\":1,\"n\":999}\n{\"n\":\"x\"}\n{\"n\":1000}\n[]",
         6,
     );
     let report = report_of(&intake, &drift);
