@@ -25,10 +25,6 @@ pub fn fits_field(from: &Field, to: &str) -> bool {
 
 /// The same of a column whose Arrow type does not say all of `kind`. What intake has checked never
 /// becomes NULL, so a nullable column takes it too.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "only some kinds are marked; all others are what their Arrow type says"
-)]
 fn marked_fits(kind: &Kind, from: &DataType, to: &str) -> bool {
     let plain = bare(to);
     match (kind, from) {
