@@ -72,10 +72,10 @@ pub fn arrow_type(kind: &Kind) -> DataType {
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "Arrow has many types")]
 fn inner_field(name: &str, inner: &FieldType) -> ArrowField {
-    let plain = match arrow_type(&inner.kind) {
-        DataType::Dictionary(_, values) => *values,
-        other => other,
-    };
+    let mut plain = arrow_type(&inner.kind);
+    if let DataType::Dictionary(_, values) = plain {
+        plain = *values;
+    }
     ArrowField::new(name, plain, inner.nullable)
 }
 
