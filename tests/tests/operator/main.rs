@@ -2,3 +2,5 @@
 
 mod command;
 mod frame;
+mod picture;
+mod tenants;
