@@ -1,5 +1,6 @@
 //! The operator's commands, as an operator runs them: real executables, their output and exit codes.
 
+mod check;
 mod command;
 mod frame;
 mod picture;
