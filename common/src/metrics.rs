@@ -98,6 +98,7 @@ names! {
         DedupLimitBytes = "sluice_dedup_limit_bytes", "`dedup.max_bytes`: at it writing waits.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
+        LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";
     }

@@ -8,13 +8,16 @@ pub mod field_type;
 pub mod load;
 pub mod not_yet;
 pub mod partition;
+mod place;
 pub mod quantity;
+mod read;
 pub mod text;
+mod tree;
 mod validate;
 
 pub use expiry::Expiry;
 pub use field_type::{FieldType, Kind};
-pub use load::{ConfigError, Loaded};
+pub use load::{ConfigError, Loaded, Problem};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
 pub use text::Text;
@@ -424,8 +427,9 @@ fn default_datasets() -> Vec<Dataset> {
     struct Defaults {
         datasets: Vec<Dataset>,
     }
-    let defaults: Defaults = serde_saphyr::from_str(DEFAULT_YAML).expect("a test reads the default config");
-    defaults.datasets
+    let tree = tree::Node::parse(DEFAULT_YAML).ok();
+    let read = tree.and_then(|mut tree| read::read::<Defaults>(&mut tree).0);
+    read.expect("a test reads the default config").datasets
 }
 
 impl Config {
