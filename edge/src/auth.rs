@@ -281,7 +281,12 @@ mod tests {
             let hash = hex::encode(Sha256::digest(key));
             format!("- {{id: {id}, keys: [{{sha256: {hash}}}]}}\n")
         });
-        let yaml = format!("tenants:\n{}", list.collect::<String>());
+        let list: String = list.collect();
+        let yaml = if list.is_empty() {
+            "{}".to_owned()
+        } else {
+            format!("tenants:\n{list}")
+        };
         Loaded::parse(&yaml, Path::new("t"), Path::new("/tmp"))
             .unwrap()
             .config

@@ -41,7 +41,7 @@ const REASONS: [(&str, &str); 9] = [
     ),
     (
         "PARTITION BY",
-        "one insert goes to one partition, so few and large ones; old ones are dropped whole",
+        "one insert goes to one partition, so few and large ones, and old ones are dropped whole",
     ),
     (
         "ORDER BY",
@@ -137,6 +137,10 @@ mod tests {
         let text = printed(&Style::default());
         for (begin, reason) in REASONS {
             assert!(text.contains(reason), "{begin} is explained in\n{text}");
+            assert!(
+                !reason.contains(';'),
+                "{begin}: whoever splits at `;` would cut the comment"
+            );
         }
         let loaded = Loaded::read(None, Path::new("/nowhere")).expect("the default config");
         let bare = |text: &str| -> String {
