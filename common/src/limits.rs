@@ -50,6 +50,8 @@ pub const EDGE_TENANT_BODY_BYTES: usize = 128 * MIB;
 pub const EDGE_QUEUE_DEADLINE: Duration = Duration::from_millis(1_000);
 /// How long an edge waits for the normalizer's answer once the request was passed on.
 pub const EDGE_FORWARD_DEADLINE: Duration = Duration::from_secs(30);
+/// Tenants with a label of their own in metrics; the rest are `other`.
+pub const TENANT_LABELS: usize = 200;
 /// From the first byte of a request head to its last.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two pieces of a body.

@@ -60,6 +60,12 @@ names! {
         ClickHouseErrors = "sluice_clickhouse_errors_total", "Errors of ClickHouse calls by class.";
         /// `outcome` all, none, between, unknown.
         Verify = "sluice_verify_total", "Sub-batches counted on the server, by what was found.";
+        /// `tenant`, `outcome` accepted, rejected. The first 200 tenants that send; the rest as `other`.
+        TenantEvents = "sluice_tenant_events_total", "Events by tenant and outcome, as the edge answered.";
+        /// `tenant`, in the same way.
+        TenantBytes = "sluice_tenant_bytes_total", "Decompressed bytes of answered requests by tenant.";
+        /// `outcome` applied, refused.
+        TenantsFileReads = "sluice_tenants_file_reads_total", "Changes of the tenants file that were seen.";
         GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
         /// `reason`.
         DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
@@ -94,9 +100,11 @@ names! {
         LogBacklogBytes = "sluice_log_backlog_bytes", "Log bytes that are not yet stored.";
         /// `partition`.
         LogBacklogAge = "sluice_log_backlog_age_seconds", "Age of the oldest record that is not yet stored.";
+        LogBacklogLimitBytes = "sluice_log_backlog_limit_bytes", "`log.max_bytes`: at it clients get 503.";
         LogDiskBytes = "sluice_log_disk_bytes", "Disk that the log takes.";
         DedupKeys = "sluice_dedup_keys", "Keys that dedup remembers.";
         DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";
+        DedupLimitBytes = "sluice_dedup_limit_bytes", "`dedup.max_bytes`: at it writing waits.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
         LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";

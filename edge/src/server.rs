@@ -1,6 +1,6 @@
 //! The edge as a server: its listeners, and the process that is nothing but an edge.
 
-use crate::{Edge, stack};
+use crate::{Edge, NotInForce, stack, tenants_routes};
 use serde::Serialize;
 use sluice_common::admin::{self, Control};
 use sluice_common::config::Loaded;
@@ -11,6 +11,7 @@ use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::wire::transport::PeerClient;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -71,6 +72,8 @@ pub enum EdgeError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Tenants(#[from] NotInForce),
     #[error("cannot watch for signals, or write to stdout: {0}")]
     Io(#[from] io::Error),
 }
@@ -85,6 +88,7 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
     let metrics = Metrics::new("sluice-edge", &config.config)?;
     let seam = PeerClient::new(&own.normalizer, config.internal_token.clone()).seam();
     let edge = Edge::new(&config.config, seam, metrics.clone());
+    let filed = edge.follow_tenants_file(config.tenants_file())?;
     let server = EdgeServer::bind(edge.clone(), &own.listen).await?;
     let admin = listen(&own.admin).await?;
     say_ready(&server, admin.local_addr()?, json)?;
@@ -93,9 +97,10 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
         admin,
         metrics.clone(),
         edge.readiness(),
-        Control::new(config.admin_token.clone()),
+        Control::new(config.admin_token.clone()).with(tenants_routes(Arc::clone(&filed))),
         probing.clone(),
     ));
+    tokio::spawn(filed.watch(stop.clone()));
     let watch = tokio::spawn(watch_peers(edge, own.normalizer.clone(), stop.clone()));
     let serving = tokio::spawn(server.run(stop.clone()));
     asked_to_stop().await?;

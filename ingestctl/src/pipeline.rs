@@ -9,7 +9,7 @@ use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
 use sluice_common::serve::listen;
 use sluice_common::shutdown::Stop;
-use sluice_edge::{Edge, EdgeServer};
+use sluice_edge::{Edge, EdgeServer, tenants_routes};
 use sluice_normalizer::start::{Environment, Running};
 use sluice_sink_writer::{SinkWriter, Target};
 use std::net::SocketAddr;
@@ -68,6 +68,7 @@ impl Pipeline {
         };
         let running = tokio::task::block_in_place(|| Running::start(loaded, environment))?;
         let edge = Edge::new(config, running.intake.clone(), given.metrics.clone());
+        let filed = edge.follow_tenants_file(loaded.tenants_file())?;
         let ready = both(edge.readiness(), Arc::clone(&running.ready));
         let server = EdgeServer::bind(edge, &config.edge.listen).await?;
         let admin = probes.local_addr()?;
@@ -75,9 +76,12 @@ impl Pipeline {
             probes,
             given.metrics,
             ready,
-            Control::new(loaded.admin_token.clone()).with(running.control.clone()),
+            Control::new(loaded.admin_token.clone())
+                .with(running.control.clone())
+                .with(tenants_routes(Arc::clone(&filed))),
             pumping.clone(),
         ));
+        tokio::spawn(filed.watch(taking.clone()));
         let edge = server.addresses().to_vec();
         let server = tokio::spawn(server.run(taking.clone()));
         Ok(Self {

@@ -17,7 +17,7 @@ use sluice_common::clock::SharedClock;
 use sluice_common::config::{ConfigError, Loaded};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
-use sluice_common::metrics::Metrics;
+use sluice_common::metrics::{Gauge, Metrics};
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::sink::SinkRequest;
@@ -126,6 +126,9 @@ impl Running {
         } = environment;
         let cap = loaded.config.dedup.keys_per_tenant.0;
         let window = loaded.config.max_window_ms();
+        let (log_limit, dedup_limit) = (loaded.config.log.max_bytes.0, loaded.config.dedup.max_bytes.0);
+        metrics.watch(Gauge::LogBacklogLimitBytes, &[], move || log_limit as f64);
+        metrics.watch(Gauge::DedupLimitBytes, &[], move || dedup_limit as f64);
         let (appender, builder) = Appender::start(Arc::clone(&log), &metrics);
         let service = Arc::new(IntakeService {
             intake,

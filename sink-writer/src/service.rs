@@ -7,8 +7,9 @@ use crate::client::{Client, ServerError, Target};
 use crate::insert::Origin;
 use crate::observe::Observer;
 use crate::settle::Settler;
+use crate::survey::Survey;
 use crate::tables::{DescribeError, Tables};
-use crate::{horizon, ledger, report};
+use crate::{horizon, ledger, report, survey};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sluice_common::clock::SharedClock;
@@ -77,6 +78,14 @@ impl SinkWriter {
     pub async fn describe_all(&self, clock: &SharedClock, timeout: Duration) -> report::ServerReport {
         let deadline = Instant::now() + timeout;
         report::describe_all(&self.client, &self.datasets, clock, deadline).await
+    }
+
+    /// What hangs on a dataset's table, and how it keeps rows; nothing where it does not exist.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub async fn survey(&self, dataset: &Dataset, timeout: Duration) -> Result<Option<Survey>, ServerError> {
+        survey::survey(&self.client, dataset, Instant::now() + timeout).await
     }
 
     /// Bytes of records that calls hold now.

@@ -247,6 +247,13 @@ impl Loaded {
         })
     }
 
+    /// The tenants that commands keep.
+    #[must_use]
+    pub fn tenants_file(&self) -> PathBuf {
+        let file = self.config.tenants_file.as_deref();
+        self.data_dir.join(file.unwrap_or(Path::new("tenants.yaml")))
+    }
+
     /// The log's directory.
     #[must_use]
     pub fn log_dir(&self) -> PathBuf {
@@ -316,7 +323,6 @@ mod tests {
         for (yaml, key) in [
             ("edge: {tls: {cert: a, key: b}}", "edge.tls"),
             ("log: {kind: kafka}", "log.kind"),
-            ("tenants_file: t.yaml", "tenants_file"),
             (
                 "tenants: [{id: a, keys: [], quota: {events_per_second: 5}}]",
                 "quota",

@@ -3,6 +3,7 @@
 //! What a key means stands beside it. Unknown keys are errors. A key whose feature is not there yet
 //! is refused with that reason ([`not_yet`]), never accepted and ignored.
 
+mod expiry;
 pub mod field_type;
 pub mod load;
 pub mod not_yet;
@@ -18,6 +19,7 @@ mod type_text;
 mod validate;
 pub mod zone;
 
+pub use expiry::Expiry;
 pub use field_type::{EnumValues, FieldType, Kind};
 pub use load::{ConfigError, Loaded, Problem};
 pub use overrides::{FieldOverride, Override};
@@ -60,8 +62,8 @@ pub struct Config {
     pub dead_letters: DeadLetters,
     /// Opens the control routes of admin listeners beyond loopback.
     pub admin_token: Option<Text>,
-    #[serde(default, deserialize_with = "not_yet::tenants_file")]
-    pub tenants_file: (),
+    /// The tenants that commands keep, relative to the data directory; default: `tenants.yaml`.
+    pub tenants_file: Option<PathBuf>,
     #[serde(default)]
     pub tenants: Vec<Tenant>,
     #[serde(default = "default_datasets")]
@@ -268,6 +270,26 @@ pub struct Tenant {
 pub struct KeyHash {
     /// SHA-256 of the whole key (`slc_ID_SECRET`), 64 hex digits.
     pub sha256: String,
+    /// From then on it is not known any more; absent: it does not end.
+    #[serde(default)]
+    pub until: Option<Expiry>,
+}
+
+impl KeyHash {
+    /// A key that does not end.
+    #[must_use]
+    pub fn lasting(sha256: impl Into<String>) -> Self {
+        Self {
+            sha256: sha256.into(),
+            until: None,
+        }
+    }
+
+    /// Has it end at `ms`, unless it ends sooner.
+    pub fn end_by(&mut self, ms: u64) {
+        let until = Expiry::at(ms);
+        self.until = Some(self.until.map_or(until, |sooner| sooner.min(until)));
+    }
 }
 
 /// What happens to members of an event that the schema does not name.

@@ -104,22 +104,19 @@ impl<'de> Deserialize<'de> for Count {
     }
 }
 
-/// Text that is no period of time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("write a time like 500ms, 10s, 15m, 24h or 7d")]
-pub struct BadPeriod;
-
-impl std::str::FromStr for Period {
-    type Err = BadPeriod;
-
-    fn from_str(text: &str) -> Result<Self, BadPeriod> {
-        parse(text, PERIODS).map(Self).ok_or(BadPeriod)
-    }
-}
-
 impl<'de> Deserialize<'de> for Period {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         read(deserializer, PERIODS, "500ms, 10s, 15m, 24h or 7d").map(Self)
+    }
+}
+
+impl std::str::FromStr for Period {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ms = parse(text.trim(), PERIODS);
+        ms.map(Self)
+            .ok_or_else(|| format!("{text:?} is not understood: write it like 500ms, 10s, 15m, 24h or 7d"))
     }
 }
 

@@ -54,7 +54,9 @@ fn copies_over_the_budget_of_a_tenant_are_counted_and_not_kept() {
     assert!(
         !intake
             .parse(&other, NOW_MS, &mut |_| true)
-            .expect("parsed").pending.is_empty(),
+            .expect("parsed")
+            .pending
+            .is_empty(),
         "its own budget"
     );
 }

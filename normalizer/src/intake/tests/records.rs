@@ -88,9 +88,7 @@ fn sample(intake: &Intake, tenant: &str, first: usize, events: usize) -> Vec<Pen
     if events == 0 {
         request.body = "{}\n{}\n".into();
     }
-    let parsed = intake
-        .parse(&request, NOW_MS, &mut |_| true)
-        .expect("taken");
+    let parsed = intake.parse(&request, NOW_MS, &mut |_| true).expect("taken");
     assert_eq!(parsed.mark.is_some(), events == 0);
     parsed.pending.into_iter().chain(parsed.mark).collect()
 }
