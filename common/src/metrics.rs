@@ -57,6 +57,8 @@ names! {
         GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
         /// `reason`.
         DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
+        /// `outcome` applied, refused, unchanged.
+        ConfigReloads = "sluice_config_reloads_total", "Config files read again, by what became of them.";
         /// `reason`.
         Alarms = "sluice_alarms_total", "Times that something needed an operator; the log line says what to do.";
     }
@@ -90,6 +92,7 @@ names! {
         DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
+        ConfigRestartPending = "sluice_config_restart_pending", "1 while the config file has changes that wait for the next start.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";
     }

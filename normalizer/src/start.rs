@@ -8,14 +8,17 @@ use crate::key_cap::KeyCap;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
+use crate::pump::batching::{Settings, SharedSettings};
 use crate::pump::{Parts, Pump, PumpError};
 use crate::service::IntakeService;
+use arc_swap::ArcSwap;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::{ConfigError, Loaded};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
 use sluice_common::metrics::Metrics;
+use sluice_common::reload::Part;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::sink::SinkRequest;
@@ -43,6 +46,8 @@ pub struct Running {
     /// Ends with the stop, or with the reason why the partition cannot go on.
     pub pump: JoinHandle<Result<(), PumpError>>,
     log: Arc<EmbeddedLog>,
+    service: Arc<IntakeService>,
+    settings: SharedSettings,
 }
 
 /// Why a normalizer does not start.
@@ -130,6 +135,7 @@ impl Running {
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
+        let settings = Arc::new(ArcSwap::from_pointee(Settings::new(&loaded.config)));
         let parts = Parts {
             log: Arc::clone(&log),
             dedup,
@@ -139,15 +145,37 @@ impl Running {
             clock,
             stop,
             accept_window_loss,
+            settings: Arc::clone(&settings),
         };
-        let pump = Pump::new(parts, &loaded.config).run();
+        let pump = Pump::new(parts).run();
         let pump = tokio::spawn(watched(pump, builder));
         Self {
-            intake: service.seam(),
+            intake: Arc::clone(&service).seam(),
             ready: readiness(Arc::clone(&log)),
             pump,
             log,
+            service,
+            settings,
         }
+    }
+
+    /// Follows the config: schemas for requests that come from now on, the cap of keys, and what the pump
+    /// takes of it. What is in the log lands as its records say.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        let (service, settings) = (Arc::clone(&self.service), Arc::clone(&self.settings));
+        Box::new(move |loaded| {
+            let schemas = Intake::compile(&loaded.config.datasets)?;
+            let next = Settings::new(&loaded.config);
+            let cap = loaded.config.dedup.keys_per_tenant.0;
+            let (service, settings) = (Arc::clone(&service), Arc::clone(&settings));
+            Ok(Box::new(move || {
+                service.key_cap.set(cap, next.max_window_ms);
+                // First: nothing may be deleted that the new windows ask for.
+                settings.store(Arc::new(next));
+                service.intake.replace(schemas);
+            }))
+        })
     }
 
     /// Closes the log: what is queued is written, nothing more is taken.

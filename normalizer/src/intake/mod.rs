@@ -54,6 +54,7 @@ pub use encode::{EncodeError, build_records};
 pub use identity::RecordTemplate;
 pub use schema::Schema;
 
+use arc_swap::ArcSwap;
 use arrow_array::RecordBatch;
 use hashbrown::HashMap;
 use json::Parser;
@@ -95,19 +96,23 @@ pub struct Parsed {
     pub dropped_members: u64,
 }
 
-/// All datasets, and the secret of the log.
+/// Compiled datasets by name.
+pub type Schemas = HashMap<String, Arc<Schema>>;
+
+/// All datasets, and the secret of the log. A request is read to its end with the schema that it found,
+/// whatever is put in force meanwhile.
 pub struct Intake {
-    schemas: HashMap<String, Arc<Schema>>,
+    schemas: ArcSwap<Schemas>,
     secret: [u8; 32],
     spare: Mutex<Vec<Parser>>,
 }
 
 impl Intake {
-    /// Compiles the datasets. `secret` is the log's: whoever hashes with another one makes repeats new.
+    /// Compiles the datasets.
     ///
     /// # Errors
     /// Every problem of every dataset, each a sentence.
-    pub fn new(datasets: &[Dataset], secret: [u8; 32]) -> Result<Self, Vec<String>> {
+    pub fn compile(datasets: &[Dataset]) -> Result<Schemas, Vec<String>> {
         let (mut schemas, mut problems) = (HashMap::new(), Vec::new());
         for dataset in datasets {
             match Schema::compile(dataset) {
@@ -117,11 +122,20 @@ impl Intake {
                 Err(found) => problems.extend(found),
             }
         }
-        if !problems.is_empty() {
-            return Err(problems);
+        if problems.is_empty() {
+            Ok(schemas)
+        } else {
+            Err(problems)
         }
+    }
+
+    /// Compiles the datasets. `secret` is the log's: whoever hashes with another one makes repeats new.
+    ///
+    /// # Errors
+    /// Every problem of every dataset, each a sentence.
+    pub fn new(datasets: &[Dataset], secret: [u8; 32]) -> Result<Self, Vec<String>> {
         Ok(Self {
-            schemas,
+            schemas: ArcSwap::from_pointee(Self::compile(datasets)?),
             secret,
             spare: Mutex::new(Vec::new()),
         })
@@ -129,8 +143,13 @@ impl Intake {
 
     /// The dataset of that name.
     #[must_use]
-    pub fn schema(&self, dataset: &str) -> Option<&Arc<Schema>> {
-        self.schemas.get(dataset)
+    pub fn schema(&self, dataset: &str) -> Option<Arc<Schema>> {
+        self.schemas.load().get(dataset).cloned()
+    }
+
+    /// Puts other schemas in force, all at once, for requests that come from now on.
+    pub fn replace(&self, schemas: Schemas) {
+        self.schemas.store(Arc::new(schemas));
     }
 
     /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events.
