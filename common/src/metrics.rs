@@ -93,6 +93,7 @@ names! {
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
         ConfigRestartPending = "sluice_config_restart_pending", "1 while the config file has changes that wait for the next start.";
+        LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";
     }

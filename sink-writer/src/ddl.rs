@@ -6,8 +6,7 @@ use sluice_common::ids::Name;
 use sluice_common::limits::TOKEN_WINDOW_BLOCKS;
 use std::fmt::Write;
 
-/// The table of dead letters.
-pub const DEAD_LETTERS: &str = "dead_letters";
+pub use sluice_common::books::DEAD_LETTERS;
 
 /// `CREATE DATABASE`.
 #[must_use]
