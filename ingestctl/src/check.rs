@@ -6,12 +6,13 @@ use crate::pipeline::target;
 use clap::Args;
 use serde_json::json;
 use sluice_common::clock::{SharedClock, SystemClock};
-use sluice_common::config::Loaded;
+use sluice_common::config::{Loaded, schema};
 use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
 use sluice_normalizer::start::compile;
 use sluice_sink_writer::report::TableState;
 use sluice_sink_writer::{SinkWriter, ddl};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,9 @@ pub struct CheckArgs {
     /// Print the tables' DDL and end.
     #[arg(long)]
     ddl: bool,
+    /// Print the JSON Schema of config files and end.
+    #[arg(long)]
+    schema: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -64,6 +68,9 @@ impl CheckArgs {
     /// # Errors
     /// Where stdout cannot be written.
     pub async fn run(self) -> Result<Exit, Failure> {
+        if self.schema {
+            return print_schema();
+        }
         let mut findings = Vec::new();
         match Loaded::read(self.config.as_deref(), &self.data_dir) {
             Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
@@ -197,6 +204,14 @@ fn print_ddl(loaded: &Loaded) -> Result<Exit, Failure> {
     println!("{};", ddl::dead_letters(database));
     println!("{};", ddl::ledger(database));
     Ok(Exit::Good)
+}
+
+fn print_schema() -> Result<Exit, Failure> {
+    let schema = serde_json::to_string_pretty(&schema::json())?;
+    match writeln!(std::io::stdout().lock(), "{schema}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Ok(()) | Err(_) => Ok(Exit::Good),
+    }
 }
 
 fn finding(level: Level, what: &str, message: String) -> Finding {

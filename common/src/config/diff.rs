@@ -31,7 +31,7 @@ pub struct Change {
     pub when: When,
 }
 
-/// All keys that differ, in the order of the file's types.
+/// All keys that differ, section by section in alphabetical order.
 #[must_use]
 pub fn changes(before: &Config, after: &Config) -> Vec<Change> {
     let value = |config: &Config| serde_json::to_value(config).unwrap_or_default();
@@ -174,15 +174,15 @@ mod tests {
         let before = "log: {retain: 1h}\ndedup: {keys_per_tenant: 5}\ndatasets:\n- {name: a, fields: [{name: x, type: string}, {name: y, type: string}]}\n- {name: b, fields: [{name: x, type: string}]}\n";
         let after = "log: {retain: 2h}\ndedup: {keys_per_tenant: 6}\ndatasets:\n- {name: a, fields: [{name: y, type: string}, {name: x, type: uint8}]}\n- {name: c, fields: [{name: x, type: string}]}\n";
         let found = diff(before, after);
-        assert_eq!(found[0], "log.retain \"1h\" -> \"2h\" AtRestart");
-        assert_eq!(found[1], "dedup.keys_per_tenant 5 -> 6 Now");
-        assert_eq!(found[2], "datasets.a.fields.x.type \"string\" -> \"uint8\" Now");
-        assert!(found[3].starts_with("datasets.a.fields.(order) "), "{found:?}");
+        assert_eq!(found[0], "datasets.a.fields.x.type \"string\" -> \"uint8\" Now");
+        assert!(found[1].starts_with("datasets.a.fields.(order) "), "{found:?}");
         assert!(
-            found[4].starts_with("datasets.b {") && found[4].ends_with(" -> null Now"),
+            found[2].starts_with("datasets.b {") && found[2].ends_with(" -> null Now"),
             "{found:?}"
         );
-        assert!(found[5].starts_with("datasets.c null -> {"), "{found:?}");
+        assert!(found[3].starts_with("datasets.c null -> {"), "{found:?}");
+        assert_eq!(found[4], "dedup.keys_per_tenant 5 -> 6 Now");
+        assert_eq!(found[5], "log.retain \"1h\" -> \"2h\" AtRestart");
         assert_eq!(found.len(), 6, "{found:?}");
     }
 

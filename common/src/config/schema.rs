@@ -84,8 +84,94 @@ impl Serialize for PartitionBy {
 
 #[cfg(test)]
 mod tests {
+    use super::json;
     use crate::config::{DEFAULT_YAML, Loaded};
+    use serde_json::Value;
+    use std::collections::BTreeSet;
     use std::path::Path;
+
+    /// Every key of the schema, dotted; lists are passed through. Each has a description.
+    fn keys(root: &Value, schema: &Value, at: &str, found: &mut BTreeSet<String>) {
+        let target = schema["$ref"]
+            .as_str()
+            .map(|name| &root["$defs"][name.trim_start_matches("#/$defs/")]);
+        let within = target
+            .into_iter()
+            .chain([&schema["items"]])
+            .chain(schema["anyOf"].as_array().into_iter().flatten());
+        for inner in within.filter(|inner| inner.is_object()) {
+            keys(root, inner, at, found);
+        }
+        for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+            let dotted = if at.is_empty() {
+                key.clone()
+            } else {
+                format!("{at}.{key}")
+            };
+            assert!(inner["description"].is_string(), "{dotted} has no description");
+            keys(root, inner, &dotted, found);
+            found.insert(dotted);
+        }
+    }
+
+    fn keys_of(value: &Value, at: &str, found: &mut BTreeSet<String>) {
+        value
+            .as_array()
+            .into_iter()
+            .flatten()
+            .for_each(|one| keys_of(one, at, found));
+        for (key, inner) in value.as_object().into_iter().flatten() {
+            let dotted = if at.is_empty() {
+                key.clone()
+            } else {
+                format!("{at}.{key}")
+            };
+            keys_of(inner, &dotted, found);
+            found.insert(dotted);
+        }
+    }
+
+    #[test]
+    fn the_schema_has_every_key_of_the_default_config_and_none_of_features_to_come() {
+        let schema = json();
+        let mut known = BTreeSet::new();
+        keys(&schema, &schema, "", &mut known);
+        let default: Value = serde_saphyr::from_str(DEFAULT_YAML).expect("YAML");
+        let mut used = BTreeSet::new();
+        keys_of(&default, "", &mut used);
+        let unknown: Vec<_> = used.difference(&known).collect();
+        assert!(used.len() > 30 && unknown.is_empty(), "{unknown:?}");
+        assert!(
+            !known.contains("edge.tls") && known.contains("datasets.dedup.window"),
+            "{known:?}"
+        );
+        assert_eq!(schema["additionalProperties"], false);
+    }
+
+    #[test]
+    fn the_reference_describes_every_key_of_the_schema() {
+        let schema = json();
+        let mut known = BTreeSet::new();
+        keys(&schema, &schema, "", &mut known);
+        let page = include_str!("../../../docs/config.md");
+        let is_told = |key: &str| {
+            // Sections stand as titles, keys of datasets and tenants without their list, `unit` with its members.
+            let own = key
+                .trim_start_matches("datasets.fields.")
+                .trim_start_matches("datasets.");
+            let own = own
+                .trim_start_matches("tenants.keys.")
+                .trim_start_matches("tenants.");
+            let own = own.strip_prefix("unit.").unwrap_or(own);
+            page.contains(&format!("`{own}`"))
+                || page.contains(&format!("`{own}."))
+                || page.contains(&format!("\n## {own}\n"))
+                || page.contains(&format!("`.{}`", own.rsplit('.').next().unwrap_or_default()))
+                || page.contains(&format!("{own}: "))
+        };
+        let missing: Vec<_> = known.iter().filter(|key| !is_told(key)).collect();
+        assert!(missing.is_empty(), "not in docs/config.md: {missing:?}");
+    }
 
     #[test]
     fn a_config_written_back_means_the_same() {

@@ -1,4 +1,5 @@
 //! The operator's commands, as an operator runs them: real executables, their output and exit codes.
 
 mod command;
+mod config;
 mod frame;
