@@ -24,6 +24,9 @@ pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
 pub const MAX_ROW_ERRORS: usize = 100;
 /// Most (table, ClickHouse partition) pairs of one request: each pair is one more insert.
 pub const MAX_PARTITIONS_PER_REQUEST: usize = 24;
+/// From this age on a taken event counts as late: far above what senders buffer, far below the default
+/// `time.max_past`.
+pub const LATE_EVENT: Duration = Duration::from_secs(3_600);
 /// Most bytes of a client's text quoted back in an error message.
 pub const MAX_QUOTED_BYTES: usize = 120;
 
@@ -64,6 +67,8 @@ pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
 
 /// Body bytes that one normalizer parses at once; over it the edge is answered 429.
 pub const INTAKE_BYTES: usize = 256 * MIB;
+/// Column bytes of one request: arrays of short numbers take many times their text.
+pub const MAX_REQUEST_COLUMN_BYTES: usize = 256 * MIB;
 /// Column bytes waiting for the log writer; over it the edge is answered 429.
 pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
 /// Rows of one record: the row index has 16 bits.
@@ -160,6 +165,7 @@ const _: () = {
     assert!(MAX_BODY_BYTES <= EDGE_TENANT_BODY_BYTES);
     assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
     assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
+    assert!(MAX_BODY_BYTES < MAX_REQUEST_COLUMN_BYTES && MAX_REQUEST_COLUMN_BYTES <= INTAKE_BYTES);
     assert!(MAX_RECORD_BYTES * 4 <= GROUP_COMMIT_BYTES);
     assert!(GROUP_COMMIT_BYTES + MAX_RECORD_BYTES <= SEGMENT_BYTES);
     assert!(MAX_RECORD_ROWS <= MAX_BLOCK_ROWS);

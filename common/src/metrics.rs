@@ -46,6 +46,8 @@ names! {
         Events = "sluice_events_total", "Events by stage and outcome.";
         /// `stage` edge (decompressed bodies), log (frames), sink (blocks sent).
         Bytes = "sluice_bytes_total", "Bytes by stage.";
+        /// `dataset`.
+        LateEvents = "sluice_late_events_total", "Events taken within their age bounds, but more than an hour old.";
         /// `route`, `code`.
         HttpRequests = "sluice_http_requests_total", "HTTP requests answered on the public listener.";
         /// `where` edge, intake, log, sink; `reason`.

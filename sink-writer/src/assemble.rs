@@ -1,18 +1,20 @@
 //! The columns of one block: ours beside the records', by name, as the table takes them.
 
-use crate::adapt::{fits, meeting_type};
+use crate::adapt::{fits, fits_field, meeting_type};
 use crate::block::Piece;
 use crate::tables::Table;
+use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int32Type;
 use arrow_array::{
-    Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, TimestampMillisecondArray,
-    UInt16Array, UInt32Array, UInt64Array, new_null_array,
+    Array, ArrayRef, DictionaryArray, Int32Array, ListArray, RecordBatch, StringArray,
+    TimestampMillisecondArray, UInt16Array, UInt32Array, UInt64Array, new_null_array,
 };
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use bytes::Bytes;
 use sluice_common::dictionary;
 use sluice_common::ids::{LogId, Name, RequestId, source_o};
+use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 
 /// ClickHouse's code for a type mismatch, used for what is refused before it is sent.
@@ -47,27 +49,52 @@ impl Refusal {
 
 type Fitted = Result<(Vec<Column>, Vec<String>), Refusal>;
 
-/// The columns of some pieces of records; with the names of those that the table lacks.
+/// The columns of some pieces of records, as far as the table has them; with the names of those that it
+/// lacks.
 pub(crate) fn rows(pieces: &[Piece<'_>], table: &Table) -> Fitted {
-    let mut columns = own(pieces);
+    let (mut kept, mut left_out) = fit(own(pieces), table)?;
     for name in names(pieces) {
         let Some(to) = table.column(&name) else {
-            // Left to `fit`, which lists it: its rows are not needed for that.
-            columns.push(Column {
-                name,
-                array: new_null_array(&DataType::Null, 0),
-            });
+            left_out.push(name);
             continue;
         };
-        let array = gather(pieces, &name, to).map_err(|error| {
+        let versions = versions(pieces, &name);
+        if let Some(unfit) = versions.iter().find(|version| !fits_field(version, to)) {
+            return Err(misfit(table, &name, unfit.data_type(), to));
+        }
+        let array = gather(pieces, &name, to, &versions).map_err(|error| {
             Refusal::new(
                 &table.name,
                 &format!("column {name} ({to}) cannot be built: {error}"),
             )
         })?;
-        columns.push(Column { name, array });
+        kept.push(Column { name, array });
     }
-    fit(columns, table)
+    Ok((kept, left_out))
+}
+
+/// What records of several schema versions say of one column, each once.
+fn versions<'p>(pieces: &[Piece<'p>], name: &str) -> Vec<&'p Field> {
+    let mut versions: Vec<&Field> = Vec::new();
+    for piece in pieces {
+        let found = piece.batch.schema_ref().fields().find(name);
+        if let Some((_, field)) = found
+            && !versions
+                .iter()
+                .any(|one| one.data_type() == field.data_type() && one.metadata() == field.metadata())
+        {
+            versions.push(field);
+        }
+    }
+    versions
+}
+
+fn misfit(table: &Table, name: &str, from: &DataType, to: &str) -> Refusal {
+    let why = format!(
+        "column {name} is {} in the dataset and {to} in the table",
+        shown(from)
+    );
+    Refusal::new(&table.name, &why)
 }
 
 /// Leaves out what the table lacks, and refuses what it would change.
@@ -78,16 +105,19 @@ pub(crate) fn fit(columns: Vec<Column>, table: &Table) -> Fitted {
         match table.column(&column.name) {
             None => left_out.push(column.name),
             Some(to) if fits(from, to) => kept.push(column),
-            Some(to) => {
-                let why = format!(
-                    "column {} is {from} in the dataset and {to} in the table",
-                    column.name
-                );
-                return Err(Refusal::new(&table.name, &why));
-            }
+            Some(to) => return Err(misfit(table, &column.name, from, to)),
         }
     }
     Ok((kept, left_out))
+}
+
+/// An Arrow type as people call it.
+fn shown(from: &DataType) -> String {
+    if *from == DataType::FixedSizeBinary(16) {
+        "UUID".to_owned()
+    } else {
+        from.to_string()
+    }
 }
 
 /// All column names of the records, in order of first appearance.
@@ -104,22 +134,14 @@ fn names(pieces: &[Piece<'_>]) -> Vec<String> {
 }
 
 /// One column of all pieces; a record of another schema version may lack it, or have it narrower.
-fn gather(pieces: &[Piece<'_>], name: &str, to: &str) -> Result<ArrayRef, ArrowError> {
-    let mut types: Vec<&DataType> = Vec::new();
-    for array in pieces.iter().filter_map(|piece| piece.batch.column_by_name(name)) {
-        if !types.contains(&array.data_type()) {
-            types.push(array.data_type());
-        }
-    }
-    let meeting = match types.as_slice() {
-        [one] => (*one).clone(),
-        several => match several.iter().find(|one| !fits(one, to)) {
-            // Kept as it is, so that `fit` names the column that the table would change.
-            Some(unfit) => return Ok(new_null_array(unfit, 0)),
-            None => meeting_type(to).ok_or_else(|| {
-                ArrowError::CastError(format!("{} versions of it do not meet", several.len()))
-            })?,
-        },
+fn gather(pieces: &[Piece<'_>], name: &str, to: &str, versions: &[&Field]) -> Result<ArrayRef, ArrowError> {
+    let mut types = versions.iter().map(|version| version.data_type());
+    let first = types.next().unwrap_or(&DataType::Null);
+    let meeting = if types.all(|other| other == first) {
+        first.clone()
+    } else {
+        meeting_type(to)
+            .ok_or_else(|| ArrowError::CastError(format!("{} versions of it do not meet", versions.len())))?
     };
     let arrays = pieces
         .iter()
@@ -152,11 +174,42 @@ fn take(piece: &Piece<'_>, name: &str, meeting: &DataType) -> Result<ArrayRef, A
     if array.data_type() == meeting {
         return Ok(array);
     }
+    let array = uuids_as_text(&array)?;
     let strict = arrow_cast::CastOptions {
         safe: false,
         ..Default::default()
     };
     arrow_cast::cast_with_options(&array, meeting, &strict)
+}
+
+/// The array with its UUIDs as text, because that is how they meet with strings; another as it is.
+fn uuids_as_text(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    if let Some(uuids) = array
+        .as_fixed_size_binary_opt()
+        .filter(|uuids| uuids.value_length() == 16)
+    {
+        let texts = uuids.iter().map(|bytes| bytes.map(uuid_text));
+        return Ok(Arc::new(StringArray::from_iter(texts)));
+    }
+    let Some(list) = array.as_list_opt::<i32>() else {
+        return Ok(array.clone());
+    };
+    let items = uuids_as_text(list.values())?;
+    let field = Arc::new(Field::new("item", items.data_type().clone(), true));
+    let list = ListArray::try_new(field, list.offsets().clone(), items, list.nulls().cloned())?;
+    Ok(Arc::new(list))
+}
+
+/// The usual form of a UUID.
+pub(crate) fn uuid_text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(36);
+    for (at, byte) in bytes.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 fn own(pieces: &[Piece<'_>]) -> Vec<Column> {

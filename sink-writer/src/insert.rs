@@ -94,5 +94,9 @@ fn block_settings() -> Vec<(&'static str, String)> {
         ("max_insert_threads", on()),
         ("input_format_parallel_parsing", off()),
         ("input_format_null_as_default", on()),
+        // Of a JSON column's values: texts that look like times stay texts, and `true` is no number.
+        ("input_format_try_infer_dates", off()),
+        ("input_format_try_infer_datetimes", off()),
+        ("input_format_json_read_bools_as_numbers", off()),
     ]
 }

@@ -15,13 +15,16 @@ mod read;
 pub mod schema;
 pub mod text;
 mod tree;
+mod type_text;
 mod validate;
+pub mod zone;
 
-pub use field_type::{FieldType, Kind};
+pub use field_type::{EnumValues, FieldType, Kind};
 pub use load::{ConfigError, Loaded, Problem};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
 pub use text::Text;
+pub use zone::Zone;
 
 use crate::ids::{Name, TenantId};
 use crate::limits;
@@ -376,6 +379,8 @@ pub struct Field {
     pub unit: Option<Unit>,
     /// Unit of a time given as a number since 1970: without it numbers are rejected.
     pub epoch: Option<EpochUnit>,
+    /// Zone of a time sent as text without an offset: without it such text is rejected.
+    pub timezone: Option<Zone>,
 }
 
 /// A conversion, by UCUM names.

@@ -14,7 +14,7 @@ use simd_json::Node;
 use sluice_common::error::Problem;
 use sluice_common::limits::{
     MAX_EVENT_BYTES, MAX_EVENTS_PER_REQUEST, MAX_PARTITIONS_PER_REQUEST, MAX_QUOTED_BYTES, MAX_RECORD_ROWS,
-    MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
+    MAX_REQUEST_COLUMN_BYTES, MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
 };
 use sluice_common::record::RequestSpan;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
@@ -104,6 +104,10 @@ struct Run<'s> {
     answer: RowsAnswer,
     /// Events seen, rejected ones included.
     events: usize,
+    /// Bytes of the columns of all rows.
+    column_bytes: usize,
+    /// Events taken that came late.
+    late: u64,
     partitions: Partitions,
 }
 
@@ -125,7 +129,7 @@ struct Partitions {
 
 impl Open {
     fn new(schema: &Schema, template: &RecordTemplate) -> Self {
-        let column = |field: &super::schema::FieldPlan| Column::new(field.kind, &template.inner_key);
+        let column = |field: &super::schema::FieldPlan| Column::new(&field.kind, Some(&template.inner_key));
         Self {
             columns: schema.fields.iter().map(column).collect(),
             keys: Vec::new(),
@@ -158,6 +162,8 @@ impl<'s> Run<'s> {
             pending: Vec::new(),
             answer: RowsAnswer::default(),
             events: 0,
+            column_bytes: 0,
+            late: 0,
             partitions: Partitions::default(),
         }
     }
@@ -217,7 +223,17 @@ impl<'s> Run<'s> {
             .fingerprints
             .extend(self.hasher.fingerprint(self.schema, columns, row));
         self.open.bytes += bytes;
+        self.column_bytes += bytes;
+        if self.column_bytes > MAX_REQUEST_COLUMN_BYTES {
+            return Err(too_large(
+                "columns_too_large",
+                format!(
+                    "the columns of its events are over {MAX_REQUEST_COLUMN_BYTES} bytes; split the request"
+                ),
+            ));
+        }
         self.answer.accepted += 1;
+        self.late += u64::from(self.writer.is_late());
         Ok(())
     }
 
@@ -275,6 +291,7 @@ impl<'s> Run<'s> {
             pending: self.pending,
             answer: self.answer,
             dropped_members: self.writer.dropped,
+            late_events: self.late,
         })
     }
 }
