@@ -179,14 +179,19 @@ impl IntakeService {
             .add(Counter::LateEvents, events, &[("dataset", dataset)]);
     }
 
+    /// Exports zeros for the datasets in force.
+    pub fn show_datasets(&self) {
+        for dataset in self.intake.datasets() {
+            self.count_late(&dataset, 0);
+        }
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "gauges")]
     fn show(&self) {
         let metrics = &self.metrics;
         self.count("accepted", 0);
         self.count("rejected", 0);
-        for dataset in self.intake.datasets() {
-            self.count_late(dataset, 0);
-        }
+        self.show_datasets();
         for (place, reason) in [
             ("log", "log_full"),
             ("log", "queue"),

@@ -174,6 +174,7 @@ impl Running {
                 // First: nothing may be deleted that the new windows ask for.
                 settings.store(Arc::new(next));
                 service.intake.replace(schemas);
+                service.show_datasets();
             }))
         })
     }

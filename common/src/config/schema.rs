@@ -4,7 +4,7 @@
 //! Keys and their descriptions come from the fields and their doc comments; here stands what the types
 //! of single values are. Texts may also be references, `${NAME}`, so a pattern admits these.
 
-use super::{ByteSize, Config, Count, FieldType, PartitionBy, Period, Text, UnknownFields, quantity};
+use super::{ByteSize, Config, Count, FieldType, PartitionBy, Period, Text, UnknownFields, Zone, quantity};
 use crate::ids::{Name, TenantId};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde::ser::{Serialize, Serializer};
@@ -43,6 +43,7 @@ texts! {
     Period, "Period", {"type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$|\\$\\{", "examples": ["500ms", "24h", "7d"]};
     Name, "Name", {"type": "string", "pattern": "^[a-z_][a-z0-9_]{0,62}$|\\$\\{"};
     TenantId, "TenantId", {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$|\\$\\{"};
+    Zone, "Zone", {"type": "string", "examples": ["Europe/Berlin"]};
     Text, "Text", {"type": "string", "examples": ["${NAME}", "file:PATH"]};
     FieldType, "FieldType", {"type": "string", "pattern": "^[A-Za-z0-9_]+ *(\\(.*\\))?$|\\$\\{", "examples": ["string", "nullable(uint16)", "datetime64(3)"]};
     PartitionBy, "PartitionBy", {"type": "string", "pattern": "^(none|(toDate|toMonday|toYYYYMM|toStartOfHour)\\( *[a-z_][a-z0-9_]* *\\))$|\\$\\{"};
@@ -68,6 +69,12 @@ impl Serialize for Period {
 }
 
 impl Serialize for FieldType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Zone {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }

@@ -164,8 +164,9 @@ impl Intake {
     }
 
     /// The names of all datasets.
-    pub fn datasets(&self) -> impl Iterator<Item = &str> {
-        self.schemas.keys().map(String::as_str)
+    #[must_use]
+    pub fn datasets(&self) -> Vec<String> {
+        self.schemas.load().keys().cloned().collect()
     }
 
     /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events.
