@@ -80,7 +80,7 @@ fn push(key: &str, before: Value, after: Value, found: &mut Vec<Change>) {
         let rest = key.strip_prefix(*prefix);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
-    let when = if AT_ONCE.iter().any(|prefix| covers(&prefix)) {
+    let when = if AT_ONCE.iter().any(covers) {
         When::Now
     } else {
         When::AtRestart
