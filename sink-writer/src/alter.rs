@@ -88,7 +88,7 @@ mod tests {
             ]
         );
         assert!(statements(&read(before), &read(before), &database).is_empty());
-        let other = before.replace("name: a", "name: b");
+        let other = before.replace("[{name: a,", "[{name: b,");
         assert!(
             statements(&read(before), &read(&other), &database).is_empty(),
             "it is made, not altered"
