@@ -19,7 +19,17 @@ async fn a_config_is_compared_listed_shown_and_rolled_back_while_everything_runs
 
     let old = deployment.path().join("old.yaml").display().to_string();
     std::fs::write(&old, &before).expect("written");
-    let diff = run(&["config", "diff", &file, "--config", &old, "--output", "json"]);
+    let diff = run(&[
+        "config",
+        "diff",
+        &file,
+        "--config",
+        &old,
+        "--data-dir",
+        &data,
+        "--output",
+        "json",
+    ]);
     assert_eq!(diff.code, 2, "{diff:?}");
     assert_eq!(diff.json()["changes"][0]["key"], "datasets.a.fields.y");
     assert_eq!(diff.json()["changes"][0]["when"], "now");
