@@ -31,7 +31,7 @@ async fn smoke_spike_and_soak_pass_and_each_acknowledged_event_is_stored_once() 
     assert_eq!(smoke.report["checks"].as_array().map(Vec::len), Some(13));
 
     let spike = [
-        ("DURATION", "6s"),
+        ("DURATION", "4s"),
         ("RATE", "20"),
         ("FACTOR", "15"),
         ("P99_MS", "5000"),
@@ -40,7 +40,7 @@ async fn smoke_spike_and_soak_pass_and_each_acknowledged_event_is_stored_once() 
     spike.expect_passed(&deployment);
 
     let soak = [
-        ("DURATION", "6s"),
+        ("DURATION", "4s"),
         ("RATE", "30"),
         ("VUS", "100"),
         ("P99_MS", "5000"),
@@ -61,10 +61,10 @@ async fn smoke_spike_and_soak_pass_and_each_acknowledged_event_is_stored_once() 
 async fn a_healthy_client_is_not_refused_beside_slow_ones_and_a_quiet_tenant_beside_a_noisy_one() {
     let _alone = alone().await;
     let deployment = Deployment::start_for(8, Shape::AllInOne, "").await;
-    let slow = [("DURATION", "9s"), ("P99_MS", "5000"), ("RATIO", "50")];
+    let slow = [("DURATION", "6s"), ("P99_MS", "5000"), ("RATIO", "50")];
     let running = start("slow-client", &deployment, &slow);
     let crowd = Command::new(service::executable("sluice-bench"))
-        .args(["drip", "--connections", "400", "--after", "3", "--seconds", "6"])
+        .args(["drip", "--connections", "400", "--after", "2", "--seconds", "4"])
         .args([
             "--address",
             &deployment.edge_address(),
@@ -83,7 +83,7 @@ async fn a_healthy_client_is_not_refused_beside_slow_ones_and_a_quiet_tenant_bes
     assert_eq!(crowd["open_at_most"], 400, "{crowd}");
 
     let noisy = [
-        ("DURATION", "8s"),
+        ("DURATION", "6s"),
         ("RATE", "5"),
         ("VUS", "4"),
         ("P99_MS", "5000"),
@@ -101,9 +101,9 @@ async fn a_healthy_client_is_not_refused_beside_slow_ones_and_a_quiet_tenant_bes
 
 /// `log.max_bytes`, the least there is.
 const WATERMARK: u64 = 256 * 1024 * 1024;
-const CLIENTS: usize = 4;
-const EVENTS: u64 = 16;
-const EVENT_BYTES: u64 = 50_000;
+const CLIENTS: usize = 8;
+const EVENTS: u64 = 10;
+const EVENT_BYTES: u64 = 5_500;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_clickhouse_stopped_requests_are_taken_to_the_watermark_then_refused_then_taken_again() {
@@ -115,10 +115,10 @@ async fn with_clickhouse_stopped_requests_are_taken_to_the_watermark_then_refuse
         &deployment,
         &[
             ("DURATION", "90s"),
-            ("RATE", "40"),
-            ("VUS", "4"),
-            ("EVENTS", "16"),
-            ("PAYLOAD", "50000"),
+            ("RATE", "800"),
+            ("VUS", "8"),
+            ("EVENTS", "10"),
+            ("PAYLOAD", "5500"),
             ("AFTER_S", "2"),
         ],
     );
@@ -136,7 +136,7 @@ async fn with_clickhouse_stopped_requests_are_taken_to_the_watermark_then_refuse
     assert!(taken > WATERMARK / 10 * 9, "refused with {taken} bytes taken");
     let more = eventually("refusals go on", Duration::from_secs(30), async || {
         let ends = running.ends();
-        (ends.refusals >= 3 * CLIENTS).then_some(ends)
+        (ends.refusals >= 2 * CLIENTS).then_some(ends)
     })
     .await;
     assert_eq!(
@@ -194,7 +194,7 @@ async fn server(
 async fn run_all(base: &str) -> Vec<(&'static str, Ran)> {
     let settings = [
         ("KEYS", "slc_a_0,slc_b_0,slc_c_0"),
-        ("DURATION", "2s"),
+        ("DURATION", "4s"),
         ("RATE", "4"),
         ("VUS", "2"),
     ];
