@@ -46,6 +46,8 @@ names! {
         Events = "sluice_events_total", "Events by stage and outcome.";
         /// `stage` edge (decompressed bodies), log (frames), sink (blocks sent).
         Bytes = "sluice_bytes_total", "Bytes by stage.";
+        /// `dataset`.
+        LateEvents = "sluice_late_events_total", "Events taken within their age bounds, but more than an hour old.";
         /// `route`, `code`.
         HttpRequests = "sluice_http_requests_total", "HTTP requests answered on the public listener.";
         /// `where` edge, intake, log, sink; `reason`.
@@ -90,6 +92,7 @@ names! {
         DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
+        LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";
     }

@@ -28,6 +28,14 @@ impl Proof {
         self.sum_o2 = self.sum_o2.wrapping_add(source_o.wrapping_mul(source_o));
     }
 
+    /// Of rows with this provenance.
+    #[must_use]
+    pub fn of(rows: impl IntoIterator<Item = u64>) -> Self {
+        let mut proof = Self::default();
+        rows.into_iter().for_each(|source_o| proof.add(source_o));
+        proof
+    }
+
     /// Adds another proof's rows.
     pub fn merge(&mut self, rows: u64, sum_o: u64, sum_o2: u64) {
         self.rows += rows;

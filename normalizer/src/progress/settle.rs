@@ -6,7 +6,7 @@
 
 use super::Proof;
 use sluice_common::limits::{INSERT_DEADLINE, INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
-use sluice_common::wire::sink::{Steps, SubKey, SubReport, SubTask, Verdict};
+use sluice_common::wire::sink::{Piece, Steps, SubKey, SubReport, SubTask, Verdict};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Settling {
     proof: Proof,
+    /// Of the range's rows of the books, which are a function of it and so are not declared.
+    books: Proof,
     /// Generations that were durable when the intent was found.
     bumped: Vec<SubTask>,
     /// Known after the first answer that named them.
@@ -82,10 +84,18 @@ impl Settling {
         Self::new(proof, bumped, false, true)
     }
 
+    /// The same with rows of the books, which go out with it.
+    #[must_use]
+    pub fn with_books(mut self, books: Proof) -> Self {
+        self.books = books;
+        self
+    }
+
     fn new(proof: Proof, bumped: Vec<SubTask>, fresh: bool, verify_first_attempt: bool) -> Self {
         let (subs, attempt, failures, then) = (None, 0, 0, None);
         Self {
             proof,
+            books: Proof::default(),
             bumped,
             subs,
             fresh,
@@ -253,10 +263,20 @@ impl Settling {
         if self.subs.is_some() {
             return Ok(());
         }
-        let mut sum = Proof::default();
-        reports
-            .iter()
-            .for_each(|report| sum.merge(report.rows, report.sum_o, report.sum_o2));
+        let (mut sum, mut books) = (Proof::default(), Proof::default());
+        for report in reports {
+            let to = match report.sub.piece {
+                Piece::Whole => &mut sum,
+                Piece::Entry(_) => &mut books,
+            };
+            to.merge(report.rows, report.sum_o, report.sum_o2);
+        }
+        if books != self.books {
+            return Err(format!(
+                "the sink-writer has {} rows of the books where the range has {}: are all services of one release?",
+                books.rows, self.books.rows
+            ));
+        }
         if sum != self.proof {
             return Err(format!(
                 "the sink-writer splits the range into {} rows where {} were declared: are all services of one release?",
@@ -304,6 +324,7 @@ fn describe(report: &SubReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sluice_common::books::Entry;
     use sluice_common::ids::Name;
 
     fn key(part: &str) -> SubKey {
@@ -468,6 +489,32 @@ mod tests {
         settling.reported(&[report("a", Verdict::Done)]);
         assert!(matches!(settling.advance(), Next::Wait { alarm: true, .. }));
         assert_eq!(call(&mut settling).tasks, None);
+    }
+
+    #[test]
+    fn the_rows_of_the_books_are_proven_like_any_and_are_not_in_the_declared_proof() {
+        let entry = SubKey {
+            piece: Piece::Entry(Entry::Range),
+            ..key("202611")
+        };
+        let books = |verdict| SubReport {
+            sub: entry.clone(),
+            ..report("", verdict)
+        };
+        // A range of repeats alone, found after a crash: nothing but its row of the books.
+        let mut settling = Settling::found(Proof::default(), Vec::new()).with_books(proof(1));
+        assert_eq!(call(&mut settling).steps, Steps::AGAIN);
+        settling.reported(&[]);
+        assert!(
+            matches!(settling.advance(), Next::Wait { alarm: true, .. }),
+            "the books are missing"
+        );
+        call(&mut settling);
+        settling.reported(&[books(unknown())]);
+        assert!(matches!(settling.advance(), Next::Wait { .. }));
+        call(&mut settling);
+        settling.reported(&[books(Verdict::Done)]);
+        assert_eq!(settling.advance(), Next::Proven);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One range's way to proof: the state machine of `progress::settle` with its calls, waits and writes.
 
-use super::range::ClosedRange;
+use super::books::Evidence;
+use super::range::{ClosedRange, sends};
 use crate::progress::settle::{Next, Plan, Settling};
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Progress};
@@ -9,7 +10,7 @@ use sluice_common::ids::LogId;
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::telemetry;
 use sluice_common::trace::TraceContext;
-use sluice_common::wire::sink::{RangeRecord, SinkCall, SinkReply, SinkRequest, SubTask};
+use sluice_common::wire::sink::{SinkCall, SinkReply, SinkRequest, SubReport, SubTask};
 use sluice_common::wire::transport::Seam;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,11 +36,11 @@ const MAX_LINKS: usize = 8;
 const SAY_EVERY: u32 = 6;
 
 impl Driver {
-    /// Settles a declared range; returns when every sub-batch is proven.
+    /// Settles a declared range; returns what proved it, when every sub-batch is proven.
     ///
     /// # Errors
     /// [`StoreError`] where progress cannot be kept: the process must end.
-    pub async fn settle(self, closed: Arc<ClosedRange>, settling: Settling) -> Result<(), StoreError> {
+    pub async fn settle(self, closed: Arc<ClosedRange>, settling: Settling) -> Result<Evidence, StoreError> {
         let (a, b, rows) = (closed.range.a, closed.range.b, closed.proof.rows);
         let span = tracing::info_span!("range", partition = self.partition, a, b, rows);
         let spans = closed.records.iter().flat_map(|one| one.record.spans());
@@ -60,12 +61,18 @@ impl Driver {
         closed: Arc<ClosedRange>,
         mut settling: Settling,
         trace: TraceContext,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Evidence, StoreError> {
         let (mut waits, mut alarmed) = (0u32, false);
+        let mut evidence = Evidence::default();
         loop {
             match settling.advance() {
                 Next::Proven => break,
-                Next::Call(plan) => self.call(&closed, plan, trace, &mut settling).await,
+                Next::Call(plan) => {
+                    let all = plan.tasks.is_none();
+                    if let Some(reports) = self.call(&closed, plan, trace, &mut settling).await {
+                        evidence.note(all, &reports);
+                    }
+                }
                 Next::Persist(bumped) => tokio::task::block_in_place(|| self.persist(bumped))?,
                 Next::Wait { delay, reason, alarm } => {
                     // The first alarm is said at once, though waits before it were said as such.
@@ -84,10 +91,16 @@ impl Driver {
                 "the range is settled after all"
             );
         }
-        Ok(())
+        Ok(evidence)
     }
 
-    async fn call(&self, closed: &ClosedRange, plan: Plan, trace: TraceContext, settling: &mut Settling) {
+    async fn call(
+        &self,
+        closed: &ClosedRange,
+        plan: Plan,
+        trace: TraceContext,
+        settling: &mut Settling,
+    ) -> Option<Vec<SubReport>> {
         let call = SinkCall {
             log: self.log,
             partition: self.partition,
@@ -96,8 +109,8 @@ impl Driver {
             timeout: plan.timeout,
             steps: plan.steps,
             tasks: plan.tasks,
-            records: closed.records.iter().filter(sends).cloned().collect(),
-            ledger: Vec::new(),
+            records: closed.records.iter().filter(|one| sends(one)).cloned().collect(),
+            ledger: closed.ledger.clone(),
             trace,
         };
         let answer = tokio::time::timeout(
@@ -105,7 +118,10 @@ impl Driver {
             self.sink.clone().oneshot(SinkRequest::Write(call)),
         );
         match answer.await {
-            Ok(Ok(SinkReply::Wrote(reports))) => settling.reported(&reports),
+            Ok(Ok(SinkReply::Wrote(reports))) => {
+                settling.reported(&reports);
+                return Some(reports);
+            }
             Ok(Ok(SinkReply::Busy { retry_after_ms })) => {
                 settling.busy(Duration::from_millis(retry_after_ms))
             }
@@ -116,6 +132,7 @@ impl Driver {
             Ok(Err(never)) => match never {},
             Err(_) => settling.failed("the sink-writer does not answer in time".into()),
         }
+        None
     }
 
     fn persist(&self, bumped: Vec<SubTask>) -> Result<(), StoreError> {
@@ -155,9 +172,4 @@ impl Driver {
             );
         }
     }
-}
-
-/// Whether any row of the record goes out; a record of repeats alone stays here.
-fn sends(one: &&RangeRecord) -> bool {
-    one.fates.kept() > 0 || !one.fates.conflicts().is_empty()
 }

@@ -6,6 +6,7 @@
 //! dedup state that is not yet on disk.
 
 pub mod batching;
+mod books;
 mod drive;
 mod range;
 mod recover;
@@ -14,11 +15,12 @@ use crate::dedup::{Dedup, DedupError};
 use crate::log::{EmbeddedLog, ReadError};
 use crate::progress::settle::Settling;
 use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Progress};
+use crate::progress::{Intent, Progress, Proof};
 use batching::Batching;
+use books::Evidence;
 use drive::Driver;
 use parking_lot::Mutex;
-use range::{ClosedRange, OpenRange};
+use range::{ClosedRange, OpenRange, sends};
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Config;
 use sluice_common::ids::{Name, Offset};
@@ -77,10 +79,12 @@ pub enum PumpError {
 pub struct Live {
     pub dedup_keys: AtomicU64,
     pub dedup_disk_bytes: AtomicU64,
+    /// Events by which the books missed what was proven, since the start.
+    pub imbalance: AtomicU64,
 }
 
 /// The declared range, and the task that settles it.
-type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>);
+type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<Evidence, StoreError>>);
 
 /// The running pump of one partition.
 pub struct Pump {
@@ -223,8 +227,8 @@ impl Pump {
         Ok(Some(RangeRecord { record, fates }))
     }
 
-    /// Open → declared, where the range is due and none is under way. A range of repeats alone sends
-    /// nothing and is committed at once.
+    /// Open → declared, where the range is due and none is under way. A range of repeats alone sends its
+    /// rows of the books.
     fn send_if_ripe(&mut self) -> Result<(), PumpError> {
         let now = self.clock.now_ms();
         let due = self
@@ -236,9 +240,6 @@ impl Pump {
         }
         let closed = std::mem::replace(&mut self.next, OpenRange::at(0)).close();
         self.next = OpenRange::at(closed.range.b);
-        if closed.proof.rows == 0 {
-            return self.commit(&closed);
-        }
         self.declare(&closed)?;
         // R14: the first range after a start, and one in a thousand.
         let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
@@ -249,6 +250,8 @@ impl Pump {
     }
 
     fn settle(&mut self, closed: Arc<ClosedRange>, settling: Settling) {
+        let books = Proof::of(closed.ledger.iter().map(|row| row.source_o));
+        let settling = settling.with_books(books);
         let task = tokio::spawn(self.driver.clone().settle(Arc::clone(&closed), settling));
         self.under_way = Some((closed, task));
     }
@@ -286,8 +289,8 @@ impl Pump {
                 () = tokio::time::sleep(IDLE) => None,
             };
             let Some(done) = settled else { return Ok(()) };
-            done??;
-            return self.settled();
+            let evidence = done??;
+            return self.settled(&evidence);
         }
         if stopping {
             return Ok(());
@@ -301,12 +304,12 @@ impl Pump {
     }
 
     /// Settled → committed.
-    fn settled(&mut self) -> Result<(), PumpError> {
+    fn settled(&mut self, evidence: &Evidence) -> Result<(), PumpError> {
         let Some((closed, _)) = self.under_way.take() else {
             return Ok(());
         };
         let now = self.clock.now_ms();
-        for one in &closed.records {
+        for one in closed.records.iter().filter(|one| sends(one)) {
             let age = Duration::from_millis(now.saturating_sub(one.record.place.append_ms));
             self.metrics.record(Histogram::Freshness, age.as_secs_f64(), &[]);
         }
@@ -324,7 +327,25 @@ impl Pump {
             conflicts as u64,
             &[("reason", "idempotency_conflict")],
         );
+        self.balance(&closed, evidence);
         self.commit(&closed)
+    }
+
+    /// Holds what the books say of the range against what was proven.
+    fn balance(&self, closed: &ClosedRange, evidence: &Evidence) {
+        let events = evidence.imbalance(&closed.ledger);
+        if events == 0 {
+            return;
+        }
+        let (a, b) = (closed.range.a, closed.range.b);
+        tracing::error!(
+            a,
+            b,
+            events,
+            "the books of this range say something else than was proven of its rows: compare `ledger` with the tables \
+             by _src_o, and report it"
+        );
+        self.live.imbalance.fetch_add(events, Ordering::Relaxed);
     }
 
     /// R17: progress is made durable first; only then may anything be deleted behind it.
@@ -371,6 +392,10 @@ impl Pump {
 
 #[expect(clippy::cast_precision_loss, reason = "gauges")]
 fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
+    let books = Arc::clone(live);
+    metrics.watch(Gauge::LedgerImbalance, &[], move || {
+        books.imbalance.load(Ordering::Relaxed) as f64
+    });
     let (keys, disk, trouble) = (Arc::clone(live), Arc::clone(live), Arc::clone(in_trouble));
     metrics.watch(Gauge::DedupKeys, &[], move || {
         keys.dedup_keys.load(Ordering::Relaxed) as f64
