@@ -10,10 +10,11 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-local_dir=${SLUICE_LOCAL:-$here/../.local}
+repo=$(dirname "$here")
+local_dir=${SLUICE_LOCAL:-$repo/.local}
 k6=${SLUICE_K6:-$local_dir/k6/k6}
 # Where ingestctl and sluice-bench are.
-bin=${SLUICE_BIN:-$here/../target/release}
+bin=${SLUICE_BIN:-$repo/target/release}
 tenants=8
 script=${1:-smoke}
 

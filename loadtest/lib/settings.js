@@ -40,7 +40,7 @@ export function settings(defaults) {
     summary: __ENV.SUMMARY || '',
     record: (__ENV.RECORD || '') !== '',
   };
-  for (const name of ['duration', 'vus', 'events']) {
+  for (const name of ['duration', 'rate', 'vus', 'events']) {
     if (read[name] !== undefined && read[name] <= 0) throw new Error(`${name.toUpperCase()} must be above 0`);
   }
   return { ...read, number };
