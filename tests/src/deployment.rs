@@ -79,7 +79,7 @@ impl Ports {
     }
 }
 
-/// The tenants of every deployment: `t0`, `t1`, `t2`.
+/// The tenants of a deployment that does not say how many: `t0`, `t1`, `t2`.
 const TENANTS: usize = 3;
 
 impl Deployment {
@@ -96,9 +96,17 @@ impl Deployment {
     /// # Panics
     /// Where a part does not get ready.
     pub async fn start_with(shape: Shape, extra: &str) -> Self {
+        Self::start_for(TENANTS, shape, extra).await
+    }
+
+    /// The same with so many tenants.
+    ///
+    /// # Panics
+    /// Where a part does not get ready.
+    pub async fn start_for(tenants: usize, shape: Shape, extra: &str) -> Self {
         let dir = TempDir::new().expect("a directory");
         let ports = Ports::free();
-        let tenants: Vec<Tenant> = (0..TENANTS)
+        let tenants: Vec<Tenant> = (0..tenants)
             .map(|n| Tenant {
                 id: format!("t{n}"),
                 key: format!("slc_t{n}_{:032x}", rand::random::<u128>()),
