@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// The table of the books.
 pub const LEDGER: &str = "ledger";
+/// The table of dead letters.
+pub const DEAD_LETTERS: &str = "dead_letters";
 /// Length of the intervals that are counted apart.
 pub const MINUTE_MS: u64 = 60_000;
 

@@ -10,6 +10,7 @@ pub mod dedup;
 pub mod intake;
 pub mod key_cap;
 pub mod log;
+pub mod parked;
 pub mod progress;
 pub mod pump;
 pub mod service;

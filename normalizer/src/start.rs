@@ -6,9 +6,11 @@ use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
 use crate::intake::{Intake, Schema};
 use crate::key_cap::KeyCap;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
+use crate::parked::file::FileError;
+use crate::parked::shelf::Shelf;
 use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
-use crate::pump::{Parts, Pump, PumpError};
+use crate::pump::{PARTITION, Parts, Pump, PumpError};
 use crate::service::IntakeService;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
@@ -54,6 +56,8 @@ pub enum StartError {
     DataDir { dir: PathBuf, error: std::io::Error },
     #[error("progress: {0}")]
     Progress(#[from] StoreError),
+    #[error("rows that were set aside: {0}")]
+    Parked(#[from] FileError),
     #[error("log: {0}")]
     Log(#[from] OpenError),
     #[error("dedup state: {0}")]
@@ -95,19 +99,26 @@ impl Running {
         let known_durable = store.as_ref().map_or(0, |store| store.state().end());
         let log = EmbeddedLog::open(log_options(loaded, known_durable), Arc::clone(&environment.clock))?;
         let store = match_store(store, &path, &log, loaded)?;
+        let shelf = Shelf::open(
+            loaded.parked_dir(),
+            (log.id(), PARTITION),
+            loaded.config.parked.max_bytes.0,
+            store.state().committed,
+        )?;
+        shelf.show(&environment.metrics, &loaded.config.datasets);
         let dedup = Dedup::open(dedup_options(loaded, &log))?;
         log.set_progress(
             store.state().committed,
             dedup.sealed().min(store.state().committed),
         );
         let intake = Intake::new(&loaded.config.datasets, log.hash_secret()).map_err(StartError::Schema)?;
-        Ok(Self::assemble(loaded, environment, (log, store, dedup), intake))
+        Ok(Self::assemble(loaded, environment, (log, store, dedup, shelf), intake))
     }
 
     fn assemble(
         loaded: &Loaded,
         environment: Environment,
-        (log, store, dedup): (Arc<EmbeddedLog>, Store, Dedup),
+        (log, store, dedup, shelf): (Arc<EmbeddedLog>, Store, Dedup, Shelf),
         intake: Intake,
     ) -> Self {
         let Environment {
@@ -124,6 +135,7 @@ impl Running {
             intake,
             appender,
             log: Arc::clone(&log),
+            shelf: shelf.clone(),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
             budget: IntakeService::budget(&metrics),
             metrics: metrics.clone(),
@@ -133,6 +145,7 @@ impl Running {
             log: Arc::clone(&log),
             dedup,
             store,
+            shelf,
             sink,
             metrics,
             clock,

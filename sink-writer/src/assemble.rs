@@ -1,7 +1,7 @@
 //! The columns of one block: ours beside the records', by name, as the table takes them.
 
 use crate::adapt::{fits, meeting_type};
-use crate::block::Piece;
+use crate::block::Slice;
 use crate::tables::Table;
 use arrow_array::types::Int32Type;
 use arrow_array::{
@@ -48,7 +48,7 @@ impl Refusal {
 type Fitted = Result<(Vec<Column>, Vec<String>), Refusal>;
 
 /// The columns of some pieces of records; with the names of those that the table lacks.
-pub(crate) fn rows(pieces: &[Piece<'_>], table: &Table) -> Fitted {
+pub(crate) fn rows(pieces: &[Slice<'_>], table: &Table) -> Fitted {
     let mut columns = own(pieces);
     for name in names(pieces) {
         let Some(to) = table.column(&name) else {
@@ -91,7 +91,7 @@ pub(crate) fn fit(columns: Vec<Column>, table: &Table) -> Fitted {
 }
 
 /// All column names of the records, in order of first appearance.
-fn names(pieces: &[Piece<'_>]) -> Vec<String> {
+fn names(pieces: &[Slice<'_>]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for piece in pieces {
         for field in piece.batch.schema_ref().fields() {
@@ -104,7 +104,7 @@ fn names(pieces: &[Piece<'_>]) -> Vec<String> {
 }
 
 /// One column of all pieces; a record of another schema version may lack it, or have it narrower.
-fn gather(pieces: &[Piece<'_>], name: &str, to: &str) -> Result<ArrayRef, ArrowError> {
+fn gather(pieces: &[Slice<'_>], name: &str, to: &str) -> Result<ArrayRef, ArrowError> {
     let mut types: Vec<&DataType> = Vec::new();
     for array in pieces.iter().filter_map(|piece| piece.batch.column_by_name(name)) {
         if !types.contains(&array.data_type()) {
@@ -140,7 +140,7 @@ fn hash_key() -> &'static [u8; 16] {
     KEY.get_or_init(|| RequestId::random().0.to_le_bytes())
 }
 
-fn take(piece: &Piece<'_>, name: &str, meeting: &DataType) -> Result<ArrayRef, ArrowError> {
+fn take(piece: &Slice<'_>, name: &str, meeting: &DataType) -> Result<ArrayRef, ArrowError> {
     let Some(array) = piece.batch.column_by_name(name) else {
         return Ok(new_null_array(meeting, piece.rows.len()));
     };
@@ -159,7 +159,7 @@ fn take(piece: &Piece<'_>, name: &str, meeting: &DataType) -> Result<ArrayRef, A
     arrow_cast::cast_with_options(&array, meeting, &strict)
 }
 
-fn own(pieces: &[Piece<'_>]) -> Vec<Column> {
+fn own(pieces: &[Slice<'_>]) -> Vec<Column> {
     let each = || {
         pieces
             .iter()

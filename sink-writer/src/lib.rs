@@ -18,6 +18,7 @@ mod ledger;
 pub mod observe;
 pub mod place;
 pub mod report;
+mod route;
 pub mod service;
 pub mod settle;
 pub mod tables;

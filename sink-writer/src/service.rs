@@ -120,6 +120,8 @@ impl SinkWriter {
             partition: call.partition,
             records: call.records,
             ledger: call.ledger,
+            quarantined: call.quarantined,
+            tasks: call.tasks.clone(),
         };
         let built = tokio::task::spawn_blocking(move || block::build(&source, &sights)).await;
         let subs = match built {

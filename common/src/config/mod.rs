@@ -44,6 +44,8 @@ pub struct Config {
     #[serde(default)]
     pub clickhouse: ClickHouse,
     #[serde(default)]
+    pub parked: Parked,
+    #[serde(default)]
     pub telemetry: Telemetry,
     #[serde(default, deserialize_with = "not_yet::dead_letters")]
     pub dead_letters: (),
@@ -194,6 +196,8 @@ pub struct ClickHouse {
     pub database: Name,
     pub user: Option<Text>,
     pub password: Option<Text>,
+    /// A table that is in trouble for so long, while ClickHouse takes others, is set aside (R16).
+    pub park_after: Period,
     #[serde(deserialize_with = "not_yet::clickhouse_ca")]
     pub ca: (),
 }
@@ -205,7 +209,27 @@ impl Default for ClickHouse {
             database: Name::new("telemetry").expect("a valid name"),
             user: None,
             password: None,
+            park_after: Period::millis(10_000),
             ca: (),
+        }
+    }
+}
+
+/// Rows that wait for a table that is in trouble.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Parked {
+    /// Relative to the data directory.
+    pub dir: PathBuf,
+    /// What each dataset may have waiting; over it its requests get 503.
+    pub max_bytes: ByteSize,
+}
+
+impl Default for Parked {
+    fn default() -> Self {
+        Self {
+            dir: "parked".into(),
+            max_bytes: ByteSize::gib(1),
         }
     }
 }

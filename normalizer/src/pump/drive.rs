@@ -1,32 +1,65 @@
-//! One range's way to proof: the state machine of `progress::settle` with its calls, waits and writes.
+//! One range's way to its outcome: the state machine of `progress::settle` with its calls, waits and
+//! writes; then what has to be told of refused rows and of tables that were set aside.
 
+use super::call::{Caller, Occasion};
 use super::range::ClosedRange;
-use crate::progress::settle::{Next, Plan, Settling};
+use crate::parked::file::FileError;
+use crate::parked::shelf::Shelf;
+use crate::progress::closing::{self, Aside, Work};
+use crate::progress::settle::{Next, Rules, Settling, Trouble, Why};
 use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Progress};
+use crate::progress::{Intent, Marks, Progress};
 use parking_lot::Mutex;
-use sluice_common::ids::LogId;
+use sluice_common::clock::SharedClock;
+use sluice_common::ids::Name;
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::telemetry;
 use sluice_common::trace::TraceContext;
-use sluice_common::wire::sink::{RangeRecord, SinkCall, SinkReply, SinkRequest, SubTask};
-use sluice_common::wire::transport::Seam;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tower::ServiceExt as _;
+use tokio::task::block_in_place;
 use tracing::Instrument as _;
 
 /// What driving needs; cheap to clone.
 #[derive(Clone)]
 pub struct Driver {
-    pub log: LogId,
-    pub partition: u16,
-    pub sink: Seam<SinkRequest>,
+    pub caller: Caller,
     pub store: Arc<Mutex<Store>>,
+    pub shelf: Shelf,
+    pub park_after: Duration,
+    pub clock: SharedClock,
     pub metrics: Metrics,
     /// Up while the declared range is in trouble; shown as `sluice_unsettled`.
     pub in_trouble: Arc<AtomicBool>,
+}
+
+/// Where settling begins.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// This process has just declared the range.
+    Declared { verify: bool },
+    /// The intent was found at a start.
+    Found(Marks),
+}
+
+/// What became of a range.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Rows that are dead letters now.
+    pub marks: Marks,
+    /// Tables whose rows wait elsewhere.
+    pub aside: Aside,
+}
+
+/// Why settling cannot go on: the process must end.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    #[error("keeping progress: {0}")]
+    Store(#[from] StoreError),
+    #[error("setting rows aside: {0}")]
+    Parked(#[from] FileError),
 }
 
 /// Traces that one range's span is linked to at most.
@@ -34,14 +67,21 @@ const MAX_LINKS: usize = 8;
 /// A log line of a lasting trouble comes once in so many waits.
 const SAY_EVERY: u32 = 6;
 
+/// What was said of a range's troubles.
+#[derive(Default)]
+struct Said {
+    waits: u32,
+    alarmed: bool,
+}
+
 impl Driver {
-    /// Settles a declared range; returns when every sub-batch is proven.
+    /// Settles a declared range; returns when every row has its outcome.
     ///
     /// # Errors
-    /// [`StoreError`] where progress cannot be kept: the process must end.
-    pub async fn settle(self, closed: Arc<ClosedRange>, settling: Settling) -> Result<(), StoreError> {
+    /// [`DriveError`]: the process must end.
+    pub async fn settle(self, closed: Arc<ClosedRange>, start: Start) -> Result<Outcome, DriveError> {
         let (a, b, rows) = (closed.range.a, closed.range.b, closed.proof.rows);
-        let span = tracing::info_span!("range", partition = self.partition, a, b, rows);
+        let span = tracing::info_span!("range", partition = self.caller.partition, a, b, rows);
         let spans = closed.records.iter().flat_map(|one| one.record.spans());
         for one in spans.filter(|span| span.trace_id != 0).take(MAX_LINKS) {
             let to = TraceContext {
@@ -52,30 +92,30 @@ impl Driver {
             telemetry::link(&span, to);
         }
         let trace = telemetry::context_of(&span, TraceContext::default());
-        self.run(closed, settling, trace).instrument(span).await
+        self.run(&closed, start, trace).instrument(span).await
     }
 
     async fn run(
-        self,
-        closed: Arc<ClosedRange>,
-        mut settling: Settling,
+        &self,
+        closed: &ClosedRange,
+        start: Start,
         trace: TraceContext,
-    ) -> Result<(), StoreError> {
-        let (mut waits, mut alarmed) = (0u32, false);
-        loop {
-            match settling.advance() {
-                Next::Proven => break,
-                Next::Call(plan) => self.call(&closed, plan, trace, &mut settling).await,
-                Next::Persist(bumped) => tokio::task::block_in_place(|| self.persist(bumped))?,
-                Next::Wait { delay, reason, alarm } => {
-                    // The first alarm is said at once, though waits before it were said as such.
-                    let due = waits.is_multiple_of(SAY_EVERY) || (alarm && !alarmed);
-                    self.say(&reason, alarm, due);
-                    alarmed |= alarm;
-                    waits += 1;
-                    tokio::time::sleep(delay).await;
-                }
-            }
+    ) -> Result<Outcome, DriveError> {
+        let occasion = Occasion::now(closed.range, trace);
+        let mut aside = self.shelf.tables_of(closed.range);
+        let mut marks = match &start {
+            Start::Declared { .. } => Marks::default(),
+            Start::Found(marks) => marks.clone(),
+        };
+        aside.iter().for_each(|table| marks.forget(table));
+        if !marks.closing {
+            self.set_aside_broken(closed, &mut marks, &mut aside)?;
+            let settling = self.begin(closed, start, &marks, &aside);
+            marks = self.settle_rows(closed, settling, &mut aside, occasion).await?;
+        }
+        if !marks.dead.is_empty() || !aside.is_empty() {
+            marks.closing = true;
+            self.tell(closed, &marks, &aside, occasion).await?;
         }
         if self.in_trouble.swap(false, Ordering::Relaxed) {
             tracing::info!(
@@ -84,54 +124,159 @@ impl Driver {
                 "the range is settled after all"
             );
         }
-        Ok(())
+        Ok(Outcome { marks, aside })
     }
 
-    async fn call(&self, closed: &ClosedRange, plan: Plan, trace: TraceContext, settling: &mut Settling) {
-        let call = SinkCall {
-            log: self.log,
-            partition: self.partition,
-            range: closed.range,
-            attempt: plan.attempt,
-            timeout: plan.timeout,
-            steps: plan.steps,
-            tasks: plan.tasks,
-            records: closed.records.iter().filter(sends).cloned().collect(),
-            ledger: Vec::new(),
-            trace,
+    fn begin(&self, closed: &ClosedRange, start: Start, marks: &Marks, aside: &Aside) -> Settling {
+        let proof = left(closed, aside).proof;
+        let rules = Rules {
+            quarantine: true,
+            park_after: Some(self.park_after),
+            mend: false,
         };
-        let answer = tokio::time::timeout(
-            plan.timeout * 2,
-            self.sink.clone().oneshot(SinkRequest::Write(call)),
-        );
-        match answer.await {
-            Ok(Ok(SinkReply::Wrote(reports))) => settling.reported(&reports),
-            Ok(Ok(SinkReply::Busy { retry_after_ms })) => {
-                settling.busy(Duration::from_millis(retry_after_ms))
-            }
-            Ok(Ok(SinkReply::Failed { reason })) => settling.failed(format!("the sink-writer: {reason}")),
-            Ok(Ok(SinkReply::Horizon(_))) => {
-                settling.failed("the sink-writer answers another question".into())
-            }
-            Ok(Err(never)) => match never {},
-            Err(_) => settling.failed("the sink-writer does not answer in time".into()),
+        match start {
+            Start::Declared { verify } => Settling::declared(proof, rules, verify),
+            Start::Found(_) => Settling::found(proof, rules, marks.clone()),
         }
     }
 
-    fn persist(&self, bumped: Vec<SubTask>) -> Result<(), StoreError> {
+    async fn settle_rows(
+        &self,
+        closed: &ClosedRange,
+        mut settling: Settling,
+        aside: &mut Aside,
+        occasion: Occasion,
+    ) -> Result<Marks, DriveError> {
+        let (mut said, mut work) = (Said::default(), left(closed, aside));
+        loop {
+            match settling.advance() {
+                Next::Proven => return Ok(settling.marks().clone()),
+                Next::Call(plan) => self.caller.call(occasion, &work, plan, &mut settling).await,
+                Next::Persist(marks) => block_in_place(|| self.persist(marks))?,
+                Next::Park(tables) => {
+                    for (table, trouble) in &tables {
+                        let set = block_in_place(|| self.set_aside(closed, table, trouble, settling.marks()));
+                        match set {
+                            Ok(()) => {
+                                aside.insert(table.clone());
+                                work = left(closed, aside);
+                                settling.set_aside(std::iter::once(table), work.proof);
+                            }
+                            Err(error @ FileError::Io { .. }) => settling.not_set_aside(error.to_string()),
+                            Err(error @ (FileError::InDoubt { .. } | FileError::Damaged { .. })) => {
+                                return Err(error.into());
+                            }
+                        }
+                    }
+                }
+                Next::Wait { delay, reason, alarm } => self.wait(&mut said, delay, &reason, alarm).await,
+            }
+        }
+    }
+
+    /// Dead letters and corrections of the books. What they say is durable before the first byte.
+    async fn tell(
+        &self,
+        closed: &ClosedRange,
+        marks: &Marks,
+        aside: &Aside,
+        occasion: Occasion,
+    ) -> Result<(), DriveError> {
+        block_in_place(|| self.persist(marks.clone()))?;
+        let work = closing::of_range(&closed.records, marks, aside);
+        let mut settling = Settling::found(work.proof, Rules::TELLING, marks.telling()).with_books(work.books);
+        let mut said = Said::default();
+        loop {
+            match settling.advance() {
+                Next::Proven => return Ok(()),
+                Next::Call(plan) => self.caller.call(occasion, &work, plan, &mut settling).await,
+                Next::Persist(told) => block_in_place(|| self.persist(marks.with_bumped(told)))?,
+                // The rules do not ask for it.
+                Next::Park(_) => {}
+                Next::Wait { delay, reason, alarm } => self.wait(&mut said, delay, &reason, alarm).await,
+            }
+        }
+    }
+
+    /// What comes for tables that take nothing is set aside without being tried.
+    fn set_aside_broken(
+        &self,
+        closed: &ClosedRange,
+        marks: &mut Marks,
+        aside: &mut Aside,
+    ) -> Result<(), DriveError> {
+        for (table, reason) in self.shelf.broken() {
+            let is_here = |table: &Name| {
+                let mut records = closed.records.iter();
+                records.any(|one| one.record.meta.table == *table && one.fates.kept() > 0)
+            };
+            if aside.contains(&table) || !is_here(&table) {
+                continue;
+            }
+            let trouble = Trouble {
+                since: Duration::ZERO,
+                why: Why::Unsettled,
+                reason,
+            };
+            match block_in_place(|| self.set_aside(closed, &table, &trouble, marks)) {
+                Ok(()) => {
+                    marks.forget(&table);
+                    aside.insert(table);
+                }
+                // Then it is tried like any other.
+                Err(FileError::Io { .. }) => {}
+                Err(error @ (FileError::InDoubt { .. } | FileError::Damaged { .. })) => {
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_aside(
+        &self,
+        closed: &ClosedRange,
+        table: &Name,
+        trouble: &Trouble,
+        marks: &Marks,
+    ) -> Result<(), FileError> {
+        let (why, reason) = (trouble.why.label(), &trouble.reason);
+        tracing::error!(
+            %table, why, reason,
+            "the table's rows are set aside, and other tables go on: mend the table (`ingestctl parked list`)"
+        );
+        self.metrics.add(Counter::Alarms, 1, &[("reason", "parked_table")]);
+        let content = (closed.range, closed.records.as_slice());
+        self.shelf
+            .set_aside(content, table, trouble, (marks, self.clock.now_ms()))
+    }
+
+    fn persist(&self, marks: Marks) -> Result<(), StoreError> {
         let mut store = self.store.lock();
         let state = store.state().clone();
         let Some(intent) = state.intent else { return Ok(()) };
-        let new = bumped.iter().filter(|task| !intent.bumped.contains(task)).count() as u64;
-        tracing::warn!(
-            new,
-            "ClickHouse had recorded a token without its rows (a crash between the two): sending under a new one"
-        );
-        self.metrics.add(Counter::GenerationBumps, new, &[]);
+        let is_new = |task: &&_| !intent.marks.bumped.contains(task);
+        let new = marks.bumped.iter().filter(is_new).count() as u64;
+        if new > 0 {
+            tracing::warn!(
+                new,
+                "ClickHouse had recorded a token without its rows (a crash between the two): sending under a new one"
+            );
+            self.metrics.add(Counter::GenerationBumps, new, &[]);
+        }
         store.write(Progress {
-            intent: Some(Intent { bumped, ..intent }),
+            intent: Some(Intent { marks, ..intent }),
             ..state
         })
+    }
+
+    async fn wait(&self, said: &mut Said, delay: Duration, reason: &str, alarm: bool) {
+        // The first alarm is said at once, though waits before it were said as such.
+        let due = said.waits.is_multiple_of(SAY_EVERY) || (alarm && !said.alarmed);
+        self.say(reason, alarm, due);
+        said.alarmed |= alarm;
+        said.waits += 1;
+        tokio::time::sleep(delay).await;
     }
 
     fn say(&self, reason: &str, alarm: bool, due: bool) {
@@ -157,7 +302,18 @@ impl Driver {
     }
 }
 
-/// Whether any row of the record goes out; a record of repeats alone stays here.
-fn sends(one: &&RangeRecord) -> bool {
-    one.fates.kept() > 0 || !one.fates.conflicts().is_empty()
+/// What of a range is left to be sent.
+fn left(closed: &ClosedRange, aside: &Aside) -> Work {
+    closing::rows(&closed.records, aside)
+}
+
+/// Refused rows by the code of their letters.
+#[must_use]
+pub fn dead_by_code(marks: &Marks) -> BTreeMap<String, u64> {
+    let mut codes = BTreeMap::new();
+    for one in &marks.dead {
+        let code = sluice_common::classify::letter_code(one.code);
+        *codes.entry(code).or_default() += 1;
+    }
+    codes
 }

@@ -6,19 +6,24 @@
 //! dedup state that is not yet on disk.
 
 pub mod batching;
+pub mod call;
 mod drive;
 mod range;
 mod recover;
 
 use crate::dedup::{Dedup, DedupError};
 use crate::log::{EmbeddedLog, ReadError};
-use crate::progress::settle::Settling;
 use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Progress};
+use crate::parked::driver::Drivers;
+use crate::parked::file::FileError;
+use crate::parked::shelf::Shelf;
+use crate::progress::{Intent, Marks, Progress};
 use batching::Batching;
-use drive::Driver;
+use call::Caller;
+use drive::{DriveError, Driver, Outcome, Start};
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange};
+use sluice_common::classify::{QUARANTINE_CODES, letter_code};
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Config;
 use sluice_common::ids::{Name, Offset};
@@ -35,7 +40,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, block_in_place};
 
 /// Embedded: one partition.
-const PARTITION: u16 = 0;
+pub const PARTITION: u16 = 0;
 /// Record bytes read from the log at once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
 /// How long the pump sleeps at most before it looks around again.
@@ -46,6 +51,7 @@ pub struct Parts {
     pub log: Arc<EmbeddedLog>,
     pub dedup: Dedup,
     pub store: Store,
+    pub shelf: Shelf,
     pub sink: Seam<SinkRequest>,
     pub metrics: Metrics,
     pub clock: SharedClock,
@@ -62,6 +68,10 @@ pub enum PumpError {
     Dedup(#[from] DedupError),
     #[error("keeping progress: {0}")]
     Store(#[from] StoreError),
+    #[error("settling: {0}")]
+    Drive(#[from] DriveError),
+    #[error("rows that were set aside: {0}")]
+    Parked(#[from] FileError),
     #[error("the settling task failed: {0}")]
     Settling(#[from] tokio::task::JoinError),
     #[error("told to stop while recovering")]
@@ -80,7 +90,7 @@ pub struct Live {
 }
 
 /// The declared range, and the task that settles it.
-type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<(), StoreError>>);
+type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<Outcome, DriveError>>);
 
 /// The running pump of one partition.
 pub struct Pump {
@@ -111,6 +121,7 @@ impl Pump {
             log,
             dedup,
             store,
+            shelf,
             sink,
             metrics,
             clock,
@@ -122,11 +133,17 @@ impl Pump {
         let in_trouble = Arc::new(AtomicBool::new(false));
         let live = Arc::new(Live::default());
         show(&metrics, &live, &in_trouble);
-        let driver = Driver {
+        let caller = Caller {
             log: log.id(),
             partition: PARTITION,
             sink,
+        };
+        let driver = Driver {
+            caller,
             store: Arc::clone(&store),
+            shelf,
+            park_after: Duration::from_millis(config.clickhouse.park_after.ms()),
+            clock: Arc::clone(&clock),
             metrics: metrics.clone(),
             in_trouble,
         };
@@ -161,13 +178,27 @@ impl Pump {
             Ok(None) | Err(PumpError::Stopped) => return Ok(()),
             Err(error) => return Err(error),
         }
+        let driver = &self.driver;
+        let drivers = Drivers::new(driver.caller.clone(), driver.shelf.clone(), self.metrics.clone());
+        let mut drivers = tokio::spawn(drivers.run());
+        let ended = tokio::select! {
+            pumped = self.pump() => pumped,
+            failed = &mut drivers => failed?.map_err(Into::into),
+        };
+        // As a crash would end them: what they sent is verified before it is sent again.
+        drivers.abort();
+        ended?;
+        self.dedup.close()?;
+        Ok(())
+    }
+
+    async fn pump(&mut self) -> Result<(), PumpError> {
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
             self.fill(&mut durable)?;
             self.send_if_ripe()?;
             self.wait(&mut durable).await?;
         }
-        self.dedup.close()?;
         Ok(())
     }
 
@@ -243,13 +274,12 @@ impl Pump {
         // R14: the first range after a start, and one in a thousand.
         let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
         self.ranges += 1;
-        let settling = Settling::declared(closed.proof, verify);
-        self.settle(Arc::new(closed), settling);
+        self.settle(Arc::new(closed), Start::Declared { verify });
         Ok(())
     }
 
-    fn settle(&mut self, closed: Arc<ClosedRange>, settling: Settling) {
-        let task = tokio::spawn(self.driver.clone().settle(Arc::clone(&closed), settling));
+    fn settle(&mut self, closed: Arc<ClosedRange>, start: Start) {
+        let task = tokio::spawn(self.driver.clone().settle(Arc::clone(&closed), start));
         self.under_way = Some((closed, task));
     }
 
@@ -257,7 +287,7 @@ impl Pump {
         let intent = Intent {
             range: closed.range,
             proof: closed.proof,
-            bumped: Vec::new(),
+            marks: Marks::default(),
         };
         block_in_place(|| {
             let mut store = self.store.lock();
@@ -286,8 +316,8 @@ impl Pump {
                 () = tokio::time::sleep(IDLE) => None,
             };
             let Some(done) = settled else { return Ok(()) };
-            done??;
-            return self.settled();
+            let outcome = done??;
+            return self.settled(&outcome);
         }
         if stopping {
             return Ok(());
@@ -301,30 +331,45 @@ impl Pump {
     }
 
     /// Settled → committed.
-    fn settled(&mut self) -> Result<(), PumpError> {
+    fn settled(&mut self, outcome: &Outcome) -> Result<(), PumpError> {
         let Some((closed, _)) = self.under_way.take() else {
             return Ok(());
         };
         let now = self.clock.now_ms();
-        for one in &closed.records {
+        let here = closed
+            .records
+            .iter()
+            .filter(|one| !outcome.aside.contains(&one.record.meta.table));
+        for one in here {
             let age = Duration::from_millis(now.saturating_sub(one.record.place.append_ms));
             self.metrics.record(Histogram::Freshness, age.as_secs_f64(), &[]);
         }
-        let conflicts: usize = closed.records.iter().map(|one| one.fates.conflicts().len()).sum();
-        let stored = closed.proof.rows - conflicts as u64;
-        self.metrics.add(
-            Counter::Events,
-            stored,
-            &[("stage", "sink"), ("outcome", "stored")],
-        );
-        let dead = [("stage", "sink"), ("outcome", "dead_lettered")];
-        self.metrics.add(Counter::Events, conflicts as u64, &dead);
-        self.metrics.add(
-            Counter::DeadLetters,
-            conflicts as u64,
-            &[("reason", "idempotency_conflict")],
-        );
+        self.count(&closed, outcome);
         self.commit(&closed)
+    }
+
+    fn count(&self, closed: &ClosedRange, outcome: &Outcome) {
+        let conflicts: usize = closed.records.iter().map(|one| one.fates.conflicts().len()).sum();
+        let aside = closed
+            .records
+            .iter()
+            .filter(|one| outcome.aside.contains(&one.record.meta.table));
+        let parked: u64 = aside.map(|one| u64::from(one.fates.kept())).sum();
+        let (conflicts, dead) = (conflicts as u64, outcome.marks.dead.len() as u64);
+        let stored = closed.proof.rows - conflicts - parked - dead;
+        for (outcome, n) in [
+            ("stored", stored),
+            ("dead_lettered", conflicts + dead),
+            ("parked", parked),
+        ] {
+            let labels = [("stage", "sink"), ("outcome", outcome)];
+            self.metrics.add(Counter::Events, n, &labels);
+        }
+        let letters = |reason: &str, n| self.metrics.add(Counter::DeadLetters, n, &[("reason", reason)]);
+        letters("idempotency_conflict", conflicts);
+        for (reason, n) in drive::dead_by_code(&outcome.marks) {
+            letters(&reason, n);
+        }
     }
 
     /// R17: progress is made durable first; only then may anything be deleted behind it.
@@ -341,6 +386,7 @@ impl Pump {
             self.log.set_progress(committed, self.dedup.sealed());
             Ok(())
         })?;
+        self.driver.shelf.committed(committed);
         self.note_dedup();
         Ok(())
     }
@@ -383,13 +429,16 @@ fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     for outcome in ["kept", "duplicate", "conflict"] {
         metrics.add(Counter::Events, 0, &[("stage", "dedup"), ("outcome", outcome)]);
     }
-    for outcome in ["stored", "dead_lettered"] {
+    for outcome in ["stored", "dead_lettered", "parked"] {
         metrics.add(Counter::Events, 0, &[("stage", "sink"), ("outcome", outcome)]);
     }
     metrics.announce(Histogram::Freshness, &[]);
     metrics.add(Counter::GenerationBumps, 0, &[]);
     metrics.add(Counter::DeadLetters, 0, &[("reason", "idempotency_conflict")]);
-    for reason in ["unsettled_range", "dedup_state"] {
+    for code in QUARANTINE_CODES {
+        metrics.add(Counter::DeadLetters, 0, &[("reason", &letter_code(code))]);
+    }
+    for reason in ["unsettled_range", "dedup_state", "parked_table"] {
         metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
     }
 }

@@ -5,7 +5,7 @@ use super::range::OpenRange;
 use super::{PARTITION, Pump, PumpError, READ_BYTES};
 use crate::dedup::DedupError;
 use crate::progress::Intent;
-use crate::progress::settle::Settling;
+use super::drive::Start;
 use sluice_common::ids::{Name, Offset, source_o};
 use sluice_common::limits::{INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::wire::sink::{Horizon, SinkReply, SinkRequest};
@@ -65,10 +65,7 @@ impl Pump {
                 b = intent.range.b,
                 "verifying the range that was declared before the stop"
             );
-            self.settle(
-                Arc::new(closed.close()),
-                Settling::found(intent.proof, intent.bumped),
-            );
+            self.settle(Arc::new(closed.close()), Start::Found(intent.marks));
         }
         Ok(Some(()))
     }
@@ -206,6 +203,7 @@ impl Pump {
             };
             let answer = self
                 .driver
+                .caller
                 .sink
                 .clone()
                 .oneshot(SinkRequest::Horizon(question))
