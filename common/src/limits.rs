@@ -24,6 +24,9 @@ pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
 pub const MAX_ROW_ERRORS: usize = 100;
 /// Most (table, ClickHouse partition) pairs of one request: each pair is one more insert.
 pub const MAX_PARTITIONS_PER_REQUEST: usize = 24;
+/// From this age on a taken event counts as late: far above what senders buffer, far below the default
+/// `time.max_past`.
+pub const LATE_EVENT: Duration = Duration::from_secs(3_600);
 /// Most bytes of a client's text quoted back in an error message.
 pub const MAX_QUOTED_BYTES: usize = 120;
 
@@ -110,6 +113,12 @@ pub const MAX_RANGE_BYTES: usize = 40 * MIB;
 pub const MAX_RANGE_FRAME_BYTES: usize = 64 * MIB;
 /// Dead letters at which a range closes; one more record may join before.
 pub const MAX_RANGE_LETTERS: usize = MAX_RECORD_ROWS;
+/// Rows of the books of one range: it closes there. Each is a tenant, dataset and minute, about 300
+/// bytes of a call's head.
+pub const MAX_RANGE_ENTRIES: usize = 4_096;
+/// How long a range that sends no rows grows, where its datasets' `batch.max_age` is shorter: nobody
+/// waits for it, and it costs an insert into the books all the same.
+pub const ROWLESS_RANGE_AGE: Duration = Duration::from_secs(2);
 /// Payload bytes of all dead letters of one sub-batch: each may take its share, and is cut there.
 pub const MAX_LETTER_BYTES: usize = 128 * MIB;
 /// The block that is never sent: from here on ClickHouse would cut it in two.
@@ -143,6 +152,10 @@ pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
 pub const SERVER_DEADLINE: Duration = Duration::from_secs(10);
 /// Largest answer read from an inner hop or from ClickHouse.
 pub const MAX_INNER_ANSWER_BYTES: usize = 4 * MIB;
+/// Body of one request to a control route: a list of tenants or a config at most.
+pub const ADMIN_BODY_BYTES: usize = MIB;
+/// How long a control route may take before its caller is told to look again.
+pub const ADMIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Largest config file.
 pub const MAX_CONFIG_BYTES: usize = 4 * MIB;
 

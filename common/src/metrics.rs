@@ -46,6 +46,8 @@ names! {
         Events = "sluice_events_total", "Events by stage and outcome.";
         /// `stage` edge (decompressed bodies), log (frames), sink (blocks sent).
         Bytes = "sluice_bytes_total", "Bytes by stage.";
+        /// `dataset`.
+        LateEvents = "sluice_late_events_total", "Events taken within their age bounds, but more than an hour old.";
         /// `route`, `code`.
         HttpRequests = "sluice_http_requests_total", "HTTP requests answered on the public listener.";
         /// `where` edge, intake, log, sink; `reason`.
@@ -94,6 +96,7 @@ names! {
         ParkedBytes = "sluice_parked_bytes", "Bytes of rows that wait for a table in trouble.";
         /// `table` of a configured dataset.
         ParkedUnits = "sluice_parked_units", "Shares of ranges that wait for a table in trouble.";
+        LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";
     }

@@ -38,6 +38,9 @@ pub const SPAN_BYTES: usize = 56;
 /// Largest frame: the body limit plus room for header, meta and padding.
 pub const MAX_FRAME_BYTES: usize = MAX_RECORD_BYTES + 64 * 1024;
 
+/// Arrow's own name for a text column that holds JSON: how a record's column says that it does.
+pub const JSON_EXTENSION: &str = "arrow.json";
+
 const MAGIC: u32 = u32::from_le_bytes(*b"SLR1");
 const VERSION: u16 = 1;
 const FLAG_FINGERPRINTS: u16 = 1;

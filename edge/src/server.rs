@@ -2,12 +2,13 @@
 
 use crate::{Edge, stack};
 use serde::Serialize;
+use sluice_common::admin::{self, Control};
 use sluice_common::config::Loaded;
+use sluice_common::error;
 use sluice_common::metrics::{Metrics, MetricsError};
 use sluice_common::serve::{Bounds, ListenError, listen, serve};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::wire::transport::PeerClient;
-use sluice_common::{admin, error};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -92,6 +93,7 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
         admin,
         metrics.clone(),
         edge.readiness(),
+        Control::new(config.admin_token.clone()),
         probing.clone(),
     ));
     let watch = tokio::spawn(watch_peers(edge, own.normalizer.clone(), stop.clone()));

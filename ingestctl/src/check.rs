@@ -1,16 +1,18 @@
 //! `ingestctl check`: is the config valid, is ClickHouse there, what is degraded.
 
+use crate::exit::{EXIT_CODES, Exit};
+use crate::output::OutputArgs;
 use crate::pipeline::target;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::Loaded;
 use sluice_common::metrics::Metrics;
+use sluice_common::process::Failure;
 use sluice_normalizer::start::compile;
 use sluice_sink_writer::report::TableState;
 use sluice_sink_writer::{SinkWriter, ddl};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use std::time::Duration;
 ///
 /// Exit codes: 0 good, 1 unusable, 2 usable but degraded.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES)]
 pub struct CheckArgs {
     /// The config file; without it the default config counts.
     #[arg(long, value_name = "FILE")]
@@ -31,15 +34,8 @@ pub struct CheckArgs {
     /// Print the tables' DDL and end.
     #[arg(long)]
     ddl: bool,
-    #[arg(long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
-/// How results are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    Json,
-    Table,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// How bad it is; the exit code.
@@ -64,7 +60,10 @@ const DEDUP_BYTES_A_KEY: u64 = 40;
 
 impl CheckArgs {
     /// Checks, prints, and says how bad it is.
-    pub async fn run(self) -> ExitCode {
+    ///
+    /// # Errors
+    /// Where stdout cannot be written.
+    pub async fn run(self) -> Result<Exit, Failure> {
         let mut findings = Vec::new();
         match Loaded::read(self.config.as_deref(), &self.data_dir) {
             Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
@@ -72,12 +71,12 @@ impl CheckArgs {
             Ok(loaded) => self.look(&loaded, &mut findings).await,
         }
         let worst = findings.iter().map(|one| one.level).max().unwrap_or(Level::Good);
-        self.print(&findings, worst);
-        match worst {
-            Level::Good => ExitCode::SUCCESS,
-            Level::Unusable => ExitCode::from(1),
-            Level::Degraded => ExitCode::from(2),
-        }
+        self.print(&findings, worst)?;
+        Ok(match worst {
+            Level::Good => Exit::Good,
+            Level::Unusable => Exit::Failed,
+            Level::Degraded => Exit::Attention,
+        })
     }
 
     async fn look(&self, loaded: &Loaded, findings: &mut Vec<Finding>) {
@@ -111,21 +110,17 @@ impl CheckArgs {
         }
     }
 
-    fn print(&self, findings: &[Finding], worst: Level) {
-        if self.output == Output::Json {
-            let list = findings
+    fn print(&self, findings: &[Finding], worst: Level) -> Result<(), Failure> {
+        let list = findings
+            .iter()
+            .map(|one| json!({"level": name(one.level), "what": one.what, "message": one.message}));
+        let document = json!({"result": name(worst), "findings": list.collect::<Vec<_>>()});
+        self.output.print(&document, || {
+            let lines = findings
                 .iter()
-                .map(|one| json!({"level": name(one.level), "what": one.what, "message": one.message}));
-            println!(
-                "{}",
-                json!({"result": name(worst), "findings": list.collect::<Vec<_>>()})
-            );
-            return;
-        }
-        for one in findings {
-            println!("{:<9} {:<24} {}", name(one.level), one.what, one.message);
-        }
-        println!("{}", name(worst));
+                .map(|one| format!("{:<9} {:<24} {}\n", name(one.level), one.what, one.message));
+            lines.collect::<String>() + name(worst)
+        })
     }
 }
 
@@ -193,7 +188,7 @@ fn dedup_fits(loaded: &Loaded, findings: &mut Vec<Finding>) {
     }
 }
 
-fn print_ddl(loaded: &Loaded) -> ExitCode {
+fn print_ddl(loaded: &Loaded) -> Result<Exit, Failure> {
     let database = &loaded.config.clickhouse.database;
     println!("{};\n", ddl::database(database));
     for dataset in &loaded.config.datasets {
@@ -201,7 +196,7 @@ fn print_ddl(loaded: &Loaded) -> ExitCode {
     }
     println!("{};", ddl::dead_letters(database));
     println!("{};", ddl::ledger(database));
-    ExitCode::SUCCESS
+    Ok(Exit::Good)
 }
 
 fn finding(level: Level, what: &str, message: String) -> Finding {

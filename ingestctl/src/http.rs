@@ -1,7 +1,7 @@
 //! A small HTTP client for the commands: one request, one bounded answer, one deadline.
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
@@ -22,22 +22,36 @@ impl Default for Http {
     }
 }
 
+/// One request.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    pub method: Method,
+    pub url: &'a str,
+    /// Sent as a bearer token.
+    pub bearer: Option<&'a str>,
+    /// None: whatever reads it goes by the first byte.
+    pub content_type: Option<&'static str>,
+    pub body: Bytes,
+    pub deadline: Duration,
+}
+
 impl Http {
-    /// Posts `body` and reads the answer.
+    /// Sends a request and reads the answer.
     ///
     /// # Errors
-    /// Where there is no answer within the deadline.
-    pub async fn post(
-        &self,
-        url: &str,
-        key: Option<&str>,
-        body: Bytes,
-    ) -> Result<(StatusCode, Bytes), Failure> {
-        let mut request = Request::builder().method(Method::POST).uri(url);
-        if let Some(key) = key {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+    /// Where there is no answer within the deadline, or it is larger than 4 MiB.
+    pub async fn send(&self, ask: Ask<'_>) -> Result<(StatusCode, Bytes), Failure> {
+        let Ask { url, deadline, .. } = ask;
+        let mut request = Request::builder().method(ask.method).uri(url);
+        if let Some(token) = ask.bearer {
+            let mut value = HeaderValue::try_from(format!("Bearer {token}"))?;
+            value.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, value);
         }
-        let request = request.body(Full::new(body))?;
+        if let Some(content_type) = ask.content_type {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        let request = request.body(Full::new(ask.body))?;
         let exchange = async {
             let response = self
                 .0
@@ -51,10 +65,31 @@ impl Http {
             let body = body.map_err(|error| Failure::new(format!("{url}: {error}")))?;
             Ok((status, body.to_bytes()))
         };
-        let late = || Failure::new(format!("{url} did not answer within {} s", DEADLINE.as_secs()));
-        tokio::time::timeout(DEADLINE, exchange)
+        let late = || Failure::new(format!("{url}: no answer within {} s", deadline.as_secs()));
+        tokio::time::timeout(deadline, exchange)
             .await
             .map_err(|_| late())?
+    }
+
+    /// Posts `body` and reads the answer.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn post(
+        &self,
+        url: &str,
+        key: Option<&str>,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let ask = Ask {
+            method: Method::POST,
+            url,
+            bearer: key,
+            content_type: None,
+            body,
+            deadline: DEADLINE,
+        };
+        self.send(ask).await
     }
 
     /// A query's answer as text.

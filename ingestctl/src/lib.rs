@@ -2,8 +2,13 @@
 
 pub mod check;
 pub mod clickhouse;
+pub mod completions;
 pub mod demo;
+pub mod exit;
 pub mod http;
+pub mod man;
+pub mod output;
 pub mod pipeline;
+pub mod remote;
 pub mod sample;
 pub mod up;

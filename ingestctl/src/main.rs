@@ -5,12 +5,17 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use ingestctl::{check, clickhouse, up};
-use sluice_common::process;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use ingestctl::{check, clickhouse, completions, exit, man, up};
+use sluice_common::process::{self, Failure};
 
+/// Runs, checks and inspects Sluice.
+///
+/// `up` runs everything in one process; `check` says whether a config and its ClickHouse are fit. The
+/// other verbs speak to a Sluice that runs, over its admin listeners (--admin URL). Results go to
+/// stdout, as text or, with `--output json`, as one document; progress and errors go to stderr.
 #[derive(Debug, Parser)]
-#[command(name = "ingestctl", version, about = "Runs, checks and inspects Sluice")]
+#[command(name = "ingestctl", version, after_long_help = exit::EXIT_CODES)]
 struct CommandLine {
     #[command(subcommand)]
     verb: Verb,
@@ -20,33 +25,38 @@ struct CommandLine {
 enum Verb {
     Up(up::UpArgs),
     Check(check::CheckArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
     /// Becomes the ClickHouse of the process that calls it.
     #[command(name = clickhouse::VERB, hide = true)]
     ClickhouseChild(clickhouse::ChildArgs),
 }
 
 fn main() -> ExitCode {
-    match CommandLine::parse().verb {
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) => return told(&error),
+    };
+    match line.verb {
         Verb::Up(args) => process::run(args.run()),
-        Verb::Check(args) => check(args),
-        Verb::ClickhouseChild(args) => finish(clickhouse::run_child(&args)),
+        Verb::Check(args) => exit::run(args.run()),
+        Verb::Completions(args) => exit::finish(args.run(CommandLine::command())),
+        Verb::Man(args) => exit::finish(args.run(CommandLine::command())),
+        Verb::ClickhouseChild(args) => exit::finish(
+            clickhouse::run_child(&args)
+                .map(|()| exit::Exit::Good)
+                .map_err(Failure::from),
+        ),
     }
 }
 
-fn check(args: check::CheckArgs) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(args.run()),
-        Err(error) => finish(Err(error)),
-    }
-}
-
-/// Errors go to stderr and into the exit code.
-fn finish<E: std::error::Error>(outcome: Result<(), E>) -> ExitCode {
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ingestctl: {error}");
-            ExitCode::FAILURE
-        }
+/// `--help` and `--version` are answers; anything else that clap says is a wrong command line.
+fn told(answer: &clap::Error) -> ExitCode {
+    // Nobody reads it any more where this fails.
+    answer.print().ok();
+    if answer.use_stderr() {
+        ExitCode::from(exit::USAGE)
+    } else {
+        ExitCode::SUCCESS
     }
 }

@@ -1,6 +1,7 @@
 //! All three services in one process, joined by in-process calls through the same seams that carry
 //! HTTP/2 between processes.
 
+use sluice_common::admin::{self, Control, Readiness};
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Loaded;
 use sluice_common::limits::SERVER_DEADLINE;
@@ -8,7 +9,6 @@ use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
 use sluice_common::serve::listen;
 use sluice_common::shutdown::Stop;
-use sluice_common::{admin, admin::Readiness};
 use sluice_edge::{Edge, EdgeServer};
 use sluice_normalizer::start::{Environment, Running};
 use sluice_sink_writer::{SinkWriter, Target};
@@ -71,7 +71,13 @@ impl Pipeline {
         let ready = both(edge.readiness(), Arc::clone(&running.ready));
         let server = EdgeServer::bind(edge, &config.edge.listen).await?;
         let admin = probes.local_addr()?;
-        tokio::spawn(admin::run(probes, given.metrics, ready, pumping.clone()));
+        tokio::spawn(admin::run(
+            probes,
+            given.metrics,
+            ready,
+            Control::new(loaded.admin_token.clone()),
+            pumping.clone(),
+        ));
         let edge = server.addresses().to_vec();
         let server = tokio::spawn(server.run(taking.clone()));
         Ok(Self {

@@ -1,6 +1,7 @@
 //! `sluice-normalizer`: the normalizer as a process of its own.
 
 use clap::Parser;
+use sluice_common::admin::Control;
 use sluice_common::clock::SystemClock;
 use sluice_common::config::Loaded;
 use sluice_common::limits::SERVER_DEADLINE;
@@ -64,6 +65,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         probes,
         metrics.clone(),
         Arc::clone(&running.ready),
+        Control::new(loaded.admin_token.clone()),
         pumping.clone(),
     ));
     tokio::select! {

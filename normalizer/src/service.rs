@@ -102,7 +102,12 @@ impl IntakeService {
             Ok(parsed) => parsed,
             Err(problem) => return IntakeReply::Refused(problem),
         };
-        let Parsed { pending, answer, .. } = parsed;
+        let Parsed {
+            pending,
+            answer,
+            late_events,
+            ..
+        } = parsed;
         if let Err(wait_ms) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())
@@ -117,6 +122,7 @@ impl IntakeService {
             Ok(()) => {
                 self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
+                self.count_late(&request.dataset, late_events);
                 IntakeReply::Rows(answer)
             }
             Err(NotAppended::Full(reason)) => {
@@ -182,11 +188,19 @@ impl IntakeService {
         );
     }
 
+    fn count_late(&self, dataset: &str, events: u64) {
+        self.metrics
+            .add(Counter::LateEvents, events, &[("dataset", dataset)]);
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "gauges")]
     fn show(&self) {
         let metrics = &self.metrics;
         self.count("accepted", 0);
         self.count("rejected", 0);
+        for dataset in self.intake.datasets() {
+            self.count_late(dataset, 0);
+        }
         for (place, reason) in [
             ("log", "log_full"),
             ("log", "queue"),

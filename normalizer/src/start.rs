@@ -14,7 +14,7 @@ use crate::pump::{PARTITION, Parts, Pump, PumpError};
 use crate::service::IntakeService;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
-use sluice_common::config::Loaded;
+use sluice_common::config::{ConfigError, Loaded};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
 use sluice_common::metrics::Metrics;
@@ -50,8 +50,8 @@ pub struct Running {
 /// Why a normalizer does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("the config has problems:\n  {}", .0.join("\n  "))]
-    Schema(Vec<String>),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("cannot use the data directory {dir}: {error}")]
     DataDir { dir: PathBuf, error: std::io::Error },
     #[error("progress: {0}")]
@@ -111,7 +111,8 @@ impl Running {
             store.state().committed,
             dedup.sealed().min(store.state().committed),
         );
-        let intake = Intake::new(&loaded.config.datasets, log.hash_secret()).map_err(StartError::Schema)?;
+        let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
+            .map_err(|problems| loaded.source.refuse(&problems))?;
         Ok(Self::assemble(loaded, environment, (log, store, dedup, shelf), intake))
     }
 
@@ -188,8 +189,8 @@ async fn watched(
 /// Compiles all datasets; also what `ingestctl check` asks.
 ///
 /// # Errors
-/// [`StartError::Schema`] with every problem.
-pub fn compile(loaded: &Loaded) -> Result<Vec<Schema>, StartError> {
+/// [`ConfigError`] with every problem and its line.
+pub fn compile(loaded: &Loaded) -> Result<Vec<Schema>, ConfigError> {
     let compiled = loaded.config.datasets.iter().map(Schema::compile);
     let (mut schemas, mut problems) = (Vec::new(), Vec::new());
     for one in compiled {
@@ -201,7 +202,7 @@ pub fn compile(loaded: &Loaded) -> Result<Vec<Schema>, StartError> {
     if problems.is_empty() {
         Ok(schemas)
     } else {
-        Err(StartError::Schema(problems))
+        Err(loaded.source.refuse(&problems))
     }
 }
 

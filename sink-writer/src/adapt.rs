@@ -4,7 +4,7 @@
 //! one into UInt64 wraps, a Float64 into Int64 is cut, a time beyond 2106 saturates (measured). So a
 //! column is sent only where its type fits; otherwise the table is refused here, with nothing sent.
 
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, Field, Fields, TimeUnit};
 use std::sync::Arc;
 
 /// Whether every value of `from` has its place in the ClickHouse type `to`. Nulls become the column's
@@ -20,7 +20,7 @@ pub fn fits(from: &DataType, to: &str) -> bool {
         DataType::Dictionary(_, values) => fits(values, to),
         DataType::Map(entries, _) => map_fits(entries.data_type(), to),
         DataType::List(item) | DataType::LargeList(item) => {
-            arguments(to, "Array").is_some_and(|inner| fits(item.data_type(), inner))
+            arguments(to, "Array").is_some_and(|inner| inner_fits(item, inner))
         }
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => takes_text(to),
         DataType::Timestamp(unit, _) => time_fits(*unit, to),
@@ -28,8 +28,13 @@ pub fn fits(from: &DataType, to: &str) -> bool {
         DataType::Float64 => to == "Float64",
         DataType::Float32 => matches!(to, "Float64" | "Float32"),
         DataType::Binary | DataType::LargeBinary => to == "String",
-        DataType::Date32 => to == "Date32",
-        DataType::Decimal128(precision, scale) => decimal_fits(*precision, *scale, to),
+        // Of days that `Date` does not hold the server says so (`date_time_overflow_behavior`).
+        DataType::Date32 => matches!(to, "Date32" | "Date"),
+        DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale) => {
+            decimal_fits(*precision, *scale, to)
+        }
+        // Only UUIDs are sent so; into anything else their bytes would go as they are.
+        DataType::FixedSizeBinary(16) => to == "UUID",
         number => integer(number).is_some_and(|(signed, bits)| integer_fits(signed, bits, to)),
     }
 }
@@ -47,6 +52,24 @@ pub fn meeting_type(to: &str) -> Option<DataType> {
         };
         return Some(DataType::Timestamp(unit, Some(Arc::from("UTC"))));
     }
+    if let Some(inner) = arguments(to, "Array") {
+        return Some(DataType::List(Arc::new(inner_meeting("item", inner)?)));
+    }
+    if let Some((_, value)) = arguments(to, "Map").and_then(split_top) {
+        let entries = Fields::from(vec![
+            Field::new("keys", DataType::Utf8, false),
+            inner_meeting("values", value)?,
+        ]);
+        let entries = Field::new("entries", DataType::Struct(entries), false);
+        return Some(DataType::Map(Arc::new(entries), false));
+    }
+    if let Some((precision, scale)) = decimal_of(to) {
+        return Some(if precision <= 38 {
+            DataType::Decimal128(precision, scale)
+        } else {
+            DataType::Decimal256(precision, scale)
+        });
+    }
     if to.starts_with("DateTime") {
         return Some(DataType::Timestamp(TimeUnit::Second, Some(Arc::from("UTC"))));
     }
@@ -62,9 +85,22 @@ pub fn meeting_type(to: &str) -> Option<DataType> {
         "Float32" => DataType::Float32,
         "Float64" => DataType::Float64,
         "Bool" => DataType::Boolean,
+        "Date" | "Date32" => DataType::Date32,
         text if takes_text(text) => DataType::Utf8,
         _ => return None,
     })
+}
+
+/// A value within an array or map: there a null never becomes a default.
+fn inner_fits(from: &Field, to: &str) -> bool {
+    let takes_null = !from.is_nullable() || is_nullable(to);
+    takes_null && fits(from.data_type(), to)
+}
+
+fn is_nullable(to: &str) -> bool {
+    arguments(to, "LowCardinality")
+        .map_or(to, |inner| inner)
+        .starts_with("Nullable(")
 }
 
 /// The type without `Nullable` and `LowCardinality`, in any order.
@@ -98,7 +134,7 @@ fn map_fits(entries: &DataType, to: &str) -> bool {
     let Some((key, value)) = split_top(inner) else {
         return false;
     };
-    fields.len() == 2 && fits(fields[0].data_type(), key) && fits(fields[1].data_type(), value)
+    fields.len() == 2 && fits(fields[0].data_type(), key) && inner_fits(&fields[1], value)
 }
 
 /// Splits `K, V` at the comma that is inside no brackets.
@@ -132,13 +168,20 @@ fn time_fits(unit: TimeUnit, to: &str) -> bool {
     unit == TimeUnit::Second && (to == "DateTime" || to.starts_with("DateTime("))
 }
 
+fn inner_meeting(name: &str, to: &str) -> Option<Field> {
+    Some(Field::new(name, meeting_type(to)?, is_nullable(to)))
+}
+
+fn decimal_of(to: &str) -> Option<(u8, i8)> {
+    let (precision, scale) = arguments(to, "Decimal").and_then(split_top)?;
+    Some((precision.parse().ok()?, scale.parse().ok()?))
+}
+
 fn decimal_fits(precision: u8, scale: i8, to: &str) -> bool {
-    let Some((their_precision, their_scale)) = arguments(to, "Decimal").and_then(split_top) else {
+    let Some((p, s)) = decimal_of(to) else {
         return false;
     };
-    let (Ok(p), Ok(s)) = (their_precision.parse::<i16>(), their_scale.parse::<i16>()) else {
-        return false;
-    };
+    let (p, s) = (i16::from(p), i16::from(s));
     i16::from(scale) <= s && i16::from(precision) - i16::from(scale) <= p - s
 }
 
@@ -172,7 +215,6 @@ fn integer_fits(signed: bool, bits: u16, to: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow_schema::{Field, Fields};
 
     fn map(value: DataType) -> DataType {
         let pair = Fields::from(vec![
@@ -183,6 +225,24 @@ mod tests {
             Arc::new(Field::new("entries", DataType::Struct(pair), false)),
             false,
         )
+    }
+
+    fn list(item: DataType, is_nullable: bool) -> DataType {
+        DataType::List(Arc::new(Field::new("item", item, is_nullable)))
+    }
+
+    #[test]
+    fn versions_of_one_column_meet_in_the_table_s_type() {
+        for (to, meeting) in [
+            ("Decimal(9, 2)", DataType::Decimal128(9, 2)),
+            ("Nullable(Decimal(76, 10))", DataType::Decimal256(76, 10)),
+            ("Date", DataType::Date32),
+            ("UUID", DataType::Utf8),
+            ("Array(Nullable(UInt16))", list(DataType::UInt16, true)),
+            ("Map(LowCardinality(String), Nullable(Int8))", map(DataType::Int8)),
+        ] {
+            assert_eq!(meeting_type(to), Some(meeting), "{to}");
+        }
     }
 
     #[test]
@@ -205,6 +265,21 @@ mod tests {
             (DataType::Utf8, "Enum8('a' = 1, 'b' = 2)"),
             (DataType::Boolean, "Bool"),
             (DataType::Decimal128(18, 3), "Decimal(20, 4)"),
+            (DataType::Decimal256(60, 3), "Decimal(76, 19)"),
+            (DataType::FixedSizeBinary(16), "Nullable(UUID)"),
+            (DataType::Date32, "Date32"),
+            (DataType::Date32, "Date"),
+            (list(DataType::UInt8, false), "Array(UInt64)"),
+            (list(DataType::UInt8, true), "Array(Nullable(Int16))"),
+            (
+                list(DataType::Utf8, true),
+                "Array(LowCardinality(Nullable(String)))",
+            ),
+            (
+                list(map(DataType::Utf8), false),
+                "Array(Map(String, LowCardinality(Nullable(String))))",
+            ),
+            (DataType::Utf8, "IPv6"),
         ] {
             assert!(fits(&from, to), "{from:?} into {to}");
         }
@@ -226,6 +301,16 @@ mod tests {
             (DataType::Timestamp(TimeUnit::Nanosecond, None), "DateTime64(3)"),
             (map(DataType::Utf8), "Map(String, UInt8)"),
             (DataType::Decimal128(18, 3), "Decimal(18, 2)"),
+            (DataType::Decimal256(76, 3), "Decimal(38, 3)"),
+            (DataType::Decimal128(9, 2), "Float64"),
+            (DataType::FixedSizeBinary(16), "String"),
+            (DataType::FixedSizeBinary(16), "IPv6"),
+            (DataType::FixedSizeBinary(16), "FixedString(16)"),
+            (DataType::Date32, "DateTime"),
+            (list(DataType::UInt8, true), "Array(UInt8)"),
+            (list(DataType::Int64, false), "Array(Int32)"),
+            (list(DataType::Utf8, false), "String"),
+            (map(DataType::Utf8), "Map(String, String)"),
         ] {
             assert!(!fits(&from, to), "{from:?} into {to}");
         }

@@ -3,16 +3,18 @@
 use crate::adapt::{fits, meeting_type};
 use crate::block::Slice;
 use crate::tables::Table;
+use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int32Type;
 use arrow_array::{
-    Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, TimestampMillisecondArray,
-    UInt16Array, UInt32Array, UInt64Array, new_null_array,
+    Array, ArrayRef, DictionaryArray, Int32Array, ListArray, RecordBatch, StringArray,
+    TimestampMillisecondArray, UInt16Array, UInt32Array, UInt64Array, new_null_array,
 };
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use bytes::Bytes;
 use sluice_common::dictionary;
 use sluice_common::ids::{LogId, Name, RequestId, source_o};
+use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 
 /// ClickHouse's code for a type mismatch, used for what is refused before it is sent.
@@ -80,14 +82,24 @@ pub(crate) fn fit(columns: Vec<Column>, table: &Table) -> Fitted {
             Some(to) if fits(from, to) => kept.push(column),
             Some(to) => {
                 let why = format!(
-                    "column {} is {from} in the dataset and {to} in the table",
-                    column.name
+                    "column {} is {} in the dataset and {to} in the table",
+                    column.name,
+                    shown(from)
                 );
                 return Err(Refusal::new(&table.name, &why));
             }
         }
     }
     Ok((kept, left_out))
+}
+
+/// An Arrow type as people call it.
+fn shown(from: &DataType) -> String {
+    if *from == DataType::FixedSizeBinary(16) {
+        "UUID".to_owned()
+    } else {
+        from.to_string()
+    }
 }
 
 /// All column names of the records, in order of first appearance.
@@ -152,11 +164,42 @@ fn take(piece: &Slice<'_>, name: &str, meeting: &DataType) -> Result<ArrayRef, A
     if array.data_type() == meeting {
         return Ok(array);
     }
+    let array = uuids_as_text(&array)?;
     let strict = arrow_cast::CastOptions {
         safe: false,
         ..Default::default()
     };
     arrow_cast::cast_with_options(&array, meeting, &strict)
+}
+
+/// The array with its UUIDs as text, because that is how they meet with strings; another as it is.
+fn uuids_as_text(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    if let Some(uuids) = array
+        .as_fixed_size_binary_opt()
+        .filter(|uuids| uuids.value_length() == 16)
+    {
+        let texts = uuids.iter().map(|bytes| bytes.map(uuid_text));
+        return Ok(Arc::new(StringArray::from_iter(texts)));
+    }
+    let Some(list) = array.as_list_opt::<i32>() else {
+        return Ok(array.clone());
+    };
+    let items = uuids_as_text(list.values())?;
+    let field = Arc::new(Field::new("item", items.data_type().clone(), true));
+    let list = ListArray::try_new(field, list.offsets().clone(), items, list.nulls().cloned())?;
+    Ok(Arc::new(list))
+}
+
+/// The usual form of a UUID.
+pub(crate) fn uuid_text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(36);
+    for (at, byte) in bytes.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 fn own(pieces: &[Slice<'_>]) -> Vec<Column> {

@@ -6,8 +6,7 @@ use sluice_common::ids::Name;
 use sluice_common::limits::TOKEN_WINDOW_BLOCKS;
 use std::fmt::Write;
 
-/// The table of dead letters.
-pub const DEAD_LETTERS: &str = "dead_letters";
+pub use sluice_common::books::DEAD_LETTERS;
 
 /// `CREATE DATABASE`.
 #[must_use]
@@ -126,60 +125,65 @@ fn column(field: &Field) -> String {
     format!(
         "`{}` {}{}",
         field.name,
-        clickhouse_type(field.field_type),
-        codec(field.field_type.kind)
+        clickhouse_type(&field.field_type),
+        codec(&field.field_type.kind)
     )
 }
 
 /// The ClickHouse type of a field's type.
 #[must_use]
-pub fn clickhouse_type(field: FieldType) -> String {
-    let plain = match field.kind {
-        Kind::String => "String",
+pub fn clickhouse_type(field: &FieldType) -> String {
+    let plain = match &field.kind {
         Kind::LowCardinalityString if field.nullable => return "LowCardinality(Nullable(String))".into(),
-        Kind::LowCardinalityString => "LowCardinality(String)",
-        Kind::Bool => "Bool",
-        Kind::Int8 => "Int8",
-        Kind::Int16 => "Int16",
-        Kind::Int32 => "Int32",
-        Kind::Int64 => "Int64",
-        Kind::UInt8 => "UInt8",
-        Kind::UInt16 => "UInt16",
-        Kind::UInt32 => "UInt32",
-        Kind::UInt64 => "UInt64",
-        Kind::Float32 => "Float32",
-        Kind::Float64 => "Float64",
-        Kind::DateTime => "DateTime('UTC')",
-        Kind::DateTime64(digits) => return nullable(&format!("DateTime64({digits}, 'UTC')"), field.nullable),
-        Kind::MapStringString => "Map(LowCardinality(String), String)",
+        Kind::LowCardinalityString => "LowCardinality(String)".into(),
+        Kind::String => "String".into(),
+        Kind::FixedString(bytes) => format!("FixedString({bytes})"),
+        Kind::Bool => "Bool".into(),
+        Kind::Int8 => "Int8".into(),
+        Kind::Int16 => "Int16".into(),
+        Kind::Int32 => "Int32".into(),
+        Kind::Int64 => "Int64".into(),
+        Kind::UInt8 => "UInt8".into(),
+        Kind::UInt16 => "UInt16".into(),
+        Kind::UInt32 => "UInt32".into(),
+        Kind::UInt64 => "UInt64".into(),
+        Kind::Float32 => "Float32".into(),
+        Kind::Float64 => "Float64".into(),
+        Kind::Decimal { precision, scale } => format!("Decimal({precision}, {scale})"),
+        Kind::Date => "Date".into(),
+        Kind::Date32 => "Date32".into(),
+        Kind::DateTime(zone) => format!("DateTime('{zone}')"),
+        Kind::DateTime64(digits, zone) => format!("DateTime64({digits}, '{zone}')"),
+        Kind::Uuid => "UUID".into(),
+        Kind::Ipv4 => "IPv4".into(),
+        Kind::Ipv6 => "IPv6".into(),
+        Kind::Enum(values) => {
+            let bits = if values.is_wide() { 16 } else { 8 };
+            format!("Enum{bits}({})", values.listed(" = ", ", "))
+        }
+        Kind::Json => "JSON".into(),
+        Kind::MapStringString => "Map(LowCardinality(String), String)".into(),
+        Kind::Map(inner) => format!("Map(LowCardinality(String), {})", clickhouse_type(inner)),
+        Kind::Array(inner) => format!("Array({})", clickhouse_type(inner)),
     };
-    nullable(plain, field.nullable)
-}
-
-fn nullable(plain: &str, is: bool) -> String {
-    if is {
+    if field.nullable {
         format!("Nullable({plain})")
     } else {
-        plain.to_owned()
+        plain
     }
 }
 
-fn codec(kind: Kind) -> &'static str {
+/// Times and dates grow, so their differences are packed. Text and what repeats itself is worth ZSTD;
+/// numbers, and UUIDs, which nothing packs, keep ClickHouse's own LZ4.
+fn codec(kind: &Kind) -> &'static str {
     match kind {
-        Kind::DateTime | Kind::DateTime64(_) => " CODEC(Delta, ZSTD(1))",
-        Kind::String | Kind::MapStringString => " CODEC(ZSTD(1))",
-        Kind::LowCardinalityString
-        | Kind::Bool
-        | Kind::Int8
-        | Kind::Int16
-        | Kind::Int32
-        | Kind::Int64
-        | Kind::UInt8
-        | Kind::UInt16
-        | Kind::UInt32
-        | Kind::UInt64
-        | Kind::Float32
-        | Kind::Float64 => "",
+        Kind::DateTime(_) | Kind::DateTime64(..) | Kind::Date | Kind::Date32 => " CODEC(Delta, ZSTD(1))",
+        Kind::String | Kind::FixedString(_) | Kind::Json | Kind::MapStringString => " CODEC(ZSTD(1))",
+        Kind::Map(_) | Kind::Array(_) | Kind::Decimal { .. } | Kind::Ipv6 => " CODEC(ZSTD(1))",
+        Kind::LowCardinalityString | Kind::Enum(_) | Kind::Bool | Kind::Uuid | Kind::Ipv4 => "",
+        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => "",
+        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => "",
+        Kind::Float32 | Kind::Float64 => "",
     }
 }
 

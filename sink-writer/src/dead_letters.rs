@@ -1,7 +1,7 @@
 //! What was acknowledged and cannot become a row of its table: one row each of `dead_letters`, with the
 //! provenance of the row that it stands for.
 
-use crate::assemble::{Column, milliseconds, runs, stamps};
+use crate::assemble::{Column, milliseconds, runs, stamps, uuid_text};
 use crate::block::{Sights, placement_of};
 use crate::ddl::DEAD_LETTERS;
 use crate::place::ALL;
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use sluice_common::ids::{LogId, Name, source_o};
 use sluice_common::limits::MAX_LETTER_BYTES;
-use sluice_common::record::Record;
+use sluice_common::record::{JSON_EXTENSION, Record};
 use sluice_common::wire::sink::SubKey;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -152,7 +152,10 @@ pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
 fn row_json(batch: &RecordBatch, row: usize) -> String {
     let mut members = Map::new();
     for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-        let value = cell(array.as_ref(), row);
+        let mut value = cell(array.as_ref(), row);
+        if let (Some(JSON_EXTENSION), Value::String(text)) = (field.extension_type_name(), &value) {
+            value = serde_json::from_str(text).unwrap_or(value);
+        }
         if !value.is_null() {
             members.insert(field.name().clone(), value);
         }
@@ -181,6 +184,9 @@ fn cell(array: &dyn Array, row: usize) -> Value {
             let items = array.as_list::<i32>().value(row);
             (0..items.len()).map(|at| cell(items.as_ref(), at)).collect()
         }
+        // A JSON number would not keep all of a decimal's digits.
+        DataType::Decimal128(..) | DataType::Decimal256(..) => Value::String(text(array, row)),
+        DataType::FixedSizeBinary(16) => Value::String(uuid_text(array.as_fixed_size_binary().value(row))),
         DataType::Timestamp(unit, _) => time(array, *unit, row).map_or(Value::Null, Value::String),
         kind if kind.is_numeric() || *kind == DataType::Boolean => {
             let written = text(array, row);

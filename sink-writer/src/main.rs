@@ -1,6 +1,7 @@
 //! `sluice-sink-writer`: the sink-writer as a process of its own.
 
 use clap::Parser;
+use sluice_common::admin::Control;
 use sluice_common::config::Loaded;
 use sluice_common::metrics::Metrics;
 use sluice_common::serve::{Bounds, listen, serve};
@@ -62,6 +63,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         probes,
         metrics.clone(),
         Arc::new(|| Ok(())),
+        Control::new(loaded.admin_token.clone()),
         probing.clone(),
     ));
     asked_to_stop().await?;

@@ -1,9 +1,15 @@
-//! Reading the file: parse, check, resolve.
+//! Reading the file: parse, check, resolve. All that is wrong is told at once, each with its line.
 
-use super::{Config, DEFAULT_YAML, Dataset, text::BadReference, validate};
+use super::place::{Located, Place, locate};
+use super::text::BadReference;
+use super::tree::Node;
+use super::{Config, DEFAULT_YAML, Dataset, Text, read, validate};
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::secret::Secret;
+use sha2::{Digest as _, Sha256};
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A config that was read and checked, with its secrets and its place.
 #[derive(Debug, Clone)]
@@ -13,9 +19,54 @@ pub struct Loaded {
     pub data_dir: PathBuf,
     /// The shared token of the inner hops.
     pub internal_token: Option<Secret>,
+    /// Opens the control routes of admin listeners beyond loopback.
+    pub admin_token: Option<Secret>,
     pub clickhouse_url: Option<String>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<Secret>,
+    /// What was read.
+    pub source: Arc<Source>,
+}
+
+/// A config's text and where it came from.
+pub struct Source {
+    /// As messages name it.
+    pub path: PathBuf,
+    pub text: String,
+    tree: Node,
+}
+
+/// Texts may hold secrets.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({})", self.path.display())
+    }
+}
+
+impl Source {
+    /// SHA-256 of the text, in hex.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        hex::encode(Sha256::digest(&self.text))
+    }
+
+    /// Sentences that begin with their place, as an error with lines.
+    #[must_use]
+    pub fn refuse(&self, sentences: &[String]) -> ConfigError {
+        let problems = sentences.iter().map(|text| locate(&self.tree, text).into());
+        ConfigError::invalid(&self.path, problems.collect())
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// From 1; 0 where no line is to blame.
+    pub line: u32,
+    /// `datasets[1].fields[3].type`; empty for the whole file.
+    pub place: String,
+    /// What is wrong and what to do.
+    pub message: String,
 }
 
 /// Why a config cannot be used. All that was found is said at once.
@@ -25,16 +76,94 @@ pub enum ConfigError {
     Read { path: PathBuf, error: std::io::Error },
     #[error("{path} is larger than {MAX_CONFIG_BYTES} bytes")]
     TooLarge { path: PathBuf },
-    #[error("{path}: {message}")]
-    Parse { path: PathBuf, message: String },
-    #[error("{path}:\n  {}", problems.join("\n  "))]
-    Invalid { path: PathBuf, problems: Vec<String> },
-    #[error("{path}: {key}: {error}")]
-    Reference {
-        path: PathBuf,
-        key: &'static str,
-        error: BadReference,
-    },
+    #[error("{}", lines(path, problems))]
+    Invalid { path: PathBuf, problems: Vec<Problem> },
+}
+
+impl ConfigError {
+    /// In the order of the file.
+    fn invalid(path: &Path, mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|one| one.line);
+        problems.dedup();
+        Self::Invalid {
+            path: path.to_owned(),
+            problems,
+        }
+    }
+}
+
+fn lines(path: &Path, problems: &[Problem]) -> String {
+    let line = |one: &Problem| {
+        let at = if one.line > 0 {
+            format!("{}:{}", path.display(), one.line)
+        } else {
+            path.display().to_string()
+        };
+        if one.place.is_empty() || one.message.starts_with(&one.place) {
+            format!("{at}: {}", one.message)
+        } else {
+            format!("{at}: {}: {}", one.place, one.message)
+        }
+    };
+    problems.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+impl From<Located> for Problem {
+    fn from(found: Located) -> Self {
+        Self {
+            line: found.line,
+            place: found.place.to_string(),
+            message: found.message,
+        }
+    }
+}
+
+/// The file's text.
+///
+/// # Errors
+/// [`ConfigError`] where it cannot be read, or is no UTF-8, or too large.
+pub fn read_text(path: &Path) -> Result<String, ConfigError> {
+    use std::io::Read as _;
+    let failed = |error| ConfigError::Read {
+        path: path.to_owned(),
+        error,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    let most = MAX_CONFIG_BYTES as u64 + 1;
+    file.take(most).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 >= most {
+        return Err(ConfigError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    Ok(text)
+}
+
+/// Follows references, and notes those that lead nowhere.
+struct References<'a> {
+    tree: &'a Node,
+    data_dir: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl References<'_> {
+    fn plain(&mut self, key: &str, text: Option<&Text>) -> Option<String> {
+        let resolved = text?.resolve(self.data_dir);
+        self.noted(key, resolved)
+    }
+
+    fn secret(&mut self, key: &str, text: Option<&Text>) -> Option<Secret> {
+        let resolved = text?.resolve_secret(self.data_dir);
+        self.noted(key, resolved)
+    }
+
+    fn noted<T>(&mut self, key: &str, resolved: Result<T, BadReference>) -> Option<T> {
+        let note = |error: BadReference| locate(self.tree, &format!("{key}: {error}"));
+        resolved
+            .map_err(|error| self.problems.push(note(error).into()))
+            .ok()
+    }
 }
 
 impl Loaded {
@@ -43,21 +172,10 @@ impl Loaded {
     /// # Errors
     /// [`ConfigError`] with the file and, where the parser knows it, the line.
     pub fn read(path: Option<&Path>, data_dir: &Path) -> Result<Self, ConfigError> {
-        let Some(path) = path else {
-            return Self::parse(DEFAULT_YAML, Path::new("(default config)"), data_dir);
-        };
-        let size = std::fs::metadata(path).map(|meta| meta.len());
-        let read = |error| ConfigError::Read {
-            path: path.to_owned(),
-            error,
-        };
-        if size.map_err(read)? > MAX_CONFIG_BYTES as u64 {
-            return Err(ConfigError::TooLarge {
-                path: path.to_owned(),
-            });
+        match path {
+            None => Self::parse(DEFAULT_YAML, Path::new("(default config)"), data_dir),
+            Some(path) => Self::parse(&read_text(path)?, path, data_dir),
         }
-        let text = std::fs::read_to_string(path).map_err(read)?;
-        Self::parse(&text, path, data_dir)
     }
 
     /// Reads a config's text; `path` is for messages.
@@ -65,45 +183,67 @@ impl Loaded {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(text: &str, path: &Path, data_dir: &Path) -> Result<Self, ConfigError> {
-        let mut config: Config = serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
-            path: path.to_owned(),
-            message: error.to_string(),
+        let mut tree = Node::parse(text).map_err(|broken| {
+            let problem = Problem {
+                line: broken.line.unwrap_or(0),
+                place: String::new(),
+                message: broken.message,
+            };
+            ConfigError::invalid(path, vec![problem])
         })?;
+        let (config, faults) = read::read::<Config>(&mut tree);
+        let broken: Vec<&Place> = faults.iter().map(|fault| &fault.place).collect();
+        let mut problems: Vec<Problem> = faults.iter().map(Problem::from).collect();
+        let Some(mut config) = config else {
+            return Err(ConfigError::invalid(path, problems));
+        };
         config.datasets.iter_mut().for_each(Dataset::bound_time);
-        let problems = validate::problems(&config);
-        if !problems.is_empty() {
-            return Err(ConfigError::Invalid {
-                path: path.to_owned(),
-                problems,
-            });
-        }
-        Self::resolve(config, path, data_dir)
+        let found = validate::problems(&config);
+        let found = found.iter().map(|sentence| locate(&tree, sentence));
+        problems.extend(
+            found
+                .filter(|one| !follows(&one.place, &broken))
+                .map(Problem::from),
+        );
+        let source = Source {
+            path: path.to_owned(),
+            text: text.to_owned(),
+            tree,
+        };
+        Self::resolve(config, source, data_dir, problems)
     }
 
-    fn resolve(config: Config, path: &Path, data_dir: &Path) -> Result<Self, ConfigError> {
-        let failed = |key| {
-            move |error| ConfigError::Reference {
-                path: path.to_owned(),
-                key,
-                error,
-            }
+    /// Follows the references of a config that may have been found wrong, so that these are told too.
+    fn resolve(
+        config: Config,
+        source: Source,
+        data_dir: &Path,
+        problems: Vec<Problem>,
+    ) -> Result<Self, ConfigError> {
+        let mut references = References {
+            tree: &source.tree,
+            data_dir,
+            problems,
         };
-        let token = config
-            .internal
-            .token
-            .as_ref()
-            .map(|text| text.resolve_secret(data_dir));
         let ch = &config.clickhouse;
-        let url = ch.url.as_ref().map(|text| text.resolve(data_dir));
-        let user = ch.user.as_ref().map(|text| text.resolve(data_dir));
-        let password = ch.password.as_ref().map(|text| text.resolve_secret(data_dir));
+        let internal_token = references.secret("internal.token", config.internal.token.as_ref());
+        let admin_token = references.secret("admin_token", config.admin_token.as_ref());
+        let clickhouse_url = references.plain("clickhouse.url", ch.url.as_ref());
+        let clickhouse_user = references.plain("clickhouse.user", ch.user.as_ref());
+        let clickhouse_password = references.secret("clickhouse.password", ch.password.as_ref());
+        let problems = references.problems;
+        if !problems.is_empty() {
+            return Err(ConfigError::invalid(&source.path, problems));
+        }
         Ok(Self {
-            internal_token: token.transpose().map_err(failed("internal.token"))?,
-            clickhouse_url: url.transpose().map_err(failed("clickhouse.url"))?,
-            clickhouse_user: user.transpose().map_err(failed("clickhouse.user"))?,
-            clickhouse_password: password.transpose().map_err(failed("clickhouse.password"))?,
+            internal_token,
+            admin_token,
+            clickhouse_url,
+            clickhouse_user,
+            clickhouse_password,
             config,
             data_dir: data_dir.to_owned(),
+            source: Arc::new(source),
         })
     }
 
@@ -124,6 +264,28 @@ impl Loaded {
     pub fn parked_dir(&self) -> PathBuf {
         self.data_dir.join(&self.config.parked.dir)
     }
+}
+
+impl From<&read::Fault> for Problem {
+    fn from(fault: &read::Fault) -> Self {
+        Self {
+            line: fault.line,
+            place: fault.place.to_string(),
+            message: fault.message.clone(),
+        }
+    }
+}
+
+/// Whether a problem may be there only because something else was broken and left out: in the same
+/// place, in a dataset that lost fields, or in a tenant where datasets were lost.
+fn follows(place: &Place, broken: &[&Place]) -> bool {
+    broken.iter().any(|lost| {
+        let same_dataset = lost.0.len() > 2 && place.0.len() >= 2 && lost.0[..2] == place.0[..2];
+        let lost_field = lost.is_below(&["datasets", "fields"]) && !place.is_below(&["datasets", "fields"]);
+        place.touches(lost)
+            || (lost_field && same_dataset)
+            || (lost.is_below(&["datasets"]) && place.is_below(&["tenants"]))
+    })
 }
 
 #[cfg(test)]
@@ -160,7 +322,6 @@ mod tests {
         for (yaml, key) in [
             ("edge: {tls: {cert: a, key: b}}", "edge.tls"),
             ("log: {kind: kafka}", "log.kind"),
-            ("admin_token: x", "admin_token"),
             ("dead_letters: {ttl: 30d}", "dead_letters"),
             ("tenants_file: t.yaml", "tenants_file"),
             (
@@ -185,6 +346,83 @@ mod tests {
         for part in ["`tenant`", "dedup.key", "partition_by", "twice"] {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn every_problem_is_listed_with_its_line_in_the_order_of_the_file() {
+        let text = message(
+            "edge:\n  lisen: [\"127.0.0.1:1\"]\n  normalizer: [\"ftp://x\"]\nlog: {max_bytes: 9 parsec}\ninternal: {token: \"${SLUICE_TEST_UNSET}\"}\n\
+             datasets:\n- name: a\n  fields:\n  - {name: id, type: strng, required: true}\n  - {name: at, type: datetime, epoch: s, colour: red}\n  \
+             - {type: string}\n  - {name: tenant, type: string}\n  dedup: {key: [id]}\n- name: b\n  fields: 7\n- name: c\n  fields: [{name: x, type: string}]\n  \
+             ttl: 5d\n  batch:\n    max_rows: 0\n    max_age: [1]\ntenants:\n- {id: t, keys: [], datasets: [b, nope]}\n- {id: T, keys: []}\n",
+        );
+        let told: Vec<(&str, &str)> = text
+            .lines()
+            .map(|line| {
+                line.strip_prefix("test.yaml:")
+                    .and_then(|rest| rest.split_once(": "))
+                    .expect("a line")
+            })
+            .collect();
+        let expected = [
+            ("2", "edge.lisen: `lisen` is not a key here: known are listen"),
+            ("3", "edge.normalizer: \"ftp://x\" must be"),
+            ("4", "log.max_bytes: \"9 parsec\" is not understood"),
+            ("5", "internal.token: environment variable SLUICE_TEST_UNSET"),
+            ("9", "datasets[0].fields[0].type: type \"strng\""),
+            ("10", "datasets[0].fields[1].colour: `colour` is not a key here"),
+            ("11", "datasets[0].fields[2]: `name` is missing"),
+            ("12", "datasets[0].fields[3]: field `tenant` has the name"),
+            ("15", "datasets[1].fields: a number was found"),
+            ("18", "datasets[2].ttl: ttl needs"),
+            ("20", "datasets[2].batch.max_rows: batch.max_rows must be"),
+            ("21", "datasets[2].batch.max_age: a list was found"),
+            ("24", "tenants[1].id: \"T\" is not a valid tenant id"),
+        ];
+        assert_eq!(told.len(), expected.len(), "{text}");
+        for (told, expected) in told.iter().zip(expected) {
+            assert!(
+                told.0 == expected.0 && told.1.starts_with(expected.1),
+                "{told:?} is not {expected:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_variable_may_stand_in_any_text_and_a_missing_one_has_its_line() {
+        let home = std::env::var("HOME").expect("a home");
+        let loaded = parse(
+            "edge: {admin: \"${HOME}:1\"}\nclickhouse: {url: \"http://${HOME}:8123\", user: \"$${HOME}\"}\nlog: {dir: \"${HOME}/log\"}\n",
+        )
+        .expect("valid");
+        assert_eq!(loaded.config.edge.admin, format!("{home}:1"));
+        assert_eq!(loaded.log_dir(), Path::new(&format!("{home}/log")));
+        assert_eq!(loaded.clickhouse_url, Some(format!("http://{home}:8123")));
+        assert_eq!(loaded.clickhouse_user.as_deref(), Some("${HOME}"));
+        let text = message("edge:\n  admin: \"x\"\n  listen: [\"a:1\", \"${SLUICE_TEST_UNSET}:1\"]\n");
+        assert!(
+            text.starts_with("test.yaml:3: edge.listen[1]: environment variable"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn problems_of_other_parts_get_their_lines_too() {
+        let loaded = parse("datasets:\n- name: a\n  fields:\n  - {name: x, type: string}\n").expect("valid");
+        let error = loaded
+            .source
+            .refuse(&["datasets: a: field `x`: a unit is for numbers".to_owned()]);
+        assert_eq!(
+            error.to_string(),
+            "test.yaml:4: datasets[0].fields[0]: field `x`: a unit is for numbers"
+        );
+    }
+
+    #[test]
+    fn what_is_no_map_or_no_yaml_is_one_problem() {
+        assert!(message("[1]").contains("a list was found"));
+        assert!(message("edge: {").starts_with("test.yaml:1: "));
+        assert!(parse("").is_ok(), "an empty file is the default config");
     }
 
     #[test]

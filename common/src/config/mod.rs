@@ -7,15 +7,21 @@ pub mod field_type;
 pub mod load;
 pub mod not_yet;
 pub mod partition;
+mod place;
 pub mod quantity;
+mod read;
 pub mod text;
+mod tree;
+mod type_text;
 mod validate;
+pub mod zone;
 
-pub use field_type::{FieldType, Kind};
-pub use load::{ConfigError, Loaded};
+pub use field_type::{EnumValues, FieldType, Kind};
+pub use load::{ConfigError, Loaded, Problem};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
 pub use text::Text;
+pub use zone::Zone;
 
 use crate::ids::{Name, TenantId};
 use crate::limits;
@@ -49,8 +55,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     #[serde(default, deserialize_with = "not_yet::dead_letters")]
     pub dead_letters: (),
-    #[serde(default, deserialize_with = "not_yet::admin_token")]
-    pub admin_token: (),
+    /// Opens the control routes of admin listeners beyond loopback.
+    pub admin_token: Option<Text>,
     #[serde(default, deserialize_with = "not_yet::tenants_file")]
     pub tenants_file: (),
     #[serde(default)]
@@ -344,6 +350,8 @@ pub struct Field {
     pub unit: Option<Unit>,
     /// Unit of a time given as a number since 1970: without it numbers are rejected.
     pub epoch: Option<EpochUnit>,
+    /// Zone of a time sent as text without an offset: without it such text is rejected.
+    pub timezone: Option<Zone>,
 }
 
 /// A conversion, by UCUM names.
@@ -426,8 +434,9 @@ fn default_datasets() -> Vec<Dataset> {
     struct Defaults {
         datasets: Vec<Dataset>,
     }
-    let defaults: Defaults = serde_saphyr::from_str(DEFAULT_YAML).expect("a test reads the default config");
-    defaults.datasets
+    let tree = tree::Node::parse(DEFAULT_YAML).ok();
+    let read = tree.and_then(|mut tree| read::read::<Defaults>(&mut tree).0);
+    read.expect("a test reads the default config").datasets
 }
 
 impl Config {

@@ -163,11 +163,17 @@ fn check_field(field: &Field, add: &mut impl FnMut(String)) {
             "field `{name}` has the name of a column that Sluice adds itself"
         ));
     }
-    let is_time = matches!(field.field_type.kind, Kind::DateTime | Kind::DateTime64(_));
-    if field.epoch.is_some() && !is_time {
-        add(format!(
-            "field `{name}`: `epoch` is for datetime and datetime64 only"
-        ));
+    let holds_times = field.field_type.kind.innermost().is_time();
+    let keys = [
+        ("epoch", field.epoch.is_some()),
+        ("timezone", field.timezone.is_some()),
+    ];
+    for (key, is_set) in keys {
+        if is_set && !holds_times {
+            add(format!(
+                "field `{name}`: `{key}` is for datetime and datetime64 only"
+            ));
+        }
     }
     if field.required && field.default.is_some() {
         add(format!(
@@ -186,8 +192,11 @@ fn check_dedup(dataset: &Dataset, add: &mut impl FnMut(String)) {
                     "dedup.key: {key} must be `required: true` and not nullable, else events without it are one"
                 ));
             }
-            Some(field) if field.field_type.kind == Kind::MapStringString => {
-                add(format!("dedup.key: {key} is a map; take scalar fields"));
+            Some(field) if !field.field_type.kind.is_scalar() => {
+                add(format!(
+                    "dedup.key: {key} is {}; take fields of one value each",
+                    field.field_type
+                ));
             }
             Some(_) => {}
         }
@@ -229,11 +238,24 @@ fn check_layout(dataset: &Dataset, add: &mut impl FnMut(String)) {
             "partition_by: {column} must be a required datetime or datetime64 field"
         ));
     }
+    if let Some(column) = dataset.partition_by.column()
+        && let Some(zone) = field(dataset, column).and_then(|field| field.field_type.kind.zone())
+        && !zone.is_utc()
+    {
+        add(format!(
+            "partition_by: {column} is a column of time zone {zone}, whose partitions follow that zone: partitions are \
+             computed in UTC, so leave the zone out of its type (`timezone: {zone}` on the field reads local times)"
+        ));
+    }
     for column in &dataset.order_by {
         let own = OWN_COLUMNS.contains(&column.as_str());
         match field(dataset, column) {
             None if !own => add(format!("order_by: {column} is not a field")),
             Some(field) if field.field_type.nullable => add(format!("order_by: {column} is nullable")),
+            Some(field) if !field.field_type.kind.can_sort() => add(format!(
+                "order_by: {column} is {}, by which ClickHouse cannot sort",
+                field.field_type
+            )),
             _ => {}
         }
     }
@@ -262,6 +284,5 @@ fn field<'a>(dataset: &'a Dataset, name: &Name) -> Option<&'a Field> {
 }
 
 fn is_plain_time(field: &Field) -> bool {
-    let is_time = matches!(field.field_type.kind, Kind::DateTime | Kind::DateTime64(_));
-    is_time && field.required && !field.field_type.nullable
+    field.field_type.kind.is_time() && field.required && !field.field_type.nullable
 }

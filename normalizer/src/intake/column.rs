@@ -1,20 +1,26 @@
 //! One column while its rows are written: plain vectors, because a rejected row must be taken back.
 
+use super::arrow::{arrow_type, time_unit};
 use super::convert::Cell;
-use super::schema::{map_fields, time_unit};
+use super::strings::{Maps, Texts, as_i32, hashed_bytes};
 use arrow_array::builder::BooleanBufferBuilder;
 use arrow_array::types::{
-    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
-    UInt64Type,
+    Date32Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
 };
-use arrow_array::{ArrayRef, ArrowPrimitiveType, BooleanArray, MapArray, PrimitiveArray, StructArray};
+use arrow_array::{
+    ArrayRef, ArrowPrimitiveType, BooleanArray, Decimal128Array, Decimal256Array, FixedSizeBinaryArray,
+    ListArray, MapArray, PrimitiveArray, StructArray,
+};
 use arrow_array::{
     TimestampMicrosecondArray, TimestampMillisecondArray, TimestampNanosecondArray, TimestampSecondArray,
 };
-use arrow_buffer::{NullBuffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer};
-use arrow_schema::{ArrowError, DataType, Field as ArrowField, TimeUnit};
+use arrow_buffer::{Buffer, NullBuffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer, i256};
+use arrow_schema::{ArrowError, DataType, TimeUnit};
 use sluice_common::config::Kind;
-use sluice_common::dictionary::{Interner, strings};
+use sluice_common::dictionary::Interner;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// A column and its nulls.
@@ -39,50 +45,72 @@ enum Values {
     Float32(Vec<f32>),
     Float64(Vec<f64>),
     Time(TimeUnit, Vec<i64>),
+    /// With precision and scale.
+    Decimal(u8, u8, Vec<i128>),
+    WideDecimal(u8, u8, Vec<i256>),
+    Date(Vec<i32>),
+    Uuid(Vec<[u8; 16]>),
+    /// As text, because ClickHouse takes no other form of an IPv6 address from Arrow that is not a
+    /// UUID's too; and the address of a row that has none.
+    Address(Texts, IpAddr),
     Map(Maps),
-}
-
-/// Strings end to end.
-struct Texts {
-    /// One more than there are strings; the first is 0.
-    offsets: Vec<i32>,
-    data: Vec<u8>,
-}
-
-/// Maps end to end.
-pub struct Maps {
-    /// Entries before each map; one more than there are maps.
-    offsets: Vec<i32>,
-    keys: Texts,
-    values: Texts,
+    /// Entries before each map, one more than there are maps; and the maps' type.
+    Entries(Vec<i32>, Texts, Box<Column>, DataType),
+    /// Elements before each array, one more than there are arrays; and the arrays' type.
+    List(Vec<i32>, Box<Column>, DataType),
 }
 
 /// What a column knew before the current row, where its own rows do not say it.
 pub type Mark = usize;
 
+impl Values {
+    fn new(kind: &Kind, key: Option<&[u8; 16]>) -> Self {
+        match kind {
+            Kind::LowCardinalityString | Kind::Enum(_) => match key {
+                Some(key) => Self::Dictionary(Vec::new(), Interner::new(key)),
+                None => Self::Text(Texts::new()),
+            },
+            Kind::String | Kind::FixedString(_) | Kind::Json => Self::Text(Texts::new()),
+            Kind::Bool => Self::Bool(BooleanBufferBuilder::new(0)),
+            Kind::Int8 => Self::Int8(Vec::new()),
+            Kind::Int16 => Self::Int16(Vec::new()),
+            Kind::Int32 => Self::Int32(Vec::new()),
+            Kind::Int64 => Self::Int64(Vec::new()),
+            Kind::UInt8 => Self::UInt8(Vec::new()),
+            Kind::UInt16 => Self::UInt16(Vec::new()),
+            Kind::UInt32 => Self::UInt32(Vec::new()),
+            Kind::UInt64 => Self::UInt64(Vec::new()),
+            Kind::Float32 => Self::Float32(Vec::new()),
+            Kind::Float64 => Self::Float64(Vec::new()),
+            Kind::DateTime(_) | Kind::DateTime64(..) => Self::Time(time_unit(kind), Vec::new()),
+            Kind::Decimal { precision, scale } if *precision <= 38 => {
+                Self::Decimal(*precision, *scale, Vec::new())
+            }
+            Kind::Decimal { precision, scale } => Self::WideDecimal(*precision, *scale, Vec::new()),
+            Kind::Date | Kind::Date32 => Self::Date(Vec::new()),
+            Kind::Uuid => Self::Uuid(Vec::new()),
+            Kind::Ipv4 => Self::Address(Texts::new(), Ipv4Addr::UNSPECIFIED.into()),
+            Kind::Ipv6 => Self::Address(Texts::new(), Ipv6Addr::UNSPECIFIED.into()),
+            Kind::MapStringString => Self::Map(Maps::new()),
+            Kind::Map(inner) => {
+                let values = Box::new(Column::new(&inner.kind, None));
+                Self::Entries(vec![0], Texts::new(), values, arrow_type(kind))
+            }
+            Kind::Array(inner) => {
+                let items = Box::new(Column::new(&inner.kind, None));
+                Self::List(vec![0], items, arrow_type(kind))
+            }
+        }
+    }
+}
+
 impl Column {
-    /// An empty column of `kind`; `key` is the secret of its dictionary's hash.
+    /// An empty column of `kind`; `key` is the secret of its dictionary's hash. Without one, which is
+    /// so within arrays and maps, there is no dictionary.
     #[must_use]
-    pub fn new(kind: Kind, key: &[u8; 16]) -> Self {
-        let values = match kind {
-            Kind::String => Values::Text(Texts::new()),
-            Kind::LowCardinalityString => Values::Dictionary(Vec::new(), Interner::new(key)),
-            Kind::Bool => Values::Bool(BooleanBufferBuilder::new(0)),
-            Kind::Int8 => Values::Int8(Vec::new()),
-            Kind::Int16 => Values::Int16(Vec::new()),
-            Kind::Int32 => Values::Int32(Vec::new()),
-            Kind::Int64 => Values::Int64(Vec::new()),
-            Kind::UInt8 => Values::UInt8(Vec::new()),
-            Kind::UInt16 => Values::UInt16(Vec::new()),
-            Kind::UInt32 => Values::UInt32(Vec::new()),
-            Kind::UInt64 => Values::UInt64(Vec::new()),
-            Kind::Float32 => Values::Float32(Vec::new()),
-            Kind::Float64 => Values::Float64(Vec::new()),
-            Kind::DateTime | Kind::DateTime64(_) => Values::Time(time_unit(kind), Vec::new()),
-            Kind::MapStringString => Values::Map(Maps::new()),
-        };
+    pub fn new(kind: &Kind, key: Option<&[u8; 16]>) -> Self {
         Self {
-            values,
+            values: Values::new(kind, key),
             nulls: NullBufferBuilder::new(0),
             rows: 0,
         }
@@ -145,9 +173,56 @@ impl Column {
                 };
                 values.push(time.ticks(per_second(*unit)));
             }
+            Values::Decimal(_, _, values) => values.push(decimal(cell).to_i128().unwrap_or_default()),
+            Values::WideDecimal(_, _, values) => values.push(decimal(cell)),
+            Values::Date(values) => values.push(if let Cell::Date(days) = cell { days } else { 0 }),
+            Values::Uuid(values) => values.push(if let Cell::Uuid(bytes) = cell {
+                bytes
+            } else {
+                [0; 16]
+            }),
+            Values::Address(texts, none) => {
+                let address = if let Cell::Address(address) = cell {
+                    address
+                } else {
+                    *none
+                };
+                return texts.push_with(|out| write_address(address, out));
+            }
             Values::Map(maps) => maps.close(),
+            Values::Entries(offsets, keys, _, _) => offsets.push(as_i32(keys.len())),
+            Values::List(offsets, items, _) => offsets.push(as_i32(items.rows)),
         }
         0
+    }
+
+    /// Appends the text that `write` appends, which is UTF-8, in a column of strings or JSON, and says
+    /// how many bytes it took.
+    pub fn push_text(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        let Values::Text(texts) = &mut self.values else {
+            return self.push(Cell::Null);
+        };
+        self.rows += 1;
+        self.nulls.append_non_null();
+        texts.push_with(write)
+    }
+
+    /// The column of the values within an array or a map, to add some before [`Self::push`] closes the
+    /// row. A map also takes a key for each, with [`Self::push_key`].
+    pub fn inner(&mut self) -> Option<&mut Column> {
+        if let Values::List(_, inner, _) | Values::Entries(_, _, inner, _) = &mut self.values {
+            Some(inner)
+        } else {
+            None
+        }
+    }
+
+    /// Adds the key of the next value of a map, and says how many bytes it took.
+    pub fn push_key(&mut self, key: &str) -> usize {
+        if let Values::Entries(_, keys, _, _) = &mut self.values {
+            keys.push(key);
+        }
+        key.len() + 4
     }
 
     /// The maps of a map column, to add entries before [`Self::push`] closes the row.
@@ -180,7 +255,18 @@ impl Column {
             Values::UInt64(values) => values.truncate(rows),
             Values::Float32(values) => values.truncate(rows),
             Values::Float64(values) => values.truncate(rows),
+            Values::Decimal(_, _, values) => values.truncate(rows),
+            Values::WideDecimal(_, _, values) => values.truncate(rows),
+            Values::Date(values) => values.truncate(rows),
+            Values::Uuid(values) => values.truncate(rows),
+            Values::Address(texts, _) => texts.truncate(rows),
             Values::Map(maps) => maps.truncate(rows),
+            Values::Entries(offsets, keys, values, _) => {
+                let entries = end_after(offsets, rows);
+                keys.truncate(entries);
+                values.truncate(entries, 0);
+            }
+            Values::List(offsets, items, _) => items.truncate(end_after(offsets, rows), 0),
         }
     }
 
@@ -208,7 +294,34 @@ impl Column {
                 out.push(5);
                 out.extend_from_slice(&nanos.to_le_bytes());
             }
+            Values::Decimal(_, scale, values) => hashed_decimal(i256::from_i128(values[row]), *scale, out),
+            Values::WideDecimal(_, scale, values) => hashed_decimal(values[row], *scale, out),
+            Values::Date(values) => {
+                out.push(8);
+                out.extend_from_slice(&values[row].to_le_bytes());
+            }
+            Values::Uuid(values) => {
+                out.push(9);
+                out.extend_from_slice(&values[row]);
+            }
+            Values::Address(texts, _) => hashed_address(texts.get(row), out),
             Values::Map(maps) => maps.write_hashed(row, out),
+            Values::Entries(offsets, keys, values, _) => {
+                let mut entries: Vec<_> = span(offsets, row).collect();
+                entries.sort_unstable_by_key(|entry| keys.get(*entry));
+                out.push(6);
+                out.extend_from_slice(&as_i32(entries.len()).to_le_bytes());
+                for entry in entries {
+                    hashed_bytes(keys.get(entry), out);
+                    values.write_hashed(entry, out);
+                }
+            }
+            Values::List(offsets, items, _) => {
+                let items_of_row = span(offsets, row);
+                out.push(11);
+                out.extend_from_slice(&as_i32(items_of_row.len()).to_le_bytes());
+                items_of_row.for_each(|item| items.write_hashed(item, out));
+            }
         }
     }
 
@@ -242,101 +355,89 @@ impl Column {
             Values::Float32(values) => primitive::<Float32Type>(values, nulls)?,
             Values::Float64(values) => primitive::<Float64Type>(values, nulls)?,
             Values::Time(unit, values) => times(unit, ScalarBuffer::from(values), nulls)?,
+            Values::Decimal(precision, scale, values) => {
+                let array = Decimal128Array::try_new(ScalarBuffer::from(values), nulls)?;
+                Arc::new(array.with_precision_and_scale(precision, as_i8(scale))?)
+            }
+            Values::WideDecimal(precision, scale, values) => {
+                let array = Decimal256Array::try_new(ScalarBuffer::from(values), nulls)?;
+                Arc::new(array.with_precision_and_scale(precision, as_i8(scale))?)
+            }
+            Values::Date(values) => primitive::<Date32Type>(values, nulls)?,
+            Values::Uuid(values) => {
+                let bytes = Buffer::from_vec(values.into_flattened());
+                Arc::new(FixedSizeBinaryArray::try_new(16, bytes, nulls)?)
+            }
+            Values::Address(texts, _) => Arc::new(texts.finish(nulls)?),
             Values::Map(maps) => maps.finish()?,
+            Values::Entries(offsets, keys, values, of) => entries(offsets, keys, *values, &of)?,
+            Values::List(offsets, items, of) => list(offsets, *items, &of)?,
         })
     }
 }
 
-impl Texts {
-    fn new() -> Self {
-        Self {
-            offsets: vec![0],
-            data: Vec::new(),
-        }
-    }
+fn entries(offsets: Vec<i32>, keys: Texts, values: Column, of: &DataType) -> Result<ArrayRef, ArrowError> {
+    let DataType::Map(entry, _) = of else {
+        return Err(ArrowError::SchemaError("a map column is of another type".into()));
+    };
+    let DataType::Struct(fields) = entry.data_type() else {
+        return Err(ArrowError::SchemaError("a map column has no entries".into()));
+    };
+    let keys: ArrayRef = Arc::new(keys.finish(None)?);
+    let both = StructArray::try_new(fields.clone(), vec![keys, values.finish()?], None)?;
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+    Ok(Arc::new(MapArray::try_new(
+        Arc::clone(entry),
+        offsets,
+        both,
+        None,
+        false,
+    )?))
+}
 
-    fn push(&mut self, text: &str) {
-        self.data.extend_from_slice(text.as_bytes());
-        self.close();
-    }
+fn list(offsets: Vec<i32>, items: Column, of: &DataType) -> Result<ArrayRef, ArrowError> {
+    let DataType::List(item) = of else {
+        return Err(ArrowError::SchemaError(
+            "an array column is of another type".into(),
+        ));
+    };
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+    Ok(Arc::new(ListArray::try_new(
+        Arc::clone(item),
+        offsets,
+        items.finish()?,
+        None,
+    )?))
+}
 
-    fn close(&mut self) {
-        self.offsets.push(as_i32(self.data.len()));
-    }
+fn span(offsets: &[i32], row: usize) -> std::ops::Range<usize> {
+    offsets[row] as usize..offsets[row + 1] as usize
+}
 
-    fn get(&self, row: usize) -> &[u8] {
-        &self.data[self.offsets[row] as usize..self.offsets[row + 1] as usize]
-    }
+/// Cuts the offsets behind `rows` and says where the last of these ends.
+fn end_after(offsets: &mut Vec<i32>, rows: usize) -> usize {
+    offsets.truncate(rows + 1);
+    offsets.last().map_or(0, |end| *end as usize)
+}
 
-    fn truncate(&mut self, rows: usize) {
-        self.offsets.truncate(rows + 1);
-        self.data
-            .truncate(self.offsets.last().map_or(0, |end| *end as usize));
-    }
-
-    fn finish(self, nulls: Option<NullBuffer>) -> Result<arrow_array::StringArray, ArrowError> {
-        let (offsets, data, _) = strings(self.offsets, self.data)?.into_parts();
-        arrow_array::StringArray::try_new(offsets, data, nulls)
+fn decimal(cell: Cell<'_>) -> i256 {
+    if let Cell::Decimal(value) = cell {
+        value
+    } else {
+        i256::ZERO
     }
 }
 
-impl Maps {
-    fn new() -> Self {
-        Self {
-            offsets: vec![0],
-            keys: Texts::new(),
-            values: Texts::new(),
-        }
-    }
+fn write_address(address: IpAddr, out: &mut Vec<u8>) {
+    write!(out, "{address}").expect("writing to memory does not fail");
+}
 
-    /// Adds an entry to the row in the making; `write` appends the value's text, which is UTF-8.
-    /// Says how many bytes it took.
-    pub fn add(&mut self, key: &str, write: impl FnOnce(&mut Vec<u8>)) -> usize {
-        let before = self.values.data.len();
-        self.keys.push(key);
-        write(&mut self.values.data);
-        self.values.close();
-        key.len() + self.values.data.len() - before + 8
-    }
-
-    fn close(&mut self) {
-        self.offsets.push(as_i32(self.keys.offsets.len() - 1));
-    }
-
-    fn truncate(&mut self, rows: usize) {
-        self.offsets.truncate(rows + 1);
-        let entries = self.offsets.last().map_or(0, |end| *end as usize);
-        self.keys.truncate(entries);
-        self.values.truncate(entries);
-    }
-
-    /// Entries in the order of their keys: a map sent in another order is the same.
-    fn write_hashed(&self, row: usize, out: &mut Vec<u8>) {
-        let mut entries: Vec<_> = (self.offsets[row] as usize..self.offsets[row + 1] as usize).collect();
-        entries.sort_unstable_by_key(|entry| self.keys.get(*entry));
-        out.push(6);
-        out.extend_from_slice(&as_i32(entries.len()).to_le_bytes());
-        for entry in entries {
-            hashed_bytes(self.keys.get(entry), out);
-            hashed_bytes(self.values.get(entry), out);
-        }
-    }
-
-    fn finish(self) -> Result<ArrayRef, ArrowError> {
-        let (keys, values) = (self.keys.finish(None)?, self.values.finish(None)?);
-        let entries = StructArray::try_new(map_fields(), vec![Arc::new(keys), Arc::new(values)], None)?;
-        let field = Arc::new(ArrowField::new("entries", DataType::Struct(map_fields()), false));
-        let offsets = OffsetBuffer::new(ScalarBuffer::from(self.offsets));
-        Ok(Arc::new(MapArray::try_new(field, offsets, entries, None, false)?))
-    }
+fn as_i8(scale: u8) -> i8 {
+    i8::try_from(scale).unwrap_or(i8::MAX)
 }
 
 fn narrow<T: TryFrom<i128> + Default>(value: i128) -> T {
     T::try_from(value).unwrap_or_default()
-}
-
-fn as_i32(length: usize) -> i32 {
-    i32::try_from(length).expect("a batch's bytes are far below 2 GiB")
 }
 
 fn per_second(unit: TimeUnit) -> i64 {
@@ -348,12 +449,6 @@ fn per_second(unit: TimeUnit) -> i64 {
     }
 }
 
-fn hashed_bytes(bytes: &[u8], out: &mut Vec<u8>) {
-    out.push(1);
-    out.extend_from_slice(&as_i32(bytes.len()).to_le_bytes());
-    out.extend_from_slice(bytes);
-}
-
 fn hashed_whole(value: i128, out: &mut Vec<u8>) {
     out.push(3);
     out.extend_from_slice(&value.to_le_bytes());
@@ -363,6 +458,28 @@ fn hashed_float(value: f64, out: &mut Vec<u8>) {
     out.push(4);
     // Adding zero turns -0 into 0: they are equal, so they are one.
     out.extend_from_slice(&(value + 0.0).to_bits().to_le_bytes());
+}
+
+/// Without its last zeros, so that more digits behind the point make no other number.
+fn hashed_decimal(mut value: i256, mut scale: u8, out: &mut Vec<u8>) {
+    let ten = i256::from_i128(10);
+    while scale > 0 && value.wrapping_rem(ten) == i256::ZERO {
+        value = value.wrapping_div(ten);
+        scale -= 1;
+    }
+    out.extend_from_slice(&[7, scale]);
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+/// An IPv4 address as the IPv6 address that stands for it: both types hash it alike.
+fn hashed_address(text: &[u8], out: &mut Vec<u8>) {
+    let address = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    let address = match address.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    out.push(10);
+    out.extend_from_slice(&address.octets());
 }
 
 fn primitive<T: ArrowPrimitiveType>(

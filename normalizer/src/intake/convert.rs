@@ -5,13 +5,22 @@
 //!   JavaScript cannot write them as numbers. With a unit, fractions are converted and rounded.
 //! - Floats take any number. A number that overflows the type is out of range, never infinite.
 //! - Times: see [`super::time`]; a number only where the field states its epoch unit.
+//! - Decimals, dates, UUIDs and addresses: see [`super::literal`].
+//! - A fixed string takes what has no more bytes; zeros at its end are left out, because ClickHouse
+//!   fills it up with zeros. An enum takes the names that it lists.
+//!
+//! Arrays, maps and JSON are not cells: see [`super::nested`].
 
+use super::arrow::time_unit;
 use super::fault::Fault;
-use super::schema::{AgeBounds, FieldPlan, time_unit};
+use super::literal::{self, DATE_DAYS, DATE32_DAYS};
+use super::schema::{AgeBounds, FieldPlan};
 use super::time::Moment;
+use arrow_buffer::i256;
 use arrow_schema::TimeUnit;
 use simd_json::{Node, StaticNode};
-use sluice_common::config::{EpochUnit, Kind};
+use sluice_common::config::{EnumValues, EpochUnit, Kind};
+use std::net::IpAddr;
 
 /// A value that fits its column.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,21 +31,24 @@ pub enum Cell<'t> {
     Int(i128),
     Float(f64),
     Time(Moment),
+    /// In units of the column's last digit.
+    Decimal(i256),
+    /// Days since 1970.
+    Date(i32),
+    Uuid([u8; 16]),
+    Address(IpAddr),
 }
 
 /// Largest magnitude that a double may have to be taken as a whole number: past any 64-bit type.
 const WHOLE_LIMIT: f64 = 1e30;
 
-/// Converts `node`, which is not null, for `field`, which is not a map.
+/// Converts `node`, which is not null, for `field`, which is a scalar.
 ///
 /// # Errors
 /// [`Fault`] saying why the value does not fit.
 pub fn cell<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<'t>, Fault> {
-    match field.kind {
-        Kind::String | Kind::LowCardinalityString => match node {
-            Node::String(text) => Ok(Cell::Text(text)),
-            Node::Object { .. } | Node::Array { .. } | Node::Static(_) => Err(Fault::WrongType),
-        },
+    match &field.kind {
+        Kind::String | Kind::LowCardinalityString => Ok(Cell::Text(text(node)?)),
         Kind::Bool => match node {
             Node::Static(StaticNode::Bool(value)) => Ok(Cell::Bool(*value)),
             Node::Object { .. } | Node::Array { .. } | Node::Static(_) | Node::String(_) => {
@@ -46,14 +58,45 @@ pub fn cell<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => integer(field, node),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => integer(field, node),
         Kind::Float32 | Kind::Float64 => float(field, node),
-        Kind::DateTime | Kind::DateTime64(_) => moment(field, node, now_ms),
-        Kind::MapStringString => Err(Fault::WrongType),
+        Kind::DateTime(_) | Kind::DateTime64(..) => moment(field, node, now_ms),
+        Kind::Decimal { precision, scale } => literal::decimal(node, *precision, *scale).map(Cell::Decimal),
+        Kind::Date => literal::date(text(node)?, DATE_DAYS).map(Cell::Date),
+        Kind::Date32 => literal::date(text(node)?, DATE32_DAYS).map(Cell::Date),
+        Kind::Uuid => literal::uuid(text(node)?).map(Cell::Uuid),
+        Kind::Ipv4 => literal::ipv4(text(node)?).map(|address| Cell::Address(address.into())),
+        Kind::Ipv6 => literal::ipv6(text(node)?).map(|address| Cell::Address(address.into())),
+        Kind::Enum(values) => listed(values, text(node)?),
+        Kind::FixedString(bytes) => fixed(*bytes, text(node)?),
+        Kind::MapStringString | Kind::Map(_) | Kind::Array(_) | Kind::Json => Err(Fault::WrongType),
     }
+}
+
+fn text<'t>(node: &Node<'t>) -> Result<&'t str, Fault> {
+    match node {
+        Node::String(text) => Ok(text),
+        Node::Object { .. } | Node::Array { .. } | Node::Static(_) => Err(Fault::WrongType),
+    }
+}
+
+fn listed<'t>(values: &EnumValues, name: &'t str) -> Result<Cell<'t>, Fault> {
+    if values.contains(name) {
+        Ok(Cell::Text(name))
+    } else {
+        Err(Fault::NotInEnum)
+    }
+}
+
+fn fixed(bytes: u16, text: &str) -> Result<Cell<'_>, Fault> {
+    let text = text.trim_end_matches('\0');
+    if text.len() > usize::from(bytes) {
+        return Err(Fault::OverFixedLength);
+    }
+    Ok(Cell::Text(text))
 }
 
 /// The bounds of an integer type.
 #[must_use]
-pub fn bounds(kind: Kind) -> Option<(i128, i128)> {
+pub fn bounds(kind: &Kind) -> Option<(i128, i128)> {
     Some(match kind {
         Kind::Int8 => (i8::MIN.into(), i8::MAX.into()),
         Kind::Int16 => (i16::MIN.into(), i16::MAX.into()),
@@ -63,8 +106,11 @@ pub fn bounds(kind: Kind) -> Option<(i128, i128)> {
         Kind::UInt16 => (0, u16::MAX.into()),
         Kind::UInt32 => (0, u32::MAX.into()),
         Kind::UInt64 => (0, u64::MAX.into()),
-        Kind::String | Kind::LowCardinalityString | Kind::Bool | Kind::MapStringString => return None,
-        Kind::Float32 | Kind::Float64 | Kind::DateTime | Kind::DateTime64(_) => return None,
+        Kind::String | Kind::LowCardinalityString | Kind::FixedString(_) | Kind::Bool => return None,
+        Kind::Float32 | Kind::Float64 | Kind::DateTime(_) | Kind::DateTime64(..) => return None,
+        Kind::Decimal { .. } | Kind::Date | Kind::Date32 | Kind::Enum(_) => return None,
+        Kind::Uuid | Kind::Ipv4 | Kind::Ipv6 | Kind::Json => return None,
+        Kind::MapStringString | Kind::Map(_) | Kind::Array(_) => return None,
     })
 }
 
@@ -79,7 +125,7 @@ fn integer<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
         Node::Object { .. } | Node::Array { .. } | Node::String(_) => return Err(Fault::WrongType),
     };
     in_bounds(
-        field.kind,
+        &field.kind,
         field.factor.map_or(whole, |factor| factor.of_whole(whole)),
     )
 }
@@ -93,10 +139,10 @@ fn float_to_integer(field: &FieldPlan, value: f64) -> Result<Cell<'static>, Faul
     if value.abs() > WHOLE_LIMIT {
         return Err(Fault::OutOfRange);
     }
-    in_bounds(field.kind, value as i128)
+    in_bounds(&field.kind, value as i128)
 }
 
-fn in_bounds(kind: Kind, value: i128) -> Result<Cell<'static>, Fault> {
+fn in_bounds(kind: &Kind, value: i128) -> Result<Cell<'static>, Fault> {
     match bounds(kind) {
         Some((low, high)) if (low..=high).contains(&value) => Ok(Cell::Int(value)),
         Some(_) | None => Err(Fault::OutOfRange),
@@ -142,7 +188,11 @@ fn number(node: &Node<'_>) -> Option<f64> {
 
 fn moment<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<'t>, Fault> {
     let time = match node {
-        Node::String(text) => Moment::parse(text).map_err(Fault::BadTimestamp)?,
+        Node::String(text) => match &field.zone {
+            Some(zone) => Moment::parse_local(text, zone),
+            None => Moment::parse(text),
+        }
+        .map_err(Fault::BadTimestamp)?,
         Node::Static(StaticNode::I64(value)) => Moment::from_epoch(*value, epoch(field)?),
         Node::Static(StaticNode::U64(value)) => {
             let value = i64::try_from(*value).map_err(|_| Fault::OutOfRange)?;
@@ -152,12 +202,12 @@ fn moment<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<'t
         Node::Static(StaticNode::Bool(_) | StaticNode::Null) => return Err(Fault::WrongType),
         Node::Object { .. } | Node::Array { .. } => return Err(Fault::WrongType),
     };
-    let (first, last) = seconds_bounds(field.kind);
+    let (first, last) = seconds_bounds(&field.kind);
     if !(first..=last).contains(&time.seconds) {
         return Err(Fault::OutOfRange);
     }
-    let digits = if let Kind::DateTime64(digits) = field.kind {
-        digits
+    let digits = if let Kind::DateTime64(digits, _) = &field.kind {
+        *digits
     } else {
         0
     };
@@ -186,13 +236,13 @@ fn fractional(value: f64, unit: EpochUnit) -> Result<Moment, Fault> {
 }
 
 /// First and last second that ClickHouse's type holds, and Arrow's between us and it.
-fn seconds_bounds(kind: Kind) -> (i64, i64) {
+fn seconds_bounds(kind: &Kind) -> (i64, i64) {
     const Y1900: i64 = -2_208_988_800;
     const Y2299_LAST: i64 = 10_413_791_999;
     // The last whole second of 64 bits of nanoseconds: 2262-04-11T23:47:15Z.
     const NANOS_LAST: i64 = i64::MAX / 1_000_000_000 - 1;
     match time_unit(kind) {
-        _ if kind == Kind::DateTime => (0, i64::from(u32::MAX)),
+        _ if matches!(kind, Kind::DateTime(_)) => (0, i64::from(u32::MAX)),
         TimeUnit::Nanosecond => (Y1900, NANOS_LAST),
         TimeUnit::Second | TimeUnit::Millisecond | TimeUnit::Microsecond => (Y1900, Y2299_LAST),
     }

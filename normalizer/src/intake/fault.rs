@@ -1,10 +1,10 @@
 //! Why a row is rejected: one variant a fact, one frozen code each, and a message that says what was
 //! got, what is expected and what to do. Faults carry no text: it is made for those that are told.
 
-use super::convert;
 use super::schema::FieldPlan;
+use super::{convert, json};
 use simd_json::{Node, StaticNode};
-use sluice_common::config::Kind;
+use sluice_common::config::{EnumValues, Kind};
 use sluice_common::limits::{MAX_EVENT_BYTES, MAX_EVENT_MEMBERS, MAX_JSON_DEPTH, MAX_QUOTED_BYTES};
 use sluice_common::wire::intake::RowError;
 use std::borrow::Cow;
@@ -23,10 +23,25 @@ pub enum Fault {
     /// With what is wrong, as the end of a sentence.
     BadTimestamp(&'static str),
     EpochWithoutUnit,
+    /// A text that is no decimal number.
+    BadDecimal,
+    /// Digits behind the point that the decimal has no place for.
+    TooManyDigits,
+    /// A JSON number of more digits than a double surely keeps.
+    DigitsLost,
+    /// With what is wrong, as the end of a sentence.
+    BadDate(&'static str),
+    BadUuid,
+    BadAddress,
+    NotInEnum,
+    /// More bytes than a fixed string has.
+    OverFixedLength,
     TooOld,
     TooNew,
     UnknownField,
     DuplicateField,
+    /// Two members of a JSON value that are one path to ClickHouse.
+    DuplicatePath,
     TooDeep,
     TooManyMembers,
     /// More bytes of JSON than an event may have.
@@ -49,6 +64,8 @@ pub struct RowFault {
     pub slot: Option<u16>,
     /// The node of the event that is meant: the value, or the name of an unknown member.
     pub node: Option<usize>,
+    /// Where `node` lies within an array or map: the node of the whole value.
+    pub within: Option<usize>,
 }
 
 impl Fault {
@@ -62,10 +79,17 @@ impl Fault {
             Self::OutOfRange | Self::NumberTooLarge => "out_of_range",
             Self::BadTimestamp(_) => "bad_timestamp",
             Self::EpochWithoutUnit => "epoch_without_unit",
+            Self::BadDecimal => "bad_decimal",
+            Self::TooManyDigits | Self::DigitsLost => "too_many_digits",
+            Self::BadDate(_) => "bad_date",
+            Self::BadUuid => "bad_uuid",
+            Self::BadAddress => "bad_address",
+            Self::NotInEnum => "not_in_enum",
+            Self::OverFixedLength => "over_fixed_length",
             Self::TooOld => "too_old",
             Self::TooNew => "too_new",
             Self::UnknownField => "unknown_field",
-            Self::DuplicateField => "duplicate_field",
+            Self::DuplicateField | Self::DuplicatePath => "duplicate_field",
             Self::TooDeep => "too_deep",
             Self::TooManyMembers => "too_many_members",
             Self::JsonTooLarge | Self::RowTooLarge => "event_too_large",
@@ -82,6 +106,7 @@ impl Fault {
             fault: self,
             slot: None,
             node: None,
+            within: None,
         }
     }
 
@@ -92,6 +117,7 @@ impl Fault {
             fault: self,
             slot: Some(slot),
             node,
+            within: None,
         }
     }
 }
@@ -107,11 +133,21 @@ impl RowFault {
             (None, Some(Node::String(member))) if self.fault == Fault::UnknownField => cut(member).to_owned(),
             (None, _) => String::new(),
         };
+        let mut path = String::new();
+        let inner = field.zip(self.within.zip(self.node));
+        let inner = inner.and_then(|(field, (root, node))| {
+            path.push_str(field.name.as_str());
+            locate(field, nodes, (root, node), &mut path)
+        });
+        let message = match inner {
+            Some(inner) => format!("at {path}: {}", self.message(Some(inner), node)),
+            None => self.message(field, node),
+        };
         RowError {
             index,
             field: name,
             code: Cow::Borrowed(self.fault.code()),
-            message: self.message(field, node),
+            message,
         }
     }
 
@@ -131,6 +167,18 @@ impl RowFault {
                 "got {got}, a time as a number, and the field states no epoch unit; send {expected}, or set `epoch` \
                  in the config"
             ),
+            Fault::BadDecimal => format!("got {got}, which is no decimal number; send {expected}"),
+            Fault::TooManyDigits => format!(
+                "got {got}, which has more digits behind the point than the column; round it before sending, to {expected}"
+            ),
+            Fault::DigitsLost => format!(
+                "got the number {got}, of whose digits JSON readers keep 15; send it as a string: {expected}"
+            ),
+            Fault::BadDate(why) => format!("got {got}, which {why}; send {expected}"),
+            Fault::BadUuid => format!("got {got}, which is no UUID; send {expected}"),
+            Fault::BadAddress => format!("got {got}, which is no such address; send {expected}"),
+            Fault::NotInEnum => format!("got {got}, which the enum does not list; send {expected}"),
+            Fault::OverFixedLength => format!("got {got}, which is too long; send {expected}"),
             Fault::TooOld => format!(
                 "got {got}, which is more than {} s old (time.max_past); such late events are not taken",
                 field
@@ -148,6 +196,10 @@ impl RowFault {
                     .to_owned()
             }
             Fault::DuplicateField => "the field was sent twice in one event; send it once".to_owned(),
+            Fault::DuplicatePath => {
+                "a path of its JSON is there twice (`a.b` and `b` within `a` are one path); send it once"
+                    .to_owned()
+            }
             Fault::TooDeep => format!("it is nested deeper than {MAX_JSON_DEPTH}; flatten it"),
             Fault::TooManyMembers => format!("it has more than {MAX_EVENT_MEMBERS} members; send fewer"),
             Fault::JsonTooLarge => format!("it is larger than {MAX_EVENT_BYTES} bytes; send smaller events"),
@@ -165,7 +217,7 @@ impl RowFault {
 }
 
 fn expected(field: &FieldPlan) -> String {
-    if let Some((low, high)) = convert::bounds(field.kind) {
+    if let Some((low, high)) = convert::bounds(&field.kind) {
         let unit = if field.factor.is_some() {
             " after the unit's conversion"
         } else {
@@ -173,18 +225,78 @@ fn expected(field: &FieldPlan) -> String {
         };
         return format!("a whole number from {low} to {high}{unit}");
     }
-    match field.kind {
+    match &field.kind {
         Kind::Bool => "true or false".to_owned(),
         Kind::Float32 => "a number of 32-bit range (up to 3.4e38)".to_owned(),
         Kind::Float64 => "a number".to_owned(),
-        Kind::DateTime => time_expected(field, "from 1970 to 2106-02-07"),
-        Kind::DateTime64(7..) => time_expected(field, "from 1900 to 2262-04-11"),
-        Kind::DateTime64(_) => time_expected(field, "from 1900 to 2299"),
-        Kind::MapStringString => "an object".to_owned(),
+        Kind::DateTime(_) => time_expected(field, "from 1970 to 2106-02-07"),
+        Kind::DateTime64(7.., _) => time_expected(field, "from 1900 to 2262-04-11"),
+        Kind::DateTime64(..) => time_expected(field, "from 1900 to 2299"),
+        Kind::Decimal { precision, scale } => decimal_expected(*precision, *scale),
+        Kind::Date => "a date like \"2026-11-21\", from 1970-01-01 to 2149-06-06".to_owned(),
+        Kind::Date32 => "a date like \"2026-11-21\", from 1900-01-01 to 2299-12-31".to_owned(),
+        Kind::Uuid => "a UUID like \"f47ac10b-58cc-4372-a567-0e02b2c3d479\"".to_owned(),
+        Kind::Ipv4 => "an IPv4 address like \"192.0.2.1\"".to_owned(),
+        Kind::Ipv6 => "an IPv6 address like \"2001:db8::1\", or an IPv4 address".to_owned(),
+        Kind::Enum(values) => enum_expected(values),
+        Kind::FixedString(bytes) => format!("a string of at most {bytes} bytes"),
+        Kind::MapStringString | Kind::Map(_) | Kind::Json => "an object".to_owned(),
+        Kind::Array(_) => "an array".to_owned(),
         Kind::String | Kind::LowCardinalityString => "a string".to_owned(),
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => "a whole number".to_owned(),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => "a whole number".to_owned(),
     }
+}
+
+fn decimal_expected(precision: u8, scale: u8) -> String {
+    format!(
+        "a decimal number like \"-12.5\" of at most {} digits before and {scale} behind the point",
+        precision - scale
+    )
+}
+
+fn enum_expected(values: &EnumValues) -> String {
+    let names: Vec<_> = values
+        .values()
+        .iter()
+        .map(|(name, _)| format!("{name:?}"))
+        .collect();
+    let all = names.join(", ");
+    let listed = cut(&all);
+    let more = if listed.len() < all.len() { "…" } else { "" };
+    format!("one of {listed}{more}")
+}
+
+/// The plan of the value at `node`, which lies within the value at `root`; its way goes into `path`.
+fn locate<'p>(
+    field: &'p FieldPlan,
+    nodes: &[Node<'_>],
+    (root, node): (usize, usize),
+    path: &mut String,
+) -> Option<&'p FieldPlan> {
+    if root == node {
+        return Some(field);
+    }
+    let inner = field.inner.as_deref()?;
+    let (len, is_map) = match nodes.get(root)? {
+        Node::Array { len, .. } => (*len, false),
+        Node::Object { len, .. } => (*len, true),
+        Node::String(_) | Node::Static(_) => return None,
+    };
+    let mut at = root + 1;
+    for place in 0..len {
+        let value = at + usize::from(is_map);
+        let end = value + json::width(nodes.get(value)?);
+        if node < end {
+            match nodes.get(at) {
+                Some(Node::String(key)) if is_map => path.push_str(&format!("[{:?}]", cut(key))),
+                Some(_) | None => path.push_str(&format!("[{place}]")),
+            }
+            return locate(inner, nodes, (value, node), path);
+        }
+        at = end;
+    }
+    None
 }
 
 fn time_expected(field: &FieldPlan, range: &str) -> String {
@@ -194,7 +306,13 @@ fn time_expected(field: &FieldPlan, range: &str) -> String {
             format!("{unit:?}").to_lowercase()
         )
     });
-    format!("an RFC 3339 time like \"2026-11-21T03:30:30.123Z\"{epoch}, {range}")
+    let local = field.zone.as_ref().map_or_else(String::new, |zone| {
+        format!(
+            " (without an offset: local time of {})",
+            zone.iana_name().unwrap_or("UTC")
+        )
+    });
+    format!("an RFC 3339 time like \"2026-11-21T03:30:30.123Z\"{local}{epoch}, {range}")
 }
 
 fn quoted(node: &Node<'_>) -> String {

@@ -10,8 +10,12 @@
 //! ```
 //! A value is a tag and its bytes, little endian: 0 null; 1 string, u32 length; 2 bool, u8; 3 whole
 //! number, i128; 4 float, the f64's bits with -0 as 0; 5 time, i128 nanoseconds since 1970; 6 map,
-//! u32 entries and their strings in key order. Integers of all widths and times of all precisions
-//! hash alike, so that a column may be widened without its events becoming new ones.
+//! u32 entries and their strings in key order, or strings and values; 7 decimal, u8 digits behind the
+//! point, i256, without zeros at its end; 8 date, i32 days since 1970; 9 UUID, 16 bytes as written;
+//! 10 address, 16 bytes of IPv6, an IPv4 one as `::ffff:a.b.c.d`; 11 array, u32 elements and their
+//! values. Enums, fixed strings (without zeros at their end) and JSON (compact) are strings. Integers of
+//! all widths, times of all precisions, decimals of all sizes and addresses hash alike, so that a column
+//! may be widened without its events becoming new ones.
 //!
 //! # Which hash
 //! SipHash-2-4 with 128 bits of output, keyed with the first half of the log's secret. The tenant is

@@ -106,7 +106,7 @@ pub fn write_text(nodes: &[Node<'_>], out: &mut Vec<u8>) {
 
 /// Appends compact JSON and says how many nodes it took. The depth is that of the parsed event, at
 /// most [`MAX_JSON_DEPTH`].
-fn write_json(nodes: &[Node<'_>], out: &mut Vec<u8>) -> usize {
+pub fn write_json(nodes: &[Node<'_>], out: &mut Vec<u8>) -> usize {
     match nodes[0] {
         Node::String(text) => write_string(text, out),
         Node::Static(value) => write_static(value, out),

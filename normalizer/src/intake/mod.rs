@@ -2,7 +2,7 @@
 //!
 //! Pure computing: no I/O, no clock, no async. The steps, each a module: [`body`] splits the request
 //! into events, [`json`] parses one, [`row`] checks it and writes it into [`column`]s ([`convert`],
-//! [`units`], [`time`]), [`identity`] hashes it, and [`encode`] joins rows of several requests into
+//! [`literal`], [`nested`], [`units`], [`time`]), [`identity`] hashes it, and [`encode`] joins rows of several requests into
 //! records. [`schema`] is the dataset, compiled once.
 //!
 //! The memory of a request is that of its columns plus one event's parse, whatever the body.
@@ -18,9 +18,13 @@
 //! | `out_of_range` | has a number or time that its type cannot hold, after its unit's conversion |
 //! | `bad_timestamp` | has a time that is not RFC 3339 |
 //! | `epoch_without_unit` | has a number as a time, in a field without `epoch` |
+//! | `bad_decimal`, `bad_date`, `bad_uuid`, `bad_address` | has a text that is none |
+//! | `too_many_digits` | has a decimal with more digits than its column, or a number, keeps |
+//! | `not_in_enum` | has a value that its enum does not list |
+//! | `over_fixed_length` | has a string longer than its fixed length |
 //! | `too_old`, `too_new` | is outside of `time.max_past`, `time.max_future` |
 //! | `unknown_field` | has a member that the schema does not know, and the dataset rejects these |
-//! | `duplicate_field` | has a field twice |
+//! | `duplicate_field` | has a field, or a path of JSON, twice |
 //! | `too_deep` | is nested deeper than 32 |
 //! | `too_many_members` | has more than 4,096 members, its map fields included |
 //! | `event_too_large` | has more than 1 MiB of JSON, or columns that no record holds |
@@ -34,6 +38,7 @@
 //! An element of an array that is too large or too deep is only a rejected row: it is not parsed to
 //! its end, so whether it is JSON behind that point is not known.
 
+mod arrow;
 pub mod body;
 mod column;
 mod convert;
@@ -41,9 +46,12 @@ pub mod encode;
 mod fault;
 pub mod identity;
 mod json;
+mod literal;
+mod nested;
 mod request;
 mod row;
 pub mod schema;
+mod strings;
 pub mod time;
 pub mod units;
 
@@ -93,6 +101,8 @@ pub struct Parsed {
     pub answer: RowsAnswer,
     /// Members of taken events that `unknown_fields: drop` dropped.
     pub dropped_members: u64,
+    /// Taken events that are older than [`sluice_common::limits::LATE_EVENT`].
+    pub late_events: u64,
 }
 
 /// All datasets, and the secret of the log.
@@ -131,6 +141,11 @@ impl Intake {
     #[must_use]
     pub fn schema(&self, dataset: &str) -> Option<&Arc<Schema>> {
         self.schemas.get(dataset)
+    }
+
+    /// The names of all datasets.
+    pub fn datasets(&self) -> impl Iterator<Item = &str> {
+        self.schemas.keys().map(String::as_str)
     }
 
     /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events.

@@ -104,6 +104,8 @@ struct Run<'s> {
     answer: RowsAnswer,
     /// Events seen, rejected ones included.
     events: usize,
+    /// Events taken that came late.
+    late: u64,
     partitions: Partitions,
 }
 
@@ -125,7 +127,7 @@ struct Partitions {
 
 impl Open {
     fn new(schema: &Schema, template: &RecordTemplate) -> Self {
-        let column = |field: &super::schema::FieldPlan| Column::new(field.kind, &template.inner_key);
+        let column = |field: &super::schema::FieldPlan| Column::new(&field.kind, Some(&template.inner_key));
         Self {
             columns: schema.fields.iter().map(column).collect(),
             keys: Vec::new(),
@@ -158,6 +160,7 @@ impl<'s> Run<'s> {
             pending: Vec::new(),
             answer: RowsAnswer::default(),
             events: 0,
+            late: 0,
             partitions: Partitions::default(),
         }
     }
@@ -218,6 +221,7 @@ impl<'s> Run<'s> {
             .extend(self.hasher.fingerprint(self.schema, columns, row));
         self.open.bytes += bytes;
         self.answer.accepted += 1;
+        self.late += u64::from(self.writer.is_late());
         Ok(())
     }
 
@@ -275,6 +279,7 @@ impl<'s> Run<'s> {
             pending: self.pending,
             answer: self.answer,
             dropped_members: self.writer.dropped,
+            late_events: self.late,
         })
     }
 }

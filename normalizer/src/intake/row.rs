@@ -9,16 +9,21 @@
 //!   schema does not know go into the same map as the field's own entries, which win where both name
 //!   one key.
 
-use super::column::{Column, Maps, Mark};
+use super::column::{Column, Mark};
 use super::convert::{self, Cell};
 use super::fault::{Fault, RowFault};
 use super::json;
-use super::schema::{Default as FieldDefault, Schema, UnknownPlan};
+use super::literal::DATE32_DAYS;
+use super::nested::{self, Allowance};
+use super::schema::{Default as FieldDefault, FieldPlan, Schema, UnknownPlan};
+use super::strings::Maps;
 use super::time::Moment;
+use arrow_buffer::i256;
 use hashbrown::HashMap;
 use simd_json::Node;
 use sluice_common::config::Kind;
-use sluice_common::limits::MAX_EVENT_MEMBERS;
+use sluice_common::limits::{LATE_EVENT, MAX_EVENT_MEMBERS};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Entries up to which duplicates are looked for one by one.
 const FEW_ENTRIES: usize = 16;
@@ -42,6 +47,8 @@ pub struct RowWriter<'s> {
     /// Entries of the map in the making: the nodes of their keys.
     entries: Vec<usize>,
     members: usize,
+    /// Whether the event's time is more than [`LATE_EVENT`] past.
+    is_late: bool,
     /// Members dropped because the schema does not know them.
     pub dropped: u64,
     /// As it was before the current event.
@@ -63,6 +70,7 @@ impl<'s> RowWriter<'s> {
             unknown: Vec::new(),
             entries: Vec::new(),
             members: 0,
+            is_late: false,
             dropped: 0,
             dropped_before: 0,
         }
@@ -83,6 +91,12 @@ impl<'s> RowWriter<'s> {
             self.take_back(columns, rows);
         }
         written
+    }
+
+    /// Whether the event that was written last came late.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.is_late
     }
 
     /// Takes back the row that [`Self::write`] wrote last.
@@ -110,6 +124,7 @@ impl<'s> RowWriter<'s> {
         self.maps.clear();
         self.unknown.clear();
         self.members = 0;
+        self.is_late = false;
     }
 
     fn write_members(&mut self, nodes: &[Node<'_>], columns: &mut [Column]) -> Result<usize, RowFault> {
@@ -192,7 +207,7 @@ impl<'s> RowWriter<'s> {
         if std::mem::replace(&mut self.seen[place], self.event) == self.event {
             return Err(Fault::DuplicateField.of_field(slot, Some(at)));
         }
-        if field.kind == Kind::MapStringString {
+        if matches!(field.kind, Kind::MapStringString) {
             let Node::Object { len, .. } = nodes[at] else {
                 return Err(Fault::WrongType.of_field(slot, Some(at)));
             };
@@ -203,27 +218,62 @@ impl<'s> RowWriter<'s> {
         if json::is_null(&nodes[at]) {
             return Ok(columns[place].push(Cell::Null));
         }
+        if !field.kind.is_scalar() {
+            return self.write_nested((slot, field), (nodes, at), &mut columns[place]);
+        }
         let cell = convert::cell(field, &nodes[at], self.now_ms);
         let cell = cell.map_err(|fault| fault.of_field(slot, Some(at)))?;
+        if let (Some(_), Cell::Time(time)) = (field.bounds, cell) {
+            self.is_late = is_late(time, self.now_ms);
+        }
         Ok(columns[place].push(cell))
+    }
+
+    fn write_nested(
+        &mut self,
+        (slot, field): (u16, &FieldPlan),
+        (nodes, at): (&[Node<'_>], usize),
+        column: &mut Column,
+    ) -> Result<usize, RowFault> {
+        let mut allowance = Allowance {
+            now_ms: self.now_ms,
+            members: self.members,
+            bytes: self.schema.max_row_bytes,
+        };
+        let bytes = if matches!(field.kind, Kind::Json) {
+            let checked = nested::check_json((nodes, at), &mut allowance);
+            checked.map_err(|fault| {
+                if matches!(fault, Fault::TooManyMembers) {
+                    fault.of_row()
+                } else {
+                    fault.of_field(slot, Some(at))
+                }
+            })?;
+            column.push_text(|out| {
+                json::write_json(&nodes[at..], out);
+            })
+        } else {
+            nested::write((slot, field), (nodes, at), column, &mut allowance)?
+        };
+        self.members = allowance.members;
+        Ok(bytes)
     }
 
     /// Fields that were not sent, maps apart.
     fn write_absent(&mut self, columns: &mut [Column]) -> Result<usize, RowFault> {
         let mut bytes = 0;
         for ((slot, field), column) in (0u16..).zip(&self.schema.fields).zip(columns) {
-            if self.seen[usize::from(slot)] == self.event || field.kind == Kind::MapStringString {
+            if self.seen[usize::from(slot)] == self.event || matches!(field.kind, Kind::MapStringString) {
                 continue;
             }
             if field.required {
                 return Err(Fault::MissingField.of_field(slot, None));
             }
-            bytes += column.push(match &field.default {
-                Some(FieldDefault::Cell(cell)) => *cell,
-                Some(FieldDefault::Text(text)) => Cell::Text(text),
-                Some(FieldDefault::Map(_)) | None if field.nullable => Cell::Null,
-                Some(FieldDefault::Map(_)) | None => zero(field.kind),
-            });
+            bytes += match &field.default {
+                Some(default) => nested::write_default(field, default, column),
+                None if field.nullable => column.push(Cell::Null),
+                None => column.push(zero(&field.kind)),
+            };
         }
         Ok(bytes)
     }
@@ -274,16 +324,31 @@ impl<'s> RowWriter<'s> {
 }
 
 /// The value of a field that is neither sent nor nullable, as ClickHouse has it: empty, false, zero.
-fn zero(kind: Kind) -> Cell<'static> {
+fn zero(kind: &Kind) -> Cell<'_> {
     match kind {
-        Kind::String | Kind::LowCardinalityString => Cell::Text(""),
+        Kind::String | Kind::LowCardinalityString | Kind::FixedString(_) => Cell::Text(""),
+        Kind::Enum(values) => Cell::Text(values.first()),
+        Kind::Json => Cell::Text("{}"),
         Kind::Bool => Cell::Bool(false),
         Kind::Float32 | Kind::Float64 => Cell::Float(0.0),
-        Kind::DateTime | Kind::DateTime64(_) => Cell::Time(Moment::default()),
+        Kind::DateTime(_) | Kind::DateTime64(..) => Cell::Time(Moment::default()),
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => Cell::Int(0),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => Cell::Int(0),
-        Kind::MapStringString => Cell::Bool(true),
+        Kind::Decimal { .. } => Cell::Decimal(i256::ZERO),
+        Kind::Date => Cell::Date(0),
+        Kind::Date32 => Cell::Date(DATE32_DAYS.0),
+        Kind::Uuid => Cell::Uuid([0; 16]),
+        Kind::Ipv4 => Cell::Address(Ipv4Addr::UNSPECIFIED.into()),
+        Kind::Ipv6 => Cell::Address(Ipv6Addr::UNSPECIFIED.into()),
+        // Nothing lies in it.
+        Kind::MapStringString | Kind::Map(_) | Kind::Array(_) => Cell::Bool(true),
     }
+}
+
+/// Whether an event that is within its bounds came late.
+fn is_late(time: Moment, now_ms: u64) -> bool {
+    i128::from(time.unix_ms()) + i128::try_from(LATE_EVENT.as_millis()).unwrap_or(i128::MAX)
+        < i128::from(now_ms)
 }
 
 fn add_entries(entries: &[usize], nodes: &[Node<'_>], maps: &mut Maps) -> usize {
@@ -296,7 +361,7 @@ fn add_entries(entries: &[usize], nodes: &[Node<'_>], maps: &mut Maps) -> usize 
 }
 
 /// Of entries with one name, only the last stays, at its own place.
-fn keep_last(entries: &mut Vec<usize>, nodes: &[Node<'_>]) {
+pub fn keep_last(entries: &mut Vec<usize>, nodes: &[Node<'_>]) {
     if entries.len() > FEW_ENTRIES {
         let mut last = HashMap::with_capacity(entries.len());
         for name in entries.iter() {
@@ -318,7 +383,8 @@ fn keep_last(entries: &mut Vec<usize>, nodes: &[Node<'_>]) {
     }
 }
 
-fn name_at<'t>(nodes: &[Node<'t>], at: usize) -> &'t str {
+/// The name at `nodes[at]`.
+pub fn name_at<'t>(nodes: &[Node<'t>], at: usize) -> &'t str {
     if let Node::String(name) = nodes[at] {
         name
     } else {

@@ -1,15 +1,18 @@
 //! A dataset as intake works with it: compiled once from the config, shared by all requests.
 
+use super::arrow::{arrow_field, fixed_bytes};
 use super::convert::{self, Cell};
 use super::fault::Fault;
 use super::identity::RecordTemplate;
-use super::json::Parser;
+use super::json::{self, Parser};
+use super::nested::{self, Allowance};
 use super::units::Factor;
-use arrow_schema::{DataType, Field as ArrowField, Fields, Schema as ArrowSchema, SchemaRef, TimeUnit};
+use arrow_schema::{Schema as ArrowSchema, SchemaRef};
 use hashbrown::HashMap;
+use jiff::tz::TimeZone;
 use parking_lot::RwLock;
 use sluice_common::config::{
-    Batch, Dataset, EpochUnit, Field, FieldType, Kind, PartitionBy, TimeBounds, UnknownFields,
+    Batch, Dataset, EpochUnit, Field, Kind, PartitionBy, TimeBounds, UnknownFields, Zone,
 };
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::limits::{MAX_RECORD_BYTES, REQUEST_WINDOW};
@@ -61,8 +64,12 @@ pub struct FieldPlan {
     pub required: bool,
     pub factor: Option<Factor>,
     pub epoch: Option<EpochUnit>,
+    /// Of a time without an offset.
+    pub zone: Option<TimeZone>,
     pub bounds: Option<AgeBounds>,
     pub default: Option<Default>,
+    /// What lies in an array or map.
+    pub inner: Option<Box<FieldPlan>>,
 }
 
 /// How old and how new the time of an event may be, in ms.
@@ -78,7 +85,11 @@ pub struct AgeBounds {
 pub enum Default {
     Cell(Cell<'static>),
     Text(Box<str>),
+    /// A map of strings.
     Map(Vec<(Box<str>, Box<str>)>),
+    List(Vec<Default>),
+    /// A map of anything else.
+    Entries(Vec<(Box<str>, Default)>),
 }
 
 /// What is done with members that the schema does not name.
@@ -125,7 +136,7 @@ impl Schema {
             UnknownFields::Drop => UnknownPlan::Drop,
             UnknownFields::Into(name) => UnknownPlan::Into(
                 slot(name)
-                    .filter(|slot| fields[usize::from(*slot)].kind == Kind::MapStringString)
+                    .filter(|slot| matches!(fields[usize::from(*slot)].kind, Kind::MapStringString))
                     .ok_or_else(|| {
                         format!("unknown_fields: {name} is not a field of type map(string, string)")
                     })?,
@@ -156,7 +167,7 @@ impl Schema {
             unknown,
             key,
             partition_field,
-            fixed_row_bytes: 16 + fields.iter().map(|field| fixed_bytes(field.kind)).sum::<usize>(),
+            fixed_row_bytes: 16 + fields.iter().map(|field| fixed_bytes(&field.kind)).sum::<usize>(),
             max_row_bytes,
             templates: Templates::default(),
             fields,
@@ -259,7 +270,7 @@ fn members(dataset: &Dataset) -> HashMap<Box<str>, u16> {
 fn maps(fields: &[FieldPlan]) -> Vec<u16> {
     let slots = (0u16..).zip(fields);
     slots
-        .filter(|(_, field)| field.kind == Kind::MapStringString)
+        .filter(|(_, field)| matches!(field.kind, Kind::MapStringString))
         .map(|(slot, _)| slot)
         .collect()
 }
@@ -275,16 +286,19 @@ fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> 
     };
     let mut plan = FieldPlan {
         name: field.name.clone(),
-        kind: field.field_type.kind,
+        kind: field.field_type.kind.clone(),
         nullable: field.field_type.nullable,
         required: field.required,
         factor: compile_unit(field)?,
         epoch: field.epoch,
+        zone: field.timezone.as_ref().map(Zone::rules),
         bounds: None,
         default: None,
+        inner: None,
     };
+    plan.inner = compile_inner(&plan);
     if let Some(value) = &field.default {
-        plan.default = Some(compile_default(&plan, field.field_type, value)?);
+        plan.default = Some(compile_default(&plan, value)?);
     }
     plan.bounds = dataset
         .time
@@ -296,30 +310,62 @@ fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> 
 
 fn compile_unit(field: &Field) -> Result<Option<Factor>, String> {
     let Some(unit) = &field.unit else { return Ok(None) };
-    if !is_number(field.field_type.kind) {
+    if !is_number(&field.field_type.kind) {
         return Err(format!("a unit is for numbers, and {} is none", field.field_type));
     }
     Factor::between(&unit.from, &unit.to).map(Some)
 }
 
-fn is_number(kind: Kind) -> bool {
+/// What lies in an array or map is converted as a field of that type would be: with the same epoch
+/// and time zone, but as no event's own time.
+fn compile_inner(outer: &FieldPlan) -> Option<Box<FieldPlan>> {
+    let typed = outer.kind.inner()?;
+    let mut plan = FieldPlan {
+        name: outer.name.clone(),
+        kind: typed.kind.clone(),
+        nullable: typed.nullable,
+        required: true,
+        factor: None,
+        epoch: outer.epoch,
+        zone: outer.zone.clone(),
+        bounds: None,
+        default: None,
+        inner: None,
+    };
+    plan.inner = compile_inner(&plan);
+    Some(Box::new(plan))
+}
+
+fn is_number(kind: &Kind) -> bool {
     match kind {
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => true,
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => true,
         Kind::Float32 | Kind::Float64 => true,
-        Kind::String | Kind::LowCardinalityString | Kind::Bool => false,
-        Kind::DateTime | Kind::DateTime64(_) | Kind::MapStringString => false,
+        Kind::String | Kind::LowCardinalityString | Kind::FixedString(_) | Kind::Bool => false,
+        Kind::Decimal { .. } | Kind::Date | Kind::Date32 | Kind::Enum(_) => false,
+        Kind::Uuid | Kind::Ipv4 | Kind::Ipv6 | Kind::Json => false,
+        Kind::DateTime(_) | Kind::DateTime64(..) => false,
+        Kind::MapStringString | Kind::Map(_) | Kind::Array(_) => false,
     }
 }
 
-fn compile_default(plan: &FieldPlan, typed: FieldType, value: &serde_json::Value) -> Result<Default, String> {
+fn compile_default(plan: &FieldPlan, value: &serde_json::Value) -> Result<Default, String> {
     if value.is_null() && plan.nullable {
         return Ok(Default::Cell(Cell::Null));
     }
-    if plan.kind == Kind::MapStringString {
-        return default_map(value);
+    if plan.kind.is_scalar() {
+        default_cell(plan, value)
+    } else if plan.inner.is_some() {
+        default_nested(plan, value)
+    } else if matches!(plan.kind, Kind::Json) {
+        default_json(value)
+    } else {
+        default_map(value)
     }
-    let wrong = |fault: Fault| format!("its default {value} is not a {typed}: {}", fault.code());
+}
+
+fn default_cell(plan: &FieldPlan, value: &serde_json::Value) -> Result<Default, String> {
+    let wrong = |fault: Fault| format!("its default {value} is not a {}: {}", plan.kind, fault.code());
     let text = value.to_string();
     let parsed = Parser::default().parse(text.as_bytes(), |nodes| {
         convert::cell(plan, &nodes[0], 0).map(|cell| match cell {
@@ -329,9 +375,43 @@ fn compile_default(plan: &FieldPlan, typed: FieldType, value: &serde_json::Value
             Cell::Int(value) => Default::Cell(Cell::Int(value)),
             Cell::Float(value) => Default::Cell(Cell::Float(value)),
             Cell::Time(value) => Default::Cell(Cell::Time(value)),
+            Cell::Decimal(value) => Default::Cell(Cell::Decimal(value)),
+            Cell::Date(value) => Default::Cell(Cell::Date(value)),
+            Cell::Uuid(value) => Default::Cell(Cell::Uuid(value)),
+            Cell::Address(value) => Default::Cell(Cell::Address(value)),
         })
     });
     parsed.map_err(&wrong)?.map_err(&wrong)
+}
+
+fn default_json(value: &serde_json::Value) -> Result<Default, String> {
+    let wrong = |fault: Fault| format!("its default {value} is not a json object: {}", fault.code());
+    let mut allowance = Allowance {
+        now_ms: 0,
+        members: 0,
+        bytes: MAX_RECORD_BYTES,
+    };
+    let parsed = Parser::default().parse(value.to_string().as_bytes(), |nodes| {
+        nested::check_json((nodes, 0), &mut allowance)?;
+        let mut text = Vec::new();
+        json::write_json(nodes, &mut text);
+        let text = String::from_utf8(text).map_err(|_| Fault::NotUtf8)?;
+        Ok(Default::Text(text.into()))
+    });
+    parsed.map_err(&wrong)?.map_err(&wrong)
+}
+
+fn default_nested(plan: &FieldPlan, value: &serde_json::Value) -> Result<Default, String> {
+    let wrong = || format!("its default {value} is not a {}", plan.kind);
+    let inner = plan.inner.as_deref().ok_or_else(wrong)?;
+    if let Kind::Array(_) = plan.kind {
+        let items = value.as_array().ok_or_else(wrong)?.iter();
+        let items = items.map(|item| compile_default(inner, item));
+        return items.collect::<Result<_, _>>().map(Default::List);
+    }
+    let members = value.as_object().ok_or_else(wrong)?.iter();
+    let entries = members.map(|(key, value)| Ok((key.as_str().into(), compile_default(inner, value)?)));
+    entries.collect::<Result<_, _>>().map(Default::Entries)
 }
 
 fn default_map(value: &serde_json::Value) -> Result<Default, String> {
@@ -339,72 +419,6 @@ fn default_map(value: &serde_json::Value) -> Result<Default, String> {
     let members = value.as_object().ok_or_else(wrong)?.iter();
     let entries = members.map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into())));
     entries.collect::<Option<_>>().map(Default::Map).ok_or_else(wrong)
-}
-
-/// The Arrow unit of a `datetime64`: the coarsest that holds its digits.
-#[must_use]
-pub fn time_unit(kind: Kind) -> TimeUnit {
-    match kind {
-        Kind::DateTime64(1..=3) => TimeUnit::Millisecond,
-        Kind::DateTime64(4..=6) => TimeUnit::Microsecond,
-        Kind::DateTime64(7..) => TimeUnit::Nanosecond,
-        Kind::DateTime64(0) | Kind::DateTime => TimeUnit::Second,
-        Kind::String | Kind::LowCardinalityString | Kind::Bool | Kind::MapStringString => TimeUnit::Second,
-        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => TimeUnit::Second,
-        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => TimeUnit::Second,
-        Kind::Float32 | Kind::Float64 => TimeUnit::Second,
-    }
-}
-
-fn arrow_field(field: &FieldPlan) -> ArrowField {
-    ArrowField::new(field.name.as_str(), arrow_type(field.kind), field.nullable)
-}
-
-fn arrow_type(kind: Kind) -> DataType {
-    match kind {
-        Kind::String => DataType::Utf8,
-        Kind::LowCardinalityString => {
-            DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
-        }
-        Kind::Bool => DataType::Boolean,
-        Kind::Int8 => DataType::Int8,
-        Kind::Int16 => DataType::Int16,
-        Kind::Int32 => DataType::Int32,
-        Kind::Int64 => DataType::Int64,
-        Kind::UInt8 => DataType::UInt8,
-        Kind::UInt16 => DataType::UInt16,
-        Kind::UInt32 => DataType::UInt32,
-        Kind::UInt64 => DataType::UInt64,
-        Kind::Float32 => DataType::Float32,
-        Kind::Float64 => DataType::Float64,
-        Kind::DateTime | Kind::DateTime64(_) => DataType::Timestamp(time_unit(kind), Some("UTC".into())),
-        Kind::MapStringString => DataType::Map(
-            Arc::new(ArrowField::new("entries", DataType::Struct(map_fields()), false)),
-            false,
-        ),
-    }
-}
-
-/// Key and value of a map column; ClickHouse's maps hold no nulls.
-#[must_use]
-pub fn map_fields() -> Fields {
-    Fields::from(vec![
-        ArrowField::new("keys", DataType::Utf8, false),
-        ArrowField::new("values", DataType::Utf8, false),
-    ])
-}
-
-/// Column bytes of one value, without what lies in it; validity rounded up to a byte.
-fn fixed_bytes(kind: Kind) -> usize {
-    let bytes = match kind {
-        Kind::Bool | Kind::Int8 | Kind::UInt8 => 1,
-        Kind::Int16 | Kind::UInt16 => 2,
-        Kind::Int32 | Kind::UInt32 | Kind::Float32 => 4,
-        Kind::String | Kind::LowCardinalityString | Kind::MapStringString => 4,
-        Kind::Int64 | Kind::UInt64 | Kind::Float64 => 8,
-        Kind::DateTime | Kind::DateTime64(_) => 8,
-    };
-    bytes + 1
 }
 
 /// Bytes that one row may take so that its record keeps the limit with any content.
@@ -439,6 +453,9 @@ fn version(dataset: &Dataset) -> u64 {
             field.unit.as_ref().map(|unit| (&unit.from, &unit.to)),
             field.epoch
         ));
+        if let Some(zone) = &field.timezone {
+            text.push_str(&format!("|timezone {zone}"));
+        }
     }
     xxhash_rust::xxh3::xxh3_64(text.as_bytes())
 }

@@ -5,6 +5,8 @@
 //! second of the next minute, as in POSIX. Digits finer than the column are cut off, never rounded,
 //! so that an event never moves into the future.
 
+use jiff::Timestamp;
+use jiff::tz::{AmbiguousOffset, TimeZone};
 use sluice_common::config::EpochUnit;
 
 /// A point in time: whole seconds since 1970 in UTC, and nanoseconds onwards from there.
@@ -36,6 +38,30 @@ impl Moment {
         Ok(Self {
             seconds: days * 86_400 + of_day - offset,
             nanos,
+        })
+    }
+
+    /// Reads RFC 3339, or the same without an offset as local time of `zone`. Of a local time that the
+    /// zone's clock showed twice, the first is taken; one that it skipped is refused.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_local(text: &str, zone: &TimeZone) -> Result<Self, &'static str> {
+        let bytes = text.as_bytes();
+        let has_offset =
+            bytes.len() > 19 && bytes[19..].iter().any(|c| matches!(c, b'Z' | b'z' | b'+' | b'-'));
+        if has_offset || bytes.len() < 19 {
+            return Self::parse(text);
+        }
+        // As if it were UTC; the zone's own offset is taken off then.
+        let mut with_offset = [b'Z'; 64];
+        let room = with_offset.get_mut(..=bytes.len()).ok_or("has too many digits")?;
+        room[..bytes.len()].copy_from_slice(bytes);
+        let as_utc = std::str::from_utf8(room).map_err(|_| "is no time")?;
+        let wall = Self::parse(as_utc)?;
+        Ok(Self {
+            seconds: wall.seconds - offset_at(wall.seconds, zone)?,
+            nanos: wall.nanos,
         })
     }
 
@@ -90,6 +116,29 @@ fn per_second(unit: EpochUnit) -> i64 {
         EpochUnit::Us => 1_000_000,
         EpochUnit::Ns => 1_000_000_000,
     }
+}
+
+/// Seconds that `zone` is ahead of UTC when its clock shows `wall` seconds since 1970.
+fn offset_at(wall: i64, zone: &TimeZone) -> Result<i64, &'static str> {
+    let wall = Timestamp::from_second(wall).map_err(|_| "is too far away for its time zone")?;
+    let wall = TimeZone::UTC.to_datetime(wall);
+    let offset = match zone.to_ambiguous_timestamp(wall).offset() {
+        AmbiguousOffset::Unambiguous { offset } => offset,
+        AmbiguousOffset::Fold { before, .. } => before,
+        AmbiguousOffset::Gap { .. } => return Err("names a local time that its zone's clock skipped"),
+    };
+    Ok(i64::from(offset.seconds()))
+}
+
+/// Days from 1970-01-01 to the date that is the whole `text`.
+///
+/// # Errors
+/// What is wrong, as the end of a sentence that begins with the text.
+pub fn parse_date(text: &str) -> Result<i64, &'static str> {
+    if text.len() != 10 {
+        return Err("is no date like 2026-11-21");
+    }
+    date(text.as_bytes())
 }
 
 /// Days from 1970-01-01 to the date at the start of `text`.
@@ -236,6 +285,41 @@ mod tests {
         }
     }
 
+    fn zone_named(name: &str) -> TimeZone {
+        TimeZone::get(name).expect("a zone")
+    }
+
+    #[test]
+    fn local_times_follow_the_zone_s_clock() {
+        let berlin = zone_named("Europe/Berlin");
+        for (local, utc) in [
+            ("2026-11-21T04:30:30", "2026-11-21T03:30:30Z"),
+            ("2026-07-01 05:30:30.125", "2026-07-01T03:30:30.125Z"),
+            ("2026-11-21T03:30:30Z", "2026-11-21T03:30:30Z"),
+            ("2026-11-21T03:30:30-02:00", "2026-11-21T05:30:30Z"),
+            // 02:30 comes twice: the first one is summer time.
+            ("2026-10-25T02:30:00", "2026-10-25T00:30:00Z"),
+            ("2026-10-25T03:00:00", "2026-10-25T02:00:00Z"),
+            ("2026-03-29T01:59:59", "2026-03-29T00:59:59Z"),
+            ("2026-03-29T03:00:00", "2026-03-29T01:00:00Z"),
+        ] {
+            assert_eq!(Moment::parse_local(local, &berlin), Ok(at(utc)), "{local}");
+        }
+        for (local, why) in [
+            ("2026-03-29T02:30:00", "skipped"),
+            ("2026-11-21", "too short"),
+            ("2026-11-21T03:30:3", "too short"),
+            ("2026-11-21T03:30:30 ", "offset"),
+        ] {
+            assert!(
+                Moment::parse_local(local, &berlin).is_err_and(|e| e.contains(why)),
+                "{local}"
+            );
+        }
+        let long = format!("2026-11-21T03:30:30.{}", "1".repeat(44));
+        assert_eq!(Moment::parse_local(&long, &berlin), Err("has too many digits"));
+    }
+
     #[test]
     fn epoch_numbers_are_read_in_their_unit_and_cut_not_rounded() {
         let moment = Moment::from_epoch(1_700_000_000_999, EpochUnit::Ms);
@@ -266,6 +350,10 @@ mod tests {
         fn no_text_makes_it_panic(text in "\\PC*", tail in "[0-9TZtz:.+ -]{0,40}") {
             let _ = Moment::parse(&text);
             let _ = Moment::parse(&tail);
+            for zone in ["Europe/Berlin", "UTC"] {
+                let _ = Moment::parse_local(&text, &zone_named(zone));
+                let _ = Moment::parse_local(&format!("2026-11-21T03:30:30{tail}"), &zone_named(zone));
+            }
         }
     }
 }

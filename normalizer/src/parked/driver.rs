@@ -157,7 +157,9 @@ impl Drivers {
         loop {
             match settling.advance() {
                 Next::Proven => return Ok(Some(settling.marks().clone())),
-                Next::Call(plan) => self.caller.call(occasion, &work, plan, &mut settling).await,
+                Next::Call(plan) => {
+                    self.caller.call(occasion, &work, plan, &mut settling).await;
+                }
                 Next::Persist(marks) => block_in_place(|| self.shelf.keep_marks(id, &marks))?,
                 // The rules do not ask for it.
                 Next::Park(_) => {}
@@ -187,7 +189,9 @@ impl Drivers {
         loop {
             match settling.advance() {
                 Next::Proven => return Ok(true),
-                Next::Call(plan) => self.caller.call(occasion, &work, plan, &mut settling).await,
+                Next::Call(plan) => {
+                    self.caller.call(occasion, &work, plan, &mut settling).await;
+                }
                 Next::Persist(told) => {
                     block_in_place(|| self.shelf.keep_marks(id, &marks.with_bumped(told)))?;
                 }

@@ -25,6 +25,15 @@ pub struct Work {
     pub books: Proof,
 }
 
+impl Work {
+    /// Whether it tells of refused rows and tables set aside, and is not the rows themselves.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        let corrects = |row: &LedgerRow| row.entry != Entry::Range;
+        !self.quarantined.is_empty() || self.ledger.iter().any(corrects)
+    }
+}
+
 /// Tables that were set aside.
 pub type Aside = BTreeSet<Name>;
 

@@ -663,6 +663,7 @@ fn describe(report: &SubReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sluice_common::books::Entry;
     use sluice_common::ids::Name;
 
     const NOW: Duration = Duration::ZERO;
@@ -838,6 +839,32 @@ mod tests {
         settling.reported(&[report("a", Verdict::Done)], NOW);
         assert!(matches!(settling.advance(), Next::Wait { alarm: true, .. }));
         assert_eq!(call(&mut settling).tasks, None);
+    }
+
+    #[test]
+    fn the_rows_of_the_books_are_proven_like_any_and_are_not_in_the_declared_proof() {
+        let entry = SubKey {
+            piece: Piece::Entry(Entry::Range),
+            ..key("202611")
+        };
+        let books = |verdict| SubReport {
+            sub: entry.clone(),
+            ..report("", verdict)
+        };
+        // A range of repeats alone, found after a crash: nothing but its row of the books.
+        let mut settling = Settling::found(Proof::default(), RULES, Marks::default()).with_books(proof(1));
+        assert_eq!(call(&mut settling).steps, Steps::AGAIN);
+        settling.reported(&[], NOW);
+        assert!(
+            matches!(settling.advance(), Next::Wait { alarm: true, .. }),
+            "the books are missing"
+        );
+        call(&mut settling);
+        settling.reported(&[books(unknown())], NOW);
+        assert!(matches!(settling.advance(), Next::Wait { .. }));
+        call(&mut settling);
+        settling.reported(&[books(Verdict::Done)], NOW);
+        assert_eq!(settling.advance(), Next::Proven);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::progress::settle::{Plan, Settling};
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::ids::LogId;
 use sluice_common::trace::TraceContext;
-use sluice_common::wire::sink::{Range, RangeRecord, SinkCall, SinkReply, SinkRequest, SubTask};
+use sluice_common::wire::sink::{Range, RangeRecord, SinkCall, SinkReply, SinkRequest, SubReport, SubTask};
 use sluice_common::wire::transport::Seam;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -37,13 +37,22 @@ impl Occasion {
 }
 
 impl Caller {
-    /// Carries out what the settling planned, and tells it what came of it.
-    pub async fn call(&self, occasion: Occasion, work: &Work, plan: Plan, settling: &mut Settling) {
+    /// Carries out what the settling planned, and tells it what came of it; the reports, if there are any.
+    pub async fn call(
+        &self,
+        occasion: Occasion,
+        work: &Work,
+        plan: Plan,
+        settling: &mut Settling,
+    ) -> Option<Vec<SubReport>> {
         let timeout = plan.timeout;
         let call = self.build(occasion, work, plan);
         let answer = self.sink.clone().oneshot(SinkRequest::Write(call));
         match tokio::time::timeout(timeout * 2, answer).await {
-            Ok(Ok(SinkReply::Wrote(reports))) => settling.reported(&reports, occasion.begun.elapsed()),
+            Ok(Ok(SinkReply::Wrote(reports))) => {
+                settling.reported(&reports, occasion.begun.elapsed());
+                return Some(reports);
+            }
             Ok(Ok(SinkReply::Busy { retry_after_ms })) => {
                 settling.busy(Duration::from_millis(retry_after_ms));
             }
@@ -54,6 +63,7 @@ impl Caller {
             Ok(Err(never)) => match never {},
             Err(_) => settling.failed("the sink-writer does not answer in time".into()),
         }
+        None
     }
 
     fn build(&self, occasion: Occasion, work: &Work, plan: Plan) -> SinkCall {

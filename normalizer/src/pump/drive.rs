@@ -1,14 +1,15 @@
 //! One range's way to its outcome: the state machine of `progress::settle` with its calls, waits and
 //! writes; then what has to be told of refused rows and of tables that were set aside.
 
+use super::books::Evidence;
 use super::call::{Caller, Occasion};
-use super::range::ClosedRange;
+use super::range::{ClosedRange, sends};
 use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::closing::{self, Aside, Work};
-use crate::progress::settle::{Next, Rules, Settling, Trouble, Why};
+use crate::progress::settle::{Next, Plan, Rules, Settling, Trouble, Why};
 use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Marks, Progress};
+use crate::progress::{Intent, Marks, Progress, Proof};
 use parking_lot::Mutex;
 use sluice_common::clock::SharedClock;
 use sluice_common::ids::Name;
@@ -51,6 +52,10 @@ pub struct Outcome {
     pub marks: Marks,
     /// Tables whose rows wait elsewhere.
     pub aside: Aside,
+    /// What was told last.
+    pub told: Work,
+    /// What the sink-writer proved; `None` where an earlier process saw a part of it.
+    pub evidence: Option<Evidence>,
 }
 
 /// Why settling cannot go on: the process must end.
@@ -108,14 +113,23 @@ impl Driver {
             Start::Found(marks) => marks.clone(),
         };
         aside.iter().for_each(|table| marks.forget(table));
+        let found_closing = marks.closing;
+        let (mut evidence, mut told) = (None, Work::default());
         if !marks.closing {
             self.set_aside_broken(closed, &mut marks, &mut aside)?;
-            let settling = self.begin(closed, start, &marks, &aside);
-            marks = self.settle_rows(closed, settling, &mut aside, occasion).await?;
+            let settling = self.begin(left(closed, &aside), start, &marks);
+            let mut seen = Evidence::default();
+            marks = self
+                .settle_rows(closed, settling, (&mut aside, &mut seen), occasion)
+                .await?;
+            evidence = Some(seen);
         }
         if !marks.dead.is_empty() || !aside.is_empty() {
             marks.closing = true;
-            self.tell(closed, &marks, &aside, occasion).await?;
+            told = closing::of_range(&closed.records, &marks, &aside);
+            let seen = evidence.get_or_insert_default();
+            self.tell(&told, &marks, seen, occasion).await?;
+            evidence = evidence.filter(|_| !found_closing);
         }
         if self.in_trouble.swap(false, Ordering::Relaxed) {
             tracing::info!(
@@ -124,48 +138,52 @@ impl Driver {
                 "the range is settled after all"
             );
         }
-        Ok(Outcome { marks, aside })
+        Ok(Outcome {
+            marks,
+            aside,
+            told,
+            evidence,
+        })
     }
 
-    fn begin(&self, closed: &ClosedRange, start: Start, marks: &Marks, aside: &Aside) -> Settling {
-        let proof = left(closed, aside).proof;
+    fn begin(&self, work: Work, start: Start, marks: &Marks) -> (Settling, Work) {
+        let Work { proof, books, .. } = work;
         let rules = Rules {
             quarantine: true,
             park_after: Some(self.park_after),
             mend: false,
         };
-        match start {
+        let settling = match start {
             Start::Declared { verify } => Settling::declared(proof, rules, verify),
             Start::Found(_) => Settling::found(proof, rules, marks.clone()),
-        }
+        };
+        (settling.with_books(books), work)
     }
 
     async fn settle_rows(
         &self,
         closed: &ClosedRange,
-        mut settling: Settling,
-        aside: &mut Aside,
+        (mut settling, mut work): (Settling, Work),
+        (aside, evidence): (&mut Aside, &mut Evidence),
         occasion: Occasion,
     ) -> Result<Marks, DriveError> {
-        let (mut said, mut work) = (Said::default(), left(closed, aside));
+        let mut said = Said::default();
         loop {
             match settling.advance() {
                 Next::Proven => return Ok(settling.marks().clone()),
-                Next::Call(plan) => self.caller.call(occasion, &work, plan, &mut settling).await,
+                Next::Call(plan) => self.call(occasion, &work, plan, (&mut settling, evidence)).await,
                 Next::Persist(marks) => block_in_place(|| self.persist(marks))?,
                 Next::Park(tables) => {
                     for (table, trouble) in &tables {
-                        let set = block_in_place(|| self.set_aside(closed, table, trouble, settling.marks()));
-                        match set {
+                        let content = (closed, settling.marks());
+                        match block_in_place(|| self.set_aside(content, table, trouble)) {
                             Ok(()) => {
                                 aside.insert(table.clone());
+                                evidence.forget(table);
                                 work = left(closed, aside);
                                 settling.set_aside(std::iter::once(table), work.proof);
                             }
-                            Err(error @ FileError::Io { .. }) => settling.not_set_aside(error.to_string()),
-                            Err(error @ (FileError::InDoubt { .. } | FileError::Damaged { .. })) => {
-                                return Err(error.into());
-                            }
+                            Err(error) => settling.not_set_aside(only_io(error)?.to_string()),
                         }
                     }
                 }
@@ -177,24 +195,36 @@ impl Driver {
     /// Dead letters and corrections of the books. What they say is durable before the first byte.
     async fn tell(
         &self,
-        closed: &ClosedRange,
+        work: &Work,
         marks: &Marks,
-        aside: &Aside,
+        evidence: &mut Evidence,
         occasion: Occasion,
     ) -> Result<(), DriveError> {
         block_in_place(|| self.persist(marks.clone()))?;
-        let work = closing::of_range(&closed.records, marks, aside);
         let mut settling = Settling::found(work.proof, Rules::TELLING, marks.telling()).with_books(work.books);
         let mut said = Said::default();
         loop {
             match settling.advance() {
                 Next::Proven => return Ok(()),
-                Next::Call(plan) => self.caller.call(occasion, &work, plan, &mut settling).await,
+                Next::Call(plan) => self.call(occasion, work, plan, (&mut settling, evidence)).await,
                 Next::Persist(told) => block_in_place(|| self.persist(marks.with_bumped(told)))?,
                 // The rules do not ask for it.
                 Next::Park(_) => {}
                 Next::Wait { delay, reason, alarm } => self.wait(&mut said, delay, &reason, alarm).await,
             }
+        }
+    }
+
+    async fn call(
+        &self,
+        occasion: Occasion,
+        work: &Work,
+        plan: Plan,
+        (settling, evidence): (&mut Settling, &mut Evidence),
+    ) {
+        let all = plan.tasks.is_none() && !work.is_told();
+        if let Some(reports) = self.caller.call(occasion, work, plan, settling).await {
+            evidence.note(all, &reports);
         }
     }
 
@@ -218,16 +248,13 @@ impl Driver {
                 why: Why::Unsettled,
                 reason,
             };
-            match block_in_place(|| self.set_aside(closed, &table, &trouble, marks)) {
+            match block_in_place(|| self.set_aside((closed, &*marks), &table, &trouble)) {
                 Ok(()) => {
                     marks.forget(&table);
                     aside.insert(table);
                 }
-                // Then it is tried like any other.
-                Err(FileError::Io { .. }) => {}
-                Err(error @ (FileError::InDoubt { .. } | FileError::Damaged { .. })) => {
-                    return Err(error.into());
-                }
+                // No room: then it is tried like any other.
+                Err(error) => drop(only_io(error)?),
             }
         }
         Ok(())
@@ -235,10 +262,9 @@ impl Driver {
 
     fn set_aside(
         &self,
-        closed: &ClosedRange,
+        (closed, marks): (&ClosedRange, &Marks),
         table: &Name,
         trouble: &Trouble,
-        marks: &Marks,
     ) -> Result<(), FileError> {
         let (why, reason) = (trouble.why.label(), &trouble.reason);
         tracing::error!(
@@ -304,7 +330,26 @@ impl Driver {
 
 /// What of a range is left to be sent.
 fn left(closed: &ClosedRange, aside: &Aside) -> Work {
-    closing::rows(&closed.records, aside)
+    let mut work = if aside.is_empty() {
+        Work {
+            records: closed.records.iter().filter(|one| sends(one)).cloned().collect(),
+            proof: closed.proof,
+            ..Work::default()
+        }
+    } else {
+        closing::rows(&closed.records, aside)
+    };
+    work.books = Proof::of(closed.ledger.iter().map(|row| row.source_o));
+    work.ledger.clone_from(&closed.ledger);
+    work
+}
+
+/// An error that left nothing behind; any other ends the process.
+fn only_io(error: FileError) -> Result<FileError, FileError> {
+    match error {
+        FileError::Io { .. } => Ok(error),
+        FileError::InDoubt { .. } | FileError::Damaged { .. } => Err(error),
+    }
 }
 
 /// Refused rows by the code of their letters.

@@ -7,6 +7,7 @@
 
 pub mod batching;
 pub mod call;
+mod books;
 mod drive;
 mod range;
 mod recover;
@@ -19,11 +20,13 @@ use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::{Intent, Marks, Progress};
 use batching::Batching;
+use books::Evidence;
 use call::Caller;
 use drive::{DriveError, Driver, Outcome, Start};
 use parking_lot::Mutex;
-use range::{ClosedRange, OpenRange};
+use range::{ClosedRange, OpenRange, sends};
 use sluice_common::classify::{QUARANTINE_CODES, letter_code};
+use sluice_common::books::LedgerRow;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Config;
 use sluice_common::ids::{Name, Offset};
@@ -87,6 +90,8 @@ pub enum PumpError {
 pub struct Live {
     pub dedup_keys: AtomicU64,
     pub dedup_disk_bytes: AtomicU64,
+    /// Events by which the books missed what was proven, since the start.
+    pub imbalance: AtomicU64,
 }
 
 /// The declared range, and the task that settles it.
@@ -254,8 +259,8 @@ impl Pump {
         Ok(Some(RangeRecord { record, fates }))
     }
 
-    /// Open → declared, where the range is due and none is under way. A range of repeats alone sends
-    /// nothing and is committed at once.
+    /// Open → declared, where the range is due and none is under way. A range of repeats alone sends its
+    /// rows of the books.
     fn send_if_ripe(&mut self) -> Result<(), PumpError> {
         let now = self.clock.now_ms();
         let due = self
@@ -267,9 +272,6 @@ impl Pump {
         }
         let closed = std::mem::replace(&mut self.next, OpenRange::at(0)).close();
         self.next = OpenRange::at(closed.range.b);
-        if closed.proof.rows == 0 {
-            return self.commit(&closed);
-        }
         self.declare(&closed)?;
         // R14: the first range after a start, and one in a thousand.
         let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
@@ -339,12 +341,15 @@ impl Pump {
         let here = closed
             .records
             .iter()
-            .filter(|one| !outcome.aside.contains(&one.record.meta.table));
+            .filter(|one| sends(one) && !outcome.aside.contains(&one.record.meta.table));
         for one in here {
             let age = Duration::from_millis(now.saturating_sub(one.record.place.append_ms));
             self.metrics.record(Histogram::Freshness, age.as_secs_f64(), &[]);
         }
         self.count(&closed, outcome);
+        if let Some(evidence) = &outcome.evidence {
+            self.balance(&closed, outcome, evidence);
+        }
         self.commit(&closed)
     }
 
@@ -370,6 +375,25 @@ impl Pump {
         for (reason, n) in drive::dead_by_code(&outcome.marks) {
             letters(&reason, n);
         }
+    }
+
+    /// Holds what the books say of the range against what was proven.
+    fn balance(&self, closed: &ClosedRange, outcome: &Outcome, evidence: &Evidence) {
+        let corrections = &outcome.told.ledger;
+        let books: Vec<LedgerRow> = closed.ledger.iter().chain(corrections).cloned().collect();
+        let events = evidence.imbalance(&books);
+        if events == 0 {
+            return;
+        }
+        let (a, b) = (closed.range.a, closed.range.b);
+        tracing::error!(
+            a,
+            b,
+            events,
+            "the books of this range say something else than was proven of its rows: compare `ledger` with the tables \
+             by _src_o, and report it"
+        );
+        self.live.imbalance.fetch_add(events, Ordering::Relaxed);
     }
 
     /// R17: progress is made durable first; only then may anything be deleted behind it.
@@ -417,6 +441,10 @@ impl Pump {
 
 #[expect(clippy::cast_precision_loss, reason = "gauges")]
 fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
+    let books = Arc::clone(live);
+    metrics.watch(Gauge::LedgerImbalance, &[], move || {
+        books.imbalance.load(Ordering::Relaxed) as f64
+    });
     let (keys, disk, trouble) = (Arc::clone(live), Arc::clone(live), Arc::clone(in_trouble));
     metrics.watch(Gauge::DedupKeys, &[], move || {
         keys.dedup_keys.load(Ordering::Relaxed) as f64

@@ -1,11 +1,16 @@
 //! Building a range: records join until it is full or old enough (R11: once declared it is never cut).
 
 use super::batching::Batching;
+use super::books::Books;
 use crate::progress::Proof;
+use sluice_common::books::LedgerRow;
 use sluice_common::clock::UnixMs;
 use sluice_common::fates::Fate;
 use sluice_common::ids::{Name, Offset, source_o};
-use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_RANGE_BYTES, MAX_RANGE_FRAME_BYTES, MAX_RANGE_LETTERS};
+use sluice_common::limits::{
+    MAX_BLOCK_ROWS, MAX_RANGE_BYTES, MAX_RANGE_ENTRIES, MAX_RANGE_FRAME_BYTES, MAX_RANGE_LETTERS,
+    ROWLESS_RANGE_AGE,
+};
 use sluice_common::record::Record;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::BTreeMap;
@@ -16,6 +21,7 @@ pub struct OpenRange {
     range: Range,
     records: Vec<RangeRecord>,
     proof: Proof,
+    books: Books,
     column_bytes: usize,
     frame_bytes: usize,
     letters: usize,
@@ -39,6 +45,8 @@ pub struct ClosedRange {
     pub range: Range,
     pub records: Vec<RangeRecord>,
     pub proof: Proof,
+    /// The range's rows of the books.
+    pub ledger: Vec<LedgerRow>,
 }
 
 impl OpenRange {
@@ -49,6 +57,7 @@ impl OpenRange {
             range: Range { a, b: a },
             records: Vec::new(),
             proof: Proof::default(),
+            books: Books::default(),
             column_bytes: 0,
             frame_bytes: 0,
             letters: 0,
@@ -106,14 +115,20 @@ impl OpenRange {
         self.frame_bytes += record.frame().len();
         self.letters += one.fates.conflicts().len();
         prove(&mut self.proof, &one);
+        self.books.add(&one);
         let policy = batching.of(&record.meta.dataset);
         let load = self.tables.entry(record.meta.table.clone()).or_default();
         load.rows += u64::from(one.fates.kept());
         load.bytes += record.column_bytes() as u64;
         self.full |= load.rows >= policy.max_rows.0 || load.bytes >= policy.max_bytes.0;
         let begun = record.place.append_ms.min(now);
-        self.ripe_at = self.ripe_at.min(begun + policy.max_age.ms());
-        self.max_age = self.max_age.min(policy.max_age.ms());
+        let max_age = if sends(&one) {
+            policy.max_age.ms()
+        } else {
+            policy.max_age.ms().max(ROWLESS_RANGE_AGE.as_secs() * 1_000)
+        };
+        self.ripe_at = self.ripe_at.min(begun + max_age);
+        self.max_age = self.max_age.min(max_age);
         self.records.push(one);
     }
 
@@ -124,6 +139,7 @@ impl OpenRange {
             || self.column_bytes >= MAX_RANGE_BYTES
             || self.frame_bytes >= MAX_RANGE_FRAME_BYTES
             || self.letters >= MAX_RANGE_LETTERS
+            || self.books.len() >= MAX_RANGE_ENTRIES
     }
 
     /// Milliseconds from `now` until it has to go out; 0 where it is full or old enough; `None` where
@@ -147,8 +163,15 @@ impl OpenRange {
             range: self.range,
             records: self.records,
             proof: self.proof,
+            ledger: self.books.close(),
         }
     }
+}
+
+/// Whether any row of the record goes out; a record of repeats alone stays here.
+#[must_use]
+pub fn sends(one: &RangeRecord) -> bool {
+    one.fates.kept() > 0 || !one.fates.conflicts().is_empty()
 }
 
 fn prove(proof: &mut Proof, one: &RangeRecord) {

@@ -4,6 +4,7 @@
 mod corpus;
 mod identity;
 mod mistakes;
+mod openapi;
 mod rows;
 mod shared;
 mod values;

@@ -1,9 +1,10 @@
 //! An API user's mistakes: each answer has the status, the code and the words to mend it.
 
 use crate::shared::{LIMITED_KEY, sluice};
+use crate::values::rfc3339;
 use http::{Method, StatusCode};
 use sluice_tests::client::Answer;
-use sluice_tests::{Client, Deployment};
+use sluice_tests::{Client, Deployment, now_ms};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::Command;
@@ -201,7 +202,8 @@ fn sizes(key: &Client) -> Vec<Mistake> {
     let zstd = key.clone().with("content-encoding", "zstd");
     let spaces = zstd::encode_all(&vec![b' '; 65 << 20][..], 1).expect("packed");
     let lines = b"{}\n".repeat(65_537);
-    let hour = |n| format!("{{\"at\":\"2026-01-{:02}T{:02}:00:00Z\"}}\n", 2 + n / 24, n % 24);
+    let now = now_ms() / 1_000;
+    let hour = |n: u64| format!("{{\"at\":{:?}}}\n", rfc3339(now - n * 3_600));
     let hours: String = (0..25).map(hour).collect();
     let over = |code, says| (413, code, says);
     vec![

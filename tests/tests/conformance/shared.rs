@@ -28,17 +28,16 @@ pub fn config() -> String {
     let limited = format!("  - {{id: limited, keys: [{{sha256: \"{hash}\"}}], datasets: [loose]}}\n");
     let defaults = DEFAULT_YAML.split_once("datasets:\n").expect("datasets").1;
     // The corpus has times of its own, which grow old.
-    let timeless = defaults
+    let timeless: String = defaults
         .lines()
-        .filter(|line| !line.trim_start().starts_with("time:"));
-    let timeless: Vec<&str> = timeless
         .filter(|line| !line.trim_start().starts_with("ttl:"))
+        .map(|line| line.replace("max_past: 7d", "max_past: 36500d") + "\n")
         .collect();
+    assert!(timeless.contains("36500d"));
     let timeless = timeless
-        .join("\n")
         .replace("name: events", "name: corpus")
         .replace("table: events", "table: corpus");
-    format!("{limited}datasets:\n{defaults}{timeless}\n{DATASETS}")
+    format!("{limited}datasets:\n{defaults}{timeless}{DATASETS}")
 }
 
 const DATASETS: &str = r#"  - name: loose
