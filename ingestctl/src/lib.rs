@@ -8,6 +8,7 @@ pub mod exit;
 pub mod http;
 pub mod man;
 pub mod output;
+pub mod parked;
 pub mod pipeline;
 pub mod remote;
 pub mod sample;

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use ingestctl::{check, clickhouse, completions, exit, man, up};
+use ingestctl::{check, clickhouse, completions, exit, man, parked, up};
 use sluice_common::process::{self, Failure};
 
 /// Runs, checks and inspects Sluice.
@@ -27,6 +27,7 @@ enum Verb {
     Check(check::CheckArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
+    Parked(parked::ParkedArgs),
     /// Becomes the ClickHouse of the process that calls it.
     #[command(name = clickhouse::VERB, hide = true)]
     ClickhouseChild(clickhouse::ChildArgs),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     match line.verb {
         Verb::Up(args) => process::run(args.run()),
         Verb::Check(args) => exit::run(args.run()),
+        Verb::Parked(args) => exit::run(args.run()),
         Verb::Completions(args) => exit::finish(args.run(CommandLine::command())),
         Verb::Man(args) => exit::finish(args.run(CommandLine::command())),
         Verb::ClickhouseChild(args) => exit::finish(

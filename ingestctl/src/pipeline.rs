@@ -75,7 +75,7 @@ impl Pipeline {
             probes,
             given.metrics,
             ready,
-            Control::new(loaded.admin_token.clone()),
+            Control::new(loaded.admin_token.clone()).with(running.routes.clone()),
             pumping.clone(),
         ));
         let edge = server.addresses().to_vec();

@@ -6,6 +6,7 @@ use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
 use crate::intake::{Intake, Schema};
 use crate::key_cap::KeyCap;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
+use crate::parked;
 use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::Progress;
@@ -42,6 +43,8 @@ pub struct Environment {
 pub struct Running {
     pub intake: Seam<IntakeRequest>,
     pub ready: Readiness,
+    /// Control routes.
+    pub routes: axum::Router,
     /// Ends with the stop, or with the reason why the partition cannot go on.
     pub pump: JoinHandle<Result<(), PumpError>>,
     log: Arc<EmbeddedLog>,
@@ -131,6 +134,7 @@ impl Running {
         } = environment;
         let cap = loaded.config.dedup.keys_per_tenant.0;
         let window = loaded.config.max_window_ms();
+        let routes = parked::routes::routes(shelf.clone());
         let (appender, builder) = Appender::start(Arc::clone(&log), &metrics);
         let service = Arc::new(IntakeService {
             intake,
@@ -158,6 +162,7 @@ impl Running {
         Self {
             intake: service.seam(),
             ready: readiness(Arc::clone(&log)),
+            routes,
             pump,
             log,
         }

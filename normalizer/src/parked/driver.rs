@@ -5,7 +5,7 @@
 //! file goes. A crash anywhere repeats the rest.
 
 use super::file::{FileError, UnitId};
-use super::shelf::{Order, Shelf};
+use super::shelf::Shelf;
 use crate::progress::Marks;
 use crate::progress::closing::{self, Aside};
 use crate::progress::settle::{Next, Rules, Settling};
@@ -98,7 +98,7 @@ impl Drivers {
                 let Ok(_room) = self.room.acquire().await else {
                     return Ok(());
                 };
-                self.unit(&id, unit.order).await
+                self.unit(&id, unit.mend).await
             };
             match ended {
                 Ok(Ended::Settled) => {
@@ -116,11 +116,11 @@ impl Drivers {
     }
 
     /// Rows → told → removed.
-    async fn unit(&self, id: &UnitId, order: Option<Order>) -> Result<Ended, FileError> {
+    async fn unit(&self, id: &UnitId, mend: bool) -> Result<Ended, FileError> {
         let (records, mut marks) = block_in_place(|| self.shelf.read(id))?;
         let occasion = Occasion::now(id.range(), TraceContext::default());
         if !marks.closing {
-            let Some(settled) = self.rows(id, &records, marks, order, occasion).await? else {
+            let Some(settled) = self.rows(id, &records, marks, mend, occasion).await? else {
                 return Ok(Ended::Later);
             };
             marks = Marks {
@@ -143,14 +143,14 @@ impl Drivers {
         id: &UnitId,
         records: &[RangeRecord],
         marks: Marks,
-        order: Option<Order>,
+        mend: bool,
         occasion: Occasion,
     ) -> Result<Option<Marks>, FileError> {
         let work = closing::rows(records, &Aside::new());
         let rules = Rules {
             quarantine: true,
             park_after: None,
-            mend: order == Some(Order::InsertMissing),
+            mend,
         };
         let mut settling = Settling::found(work.proof, rules, marks);
         let mut waits = 0;

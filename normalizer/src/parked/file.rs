@@ -327,3 +327,87 @@ fn damaged(path: &Path, reason: String) -> FileError {
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::DeadRow;
+
+    fn head() -> Head {
+        let table = Name::new("events").expect("valid");
+        let dead = DeadRow {
+            table: table.clone(),
+            part: "all".into(),
+            row: 3,
+            o: 7,
+            code: 469,
+            message: "no".into(),
+        };
+        Head {
+            log: LogId(7),
+            partition: 0,
+            range: Range { a: 3, b: 5 },
+            table,
+            why: "refused".into(),
+            reason: "code 60".into(),
+            heals: true,
+            since_ms: 1,
+            marks: Marks {
+                dead: vec![dead],
+                ..Marks::default()
+            },
+            fates: Vec::new(),
+            rows: BTreeMap::new(),
+            bytes: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_found_and_read_back_and_goes_when_it_is_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (dir, head) = (dir.path(), head());
+        let id = UnitId::new(head.range, head.table.clone());
+        write(dir, &id, &head, &[]).expect("written");
+        assert_eq!(list(dir).expect("listed"), [id.clone()]);
+        assert_eq!(read_head(dir, &id).expect("read").0, head);
+        assert_eq!(read(dir, &id).expect("read").0, head);
+        assert_eq!(read_marks(dir, &id, &head).expect("read"), head.marks);
+        let newer = Marks {
+            closing: true,
+            ..head.marks.clone()
+        };
+        write_marks(dir, &id, &newer).expect("written");
+        assert_eq!(read_marks(dir, &id, &head).expect("read"), newer);
+        remove(dir, &id).expect("removed");
+        assert_eq!(std::fs::read_dir(dir).expect("listed").count(), 0);
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_go_and_mean_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (dir, head) = (dir.path(), head());
+        let id = UnitId::new(head.range, head.table.clone());
+        write_marks(dir, &id, &head.marks).expect("written");
+        std::fs::write(dir.join("x.unit.new"), b"torn").expect("written");
+        assert_eq!(list(dir).expect("listed"), []);
+        assert_eq!(std::fs::read_dir(dir).expect("listed").count(), 0);
+    }
+
+    #[test]
+    fn a_flipped_bit_or_a_cut_anywhere_is_told_and_never_read_as_rows() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (dir, head) = (dir.path(), head());
+        let id = UnitId::new(head.range, head.table.clone());
+        write(dir, &id, &head, &[]).expect("written");
+        let path = dir.join(id.name("unit"));
+        let good = std::fs::read(&path).expect("read");
+        for at in 0..good.len() {
+            let mut flipped = good.clone();
+            flipped[at] ^= 0x10;
+            std::fs::write(&path, &flipped).expect("written");
+            assert!(read(dir, &id).is_err(), "bit of byte {at}");
+            std::fs::write(&path, &good[..at]).expect("written");
+            assert!(read(dir, &id).is_err() && read_head(dir, &id).is_err(), "cut at {at}");
+        }
+    }
+}

@@ -52,17 +52,8 @@ pub struct Unit {
     pub rows: u64,
     pub file_bytes: u64,
     pub bytes: BTreeMap<Name, u64>,
-    /// What an operator ordered.
-    pub order: Option<Order>,
-}
-
-/// How a unit that waits for a person is to be settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// What is absent is inserted; what is there stays.
-    InsertMissing,
-    /// What is there stays, and what is absent becomes dead letters.
-    Accept,
+    /// An operator has said that what is absent is to be inserted, and what is there stays.
+    pub mend: bool,
 }
 
 impl Shelf {
@@ -226,7 +217,8 @@ impl Shelf {
             trouble.why.label().clone_into(&mut unit.why);
             unit.reason.clone_from(&trouble.reason);
             unit.heals = trouble.why.heals();
-            unit.order = unit.order.filter(|_| unit.heals);
+            // An order is for one attempt: what it meets may be something else.
+            unit.mend = false;
         }
         state.unbreak(&id.table);
     }
@@ -244,15 +236,16 @@ impl Shelf {
         Ok(())
     }
 
-    /// Orders how units of a table that wait for a person are settled; how many there are.
-    pub fn order(&self, table: &Name, order: Order) -> usize {
+    /// Has units of a table that wait for a person mended: what is absent is inserted, what is there
+    /// stays. How many there are.
+    #[must_use]
+    pub fn mend(&self, table: &Name) -> usize {
         let mut state = self.0.state.lock();
+        let waits = |id: &UnitId, unit: &Unit| id.table == *table && !unit.heals;
         let mut ordered = 0;
-        for (_, unit) in state.units.iter_mut().filter(|(id, _)| id.table == *table) {
-            if order == Order::Accept || !unit.heals {
-                unit.order = Some(order);
-                ordered += 1;
-            }
+        for (_, unit) in state.units.iter_mut().filter(|(id, unit)| waits(id, unit)) {
+            unit.mend = true;
+            ordered += 1;
         }
         self.0.changed.notify_one();
         ordered
@@ -308,7 +301,7 @@ impl Unit {
             rows: head.rows.values().sum(),
             file_bytes,
             bytes: head.bytes.clone(),
-            order: None,
+            mend: false,
         }
     }
 }
@@ -319,7 +312,7 @@ impl State {
         let committed = self.committed;
         self.units
             .iter()
-            .filter(move |(id, unit)| id.b <= committed && (unit.heals || unit.order.is_some()))
+            .filter(move |(id, unit)| id.b <= committed && (unit.heals || unit.mend))
     }
 
     /// A table is broken only while units of it may heal: one that waits for a person says nothing of

@@ -5,6 +5,8 @@
 //! are refused are found by a [`walk`] (R15), and told in what [`closing`] sends last.
 
 pub mod closing;
+#[cfg(test)]
+mod model;
 pub mod settle;
 pub mod store;
 pub mod walk;
