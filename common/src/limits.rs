@@ -67,6 +67,8 @@ pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
 
 /// Body bytes that one normalizer parses at once; over it the edge is answered 429.
 pub const INTAKE_BYTES: usize = 256 * MIB;
+/// Column bytes of one request: arrays of short numbers take many times their text.
+pub const MAX_REQUEST_COLUMN_BYTES: usize = 256 * MIB;
 /// Column bytes waiting for the log writer; over it the edge is answered 429.
 pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
 /// Rows of one record: the row index has 16 bits.
@@ -167,6 +169,7 @@ const _: () = {
     assert!(MAX_BODY_BYTES <= EDGE_TENANT_BODY_BYTES);
     assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
     assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
+    assert!(MAX_BODY_BYTES < MAX_REQUEST_COLUMN_BYTES && MAX_REQUEST_COLUMN_BYTES <= INTAKE_BYTES);
     assert!(MAX_RECORD_BYTES * 4 <= GROUP_COMMIT_BYTES);
     assert!(GROUP_COMMIT_BYTES + MAX_RECORD_BYTES <= SEGMENT_BYTES);
     assert!(MAX_RECORD_ROWS <= MAX_BLOCK_ROWS);

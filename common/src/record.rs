@@ -38,8 +38,9 @@ pub const SPAN_BYTES: usize = 56;
 /// Largest frame: the body limit plus room for header, meta and padding.
 pub const MAX_FRAME_BYTES: usize = MAX_RECORD_BYTES + 64 * 1024;
 
-/// Arrow's own name for a text column that holds JSON: how a record's column says that it does.
-pub const JSON_EXTENSION: &str = "arrow.json";
+/// Key of a column's Arrow metadata: the field's type as the config writes it, where the Arrow type alone
+/// does not say what ClickHouse would make of its values.
+pub const TYPE_MARK: &str = "sluice.type";
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SLR1");
 const VERSION: u16 = 1;

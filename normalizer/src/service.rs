@@ -108,6 +108,12 @@ impl IntakeService {
             late_events,
             ..
         } = parsed;
+        // Columns may be many times their text, which was charged twice over before.
+        let columns: usize = pending.iter().map(|one| one.bytes).sum();
+        let more = columns.saturating_sub(request.body.len() * (PARSE_FACTOR - 1));
+        let Some(_more) = self.budget.try_take(more) else {
+            return self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
+        };
         if let Err(wait_ms) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use sluice_common::ids::{LogId, Name, source_o};
 use sluice_common::limits::MAX_LETTER_BYTES;
-use sluice_common::record::{JSON_EXTENSION, Record};
+use sluice_common::record::{Record, TYPE_MARK};
 use sluice_common::wire::sink::SubKey;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -153,7 +153,8 @@ fn row_json(batch: &RecordBatch, row: usize) -> String {
     let mut members = Map::new();
     for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
         let mut value = cell(array.as_ref(), row);
-        if let (Some(JSON_EXTENSION), Value::String(text)) = (field.extension_type_name(), &value) {
+        let is_json = field.metadata().get(TYPE_MARK).is_some_and(|mark| mark == "json");
+        if let (true, Value::String(text)) = (is_json, &value) {
             value = serde_json::from_str(text).unwrap_or(value);
         }
         if !value.is_null() {
@@ -214,8 +215,42 @@ fn text(array: &dyn Array, row: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow_array::builder::{Int64Builder, MapBuilder, StringBuilder};
-    use arrow_array::{ArrayRef, Float64Array, TimestampMillisecondArray};
+    use arrow_array::builder::{Int64Builder, ListBuilder, MapBuilder, StringBuilder};
+    use arrow_array::{
+        ArrayRef, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float64Array, TimestampMillisecondArray,
+    };
+    use arrow_schema::{Field, Schema};
+
+    #[test]
+    fn every_type_is_written_as_it_is_sent() {
+        let json = Field::new("doc", DataType::Utf8, false)
+            .with_metadata([(TYPE_MARK.to_owned(), "json".to_owned())].into());
+        let decimal = Decimal128Array::from(vec![-1_250]).with_precision_and_scale(38, 2);
+        let decimal: ArrayRef = Arc::new(decimal.expect("it fits"));
+        let id = FixedSizeBinaryArray::try_from_iter([[0xab; 16]].into_iter()).expect("16 bytes");
+        let mut list = ListBuilder::new(Int64Builder::new());
+        list.append_value([Some(1), None]);
+        let columns: [(Field, ArrayRef); 5] = [
+            (json, Arc::new(StringArray::from(vec![r#"{"a":[1,null]}"#]))),
+            (Field::new("price", decimal.data_type().clone(), false), decimal),
+            (
+                Field::new("id", DataType::FixedSizeBinary(16), false),
+                Arc::new(id),
+            ),
+            (
+                Field::new("day", DataType::Date32, false),
+                Arc::new(Date32Array::from(vec![-1])),
+            ),
+            (
+                Field::new("list", DataType::new_list(DataType::Int64, true), false),
+                Arc::new(list.finish()),
+            ),
+        ];
+        let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).expect("columns");
+        let expected = r#"{"day":"1969-12-31","doc":{"a":[1,null]},"id":"abababab-abab-abab-abab-abababababab","list":[1,null],"price":"-12.50"}"#;
+        assert_eq!(row_json(&batch, 0), expected);
+    }
 
     #[test]
     fn a_row_is_written_as_the_event_that_a_client_would_send() {

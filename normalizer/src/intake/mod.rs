@@ -34,7 +34,8 @@
 //!
 //! # Why a request is refused whole
 //! 404 `unknown_dataset`; 400 `empty_body`, `malformed_json` (an object or array that is broken
-//! anywhere), `not_an_object` (a lone scalar); 413 `too_many_events`, `too_many_partitions`.
+//! anywhere), `not_an_object` (a lone scalar); 413 `too_many_events`, `too_many_partitions`,
+//! `columns_too_large`.
 //! An element of an array that is too large or too deep is only a rejected row: it is not parsed to
 //! its end, so whether it is JSON behind that point is not known.
 

@@ -14,7 +14,7 @@ use simd_json::Node;
 use sluice_common::error::Problem;
 use sluice_common::limits::{
     MAX_EVENT_BYTES, MAX_EVENTS_PER_REQUEST, MAX_PARTITIONS_PER_REQUEST, MAX_QUOTED_BYTES, MAX_RECORD_ROWS,
-    MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
+    MAX_REQUEST_COLUMN_BYTES, MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
 };
 use sluice_common::record::RequestSpan;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
@@ -104,6 +104,8 @@ struct Run<'s> {
     answer: RowsAnswer,
     /// Events seen, rejected ones included.
     events: usize,
+    /// Bytes of the columns of all rows.
+    column_bytes: usize,
     /// Events taken that came late.
     late: u64,
     partitions: Partitions,
@@ -160,6 +162,7 @@ impl<'s> Run<'s> {
             pending: Vec::new(),
             answer: RowsAnswer::default(),
             events: 0,
+            column_bytes: 0,
             late: 0,
             partitions: Partitions::default(),
         }
@@ -220,6 +223,15 @@ impl<'s> Run<'s> {
             .fingerprints
             .extend(self.hasher.fingerprint(self.schema, columns, row));
         self.open.bytes += bytes;
+        self.column_bytes += bytes;
+        if self.column_bytes > MAX_REQUEST_COLUMN_BYTES {
+            return Err(too_large(
+                "columns_too_large",
+                format!(
+                    "the columns of its events are over {MAX_REQUEST_COLUMN_BYTES} bytes; split the request"
+                ),
+            ));
+        }
         self.answer.accepted += 1;
         self.late += u64::from(self.writer.is_late());
         Ok(())

@@ -13,7 +13,6 @@ use super::column::{Column, Mark};
 use super::convert::{self, Cell};
 use super::fault::{Fault, RowFault};
 use super::json;
-use super::literal::DATE32_DAYS;
 use super::nested::{self, Allowance};
 use super::schema::{Default as FieldDefault, FieldPlan, Schema, UnknownPlan};
 use super::strings::Maps;
@@ -335,8 +334,7 @@ fn zero(kind: &Kind) -> Cell<'_> {
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => Cell::Int(0),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => Cell::Int(0),
         Kind::Decimal { .. } => Cell::Decimal(i256::ZERO),
-        Kind::Date => Cell::Date(0),
-        Kind::Date32 => Cell::Date(DATE32_DAYS.0),
+        Kind::Date | Kind::Date32 => Cell::Date(0),
         Kind::Uuid => Cell::Uuid([0; 16]),
         Kind::Ipv4 => Cell::Address(Ipv4Addr::UNSPECIFIED.into()),
         Kind::Ipv6 => Cell::Address(Ipv6Addr::UNSPECIFIED.into()),

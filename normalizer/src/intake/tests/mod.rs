@@ -5,6 +5,7 @@ mod identities;
 mod model;
 mod records;
 mod rows;
+mod types;
 
 use super::{Intake, Parsed, Pending};
 use arrow_array::cast::AsArray;
@@ -85,8 +86,9 @@ fn table(batch: &RecordBatch) -> Vec<Vec<Option<String>>> {
 )]
 fn text(column: &dyn Array, row: usize) -> Option<String> {
     use arrow_array::types::{
-        Float32Type, Float64Type, Int8Type, Int16Type, Int64Type, TimestampMicrosecondType,
-        TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+        Date32Type, Decimal128Type, Decimal256Type, Float32Type, Float64Type, Int8Type, Int16Type, Int64Type,
+        TimestampMicrosecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type,
+        UInt32Type, UInt64Type,
     };
     use arrow_schema::{DataType, TimeUnit};
     if column.is_null(row) {
@@ -131,13 +133,25 @@ fn text(column: &dyn Array, row: usize) -> Option<String> {
             .to_string(),
         DataType::Map(_, _) => {
             let entries = column.as_map().value(row);
-            let (keys, values) = (
-                entries.column(0).as_string::<i32>(),
-                entries.column(1).as_string::<i32>(),
-            );
-            let entry = |at| format!("{}={}", keys.value(at), values.value(at));
+            let (keys, values) = (entries.column(0).as_string::<i32>(), entries.column(1));
+            let value = |at| text(values.as_ref(), at).unwrap_or_else(|| "null".to_owned());
+            let entry = |at| format!("{}={}", keys.value(at), value(at));
             (0..keys.len()).map(entry).collect::<Vec<_>>().join(";")
         }
+        DataType::List(_) => {
+            let items = column.as_list::<i32>().value(row);
+            let item = |at| text(items.as_ref(), at).unwrap_or_else(|| "null".to_owned());
+            format!("[{}]", (0..items.len()).map(item).collect::<Vec<_>>().join(","))
+        }
+        DataType::Decimal128(..) => column.as_primitive::<Decimal128Type>().value(row).to_string(),
+        DataType::Decimal256(..) => column.as_primitive::<Decimal256Type>().value(row).to_string(),
+        DataType::Date32 => column.as_primitive::<Date32Type>().value(row).to_string(),
+        DataType::FixedSizeBinary(_) => column
+            .as_fixed_size_binary()
+            .value(row)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
         other => panic!("no column is {other}"),
     })
 }
