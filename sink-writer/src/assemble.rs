@@ -74,7 +74,7 @@ pub(crate) fn rows(pieces: &[Slice<'_>], table: &Table) -> Fitted {
 }
 
 /// What records of several schema versions say of one column, each once.
-fn versions<'p>(pieces: &[Piece<'p>], name: &str) -> Vec<&'p Field> {
+fn versions<'p>(pieces: &[Slice<'p>], name: &str) -> Vec<&'p Field> {
     let mut versions: Vec<&Field> = Vec::new();
     for piece in pieces {
         let found = piece.batch.schema_ref().fields().find(name);
