@@ -57,7 +57,12 @@ impl ParkedArgs {
             ParkedVerb::Repair { table, admin, output } => {
                 let order = json!({ "table": table });
                 let mended = admin.remote()?.post("/admin/v1/parked/repair", &order).await?;
-                let said = || format!("{} of table {table} are mended; see `parked list`", mended["units"]);
+                let said = || {
+                    format!(
+                        "{} of table {table} are mended; see `parked list`",
+                        mended["units"]
+                    )
+                };
                 output.print(&mended, said)?;
                 Ok(Exit::Good)
             }
@@ -76,7 +81,11 @@ fn table(listed: &Value) -> String {
     let mut table = TextTable::new(&["TABLE", "RECORDS", ">ROWS", "WHY", "NEEDS REPAIR", "REASON"]);
     for unit in units(listed) {
         let text = |name: &str| unit[name].as_str().unwrap_or_default().to_owned();
-        let repair = if unit["needs_repair"] == json!(true) { "yes" } else { "no" };
+        let repair = if unit["needs_repair"] == json!(true) {
+            "yes"
+        } else {
+            "no"
+        };
         table.row([
             text("table"),
             format!("{}..{}", unit["from"], unit["to"]),

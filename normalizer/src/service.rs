@@ -149,7 +149,9 @@ impl IntakeService {
         self.metrics.add(Counter::Shed, 1, &labels);
         IntakeReply::Unavailable {
             unknown: false,
-            reason: format!("the table of dataset {dataset} takes no rows, and as many as may wait for it are waiting"),
+            reason: format!(
+                "the table of dataset {dataset} takes no rows, and as many as may wait for it are waiting"
+            ),
             retry_after_ms: PARKED_RETRY_MS,
         }
     }

@@ -116,7 +116,12 @@ impl Running {
         );
         let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
             .map_err(|problems| loaded.source.refuse(&problems))?;
-        Ok(Self::assemble(loaded, environment, (log, store, dedup, shelf), intake))
+        Ok(Self::assemble(
+            loaded,
+            environment,
+            (log, store, dedup, shelf),
+            intake,
+        ))
     }
 
     fn assemble(

@@ -73,7 +73,11 @@ impl<'a> Routed<'a> {
                         Some((by, times)) => times.part(by, row as usize),
                         None => (Some(0), place::ALL.into()),
                     };
-                    parts.entry(slot).or_insert_with(|| (part, Vec::new())).1.push(row);
+                    parts
+                        .entry(slot)
+                        .or_insert_with(|| (part, Vec::new()))
+                        .1
+                        .push(row);
                 }
             }
         }
@@ -150,4 +154,3 @@ fn seconds(array: &dyn Array) -> Option<Vec<Option<i64>>> {
         TimeUnit::Nanosecond => scaled(array.as_primitive::<Ns>().iter().collect(), 1_000_000_000),
     })
 }
-

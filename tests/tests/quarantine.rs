@@ -90,7 +90,8 @@ impl Stand {
 }
 
 const SALES: &str = "SELECT count(), uniqExact(id) FROM telemetry.sales FORMAT TSV";
-const LETTERS: &str = "SELECT count(), uniqExact(JSONExtractString(payload, 'id')) FROM telemetry.dead_letters FORMAT TSV";
+const LETTERS: &str =
+    "SELECT count(), uniqExact(JSONExtractString(payload, 'id')) FROM telemetry.dead_letters FORMAT TSV";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exactly_the_rows_that_break_a_constraint_become_dead_letters() {
@@ -107,7 +108,8 @@ async fn exactly_the_rows_that_break_a_constraint_become_dead_letters() {
     assert_eq!(stand.run(ids).await, "[0,17,18,255,256,999]");
     let told = "SELECT DISTINCT stage, code, dataset, tenant, position(message, 'positive') > 0 FROM telemetry.dead_letters FORMAT TSV";
     assert_eq!(stand.run(told).await, "insert\tclickhouse_469\tsales\tt0\t1");
-    let books = "SELECT sum(stored), sum(dead_lettered) FROM telemetry.ledger WHERE entry = 'quarantined' FORMAT TSV";
+    let books =
+        "SELECT sum(stored), sum(dead_lettered) FROM telemetry.ledger WHERE entry = 'quarantined' FORMAT TSV";
     assert_eq!(stand.run(books).await, "-6\t6");
     let counted = stand.metric("sluice_dead_letters_total", "clickhouse_469").await;
     assert!((counted - 6.0).abs() < 0.5, "{counted}");
@@ -134,7 +136,8 @@ async fn a_kill_in_the_middle_of_a_walk_leaves_each_row_one_outcome() {
     }
     stand.shows(LETTERS, "126\t126").await;
     stand.shows(SALES, "11874\t11874").await;
-    let books = "SELECT sum(stored), sum(dead_lettered) FROM telemetry.ledger WHERE entry = 'quarantined' FORMAT TSV";
+    let books =
+        "SELECT sum(stored), sum(dead_lettered) FROM telemetry.ledger WHERE entry = 'quarantined' FORMAT TSV";
     stand.shows(books, "-126\t126").await;
     let both = "SELECT count() FROM telemetry.sales WHERE id IN (SELECT JSONExtractString(payload, 'id') FROM telemetry.dead_letters)";
     assert_eq!(stand.run(both).await, "0");

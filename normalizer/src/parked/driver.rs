@@ -184,7 +184,8 @@ impl Drivers {
         occasion: Occasion,
     ) -> Result<bool, FileError> {
         let work = closing::of_unit(records, marks);
-        let mut settling = Settling::found(work.proof, Rules::TELLING, marks.telling()).with_books(work.books);
+        let mut settling =
+            Settling::found(work.proof, Rules::TELLING, marks.telling()).with_books(work.books);
         let mut waits = 0;
         loop {
             match settling.advance() {
@@ -220,7 +221,8 @@ impl Drivers {
 
     fn say(&self, id: &UnitId, reason: &str, alarm: bool) {
         if alarm {
-            self.metrics.add(Counter::Alarms, 1, &[("reason", "parked_table")]);
+            self.metrics
+                .add(Counter::Alarms, 1, &[("reason", "parked_table")]);
         }
         tracing::warn!(table = %id.table, a = id.a, b = id.b, reason, "rows that were set aside still wait");
     }

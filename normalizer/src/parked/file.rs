@@ -407,7 +407,10 @@ mod tests {
             std::fs::write(&path, &flipped).expect("written");
             assert!(read(dir, &id).is_err(), "bit of byte {at}");
             std::fs::write(&path, &good[..at]).expect("written");
-            assert!(read(dir, &id).is_err() && read_head(dir, &id).is_err(), "cut at {at}");
+            assert!(
+                read(dir, &id).is_err() && read_head(dir, &id).is_err(),
+                "cut at {at}"
+            );
         }
     }
 }

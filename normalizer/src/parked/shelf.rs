@@ -110,7 +110,9 @@ impl Shelf {
         let state = self.0.state.lock();
         let reason = |table: &Name| {
             let units = state.units.iter().filter(|(id, _)| id.table == *table);
-            units.last().map_or(String::new(), |(_, unit)| unit.reason.clone())
+            units
+                .last()
+                .map_or(String::new(), |(_, unit)| unit.reason.clone())
         };
         state
             .broken
@@ -325,7 +327,10 @@ impl State {
     }
 
     fn bytes_of(&self, dataset: &Name) -> u64 {
-        self.units.values().filter_map(|unit| unit.bytes.get(dataset)).sum()
+        self.units
+            .values()
+            .filter_map(|unit| unit.bytes.get(dataset))
+            .sum()
     }
 }
 
@@ -335,7 +340,11 @@ impl Inner {
         let names: BTreeSet<&Name> = state.units.values().flat_map(|unit| unit.bytes.keys()).collect();
         let reopen = self.max_bytes / 100 * WATERMARK_REOPEN_PERCENT;
         let is_full = |name: &&&Name| {
-            let limit = if state.full.contains(**name) { reopen } else { self.max_bytes };
+            let limit = if state.full.contains(**name) {
+                reopen
+            } else {
+                self.max_bytes
+            };
             state.bytes_of(name) >= limit
         };
         state.full = names.iter().filter(is_full).map(|name| (*name).clone()).collect();

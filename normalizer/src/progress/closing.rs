@@ -80,7 +80,9 @@ pub fn of_range(records: &[RangeRecord], marks: &Marks, aside: &Aside) -> Work {
         row.stored -= 1;
         row.dead_lettered += 1;
     }
-    let set_aside = records.iter().filter(|one| aside.contains(&one.record.meta.table));
+    let set_aside = records
+        .iter()
+        .filter(|one| aside.contains(&one.record.meta.table));
     for one in set_aside {
         for o in sources(&one.record, &one.fates, |fate| fate == Fate::Keep) {
             let row = books.row(Entry::Parked, &one.record, o);
@@ -113,7 +115,9 @@ pub fn of_unit(records: &[RangeRecord], marks: &Marks) -> Work {
 
 fn telling(records: &[RangeRecord], dead: &[&DeadRow], books: Books) -> Work {
     let offsets: BTreeSet<u64> = dead.iter().map(|one| one.o >> 16).collect();
-    let with_dead = records.iter().filter(|one| offsets.contains(&one.record.place.offset));
+    let with_dead = records
+        .iter()
+        .filter(|one| offsets.contains(&one.record.place.offset));
     let nothing_else = |one: &RangeRecord| RangeRecord {
         record: one.record.clone(),
         fates: one.fates.without_kept().without_conflicts(),
@@ -159,7 +163,10 @@ fn with_records<'a>(
 
 /// The provenance of a record's rows of some fates.
 fn sources(record: &Record, fates: &Fates, wanted: impl Fn(Fate) -> bool) -> impl Iterator<Item = u64> {
-    let (offset, all) = (record.place.offset, fates.dropped().is_empty() && fates.conflicts().is_empty());
+    let (offset, all) = (
+        record.place.offset,
+        fates.dropped().is_empty() && fates.conflicts().is_empty(),
+    );
     let is_wanted = move |row: u32| {
         let fate = if all {
             Fate::Keep
@@ -186,7 +193,13 @@ impl Books {
     fn row(&mut self, entry: Entry, record: &Record, o: u64) -> &mut LedgerRow {
         let (meta, append_ms) = (&record.meta, record.place.append_ms);
         let (tenant, dataset, table) = (meta.tenant.clone(), meta.dataset.clone(), meta.table.clone());
-        let group = (entry, tenant.clone(), dataset.clone(), table, append_ms / MINUTE_MS);
+        let group = (
+            entry,
+            tenant.clone(),
+            dataset.clone(),
+            table,
+            append_ms / MINUTE_MS,
+        );
         let row = self
             .rows
             .entry(group)

@@ -97,7 +97,11 @@ impl Server {
         let mut reports = Vec::new();
         for task in tasks {
             let rows = self.of(&task.sub);
-            let first = if plan.steps.verify_first { self.verify(&rows) } else { Verdict::NoneThere };
+            let first = if plan.steps.verify_first {
+                self.verify(&rows)
+            } else {
+                Verdict::NoneThere
+            };
             let verdict = if first == Verdict::NoneThere && plan.steps.insert {
                 self.insert(&task, &rows, luck())
             } else {
@@ -156,7 +160,10 @@ fn settle(server: &mut Server, steps: &[Step], changes: &BTreeMap<usize, BTreeSe
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec((prop::bool::weighted(0.2), prop::collection::vec(0u8..8, 0..4)), 0..60)
+    prop::collection::vec(
+        (prop::bool::weighted(0.2), prop::collection::vec(0u8..8, 0..4)),
+        0..60,
+    )
 }
 
 proptest! {

@@ -227,7 +227,11 @@ impl Settling {
             return next;
         }
         let is_proven = |sub: &Sub| sub.state == State::Proven;
-        if self.subs.as_ref().is_some_and(|subs| subs.values().all(is_proven)) {
+        if self
+            .subs
+            .as_ref()
+            .is_some_and(|subs| subs.values().all(is_proven))
+        {
             return Next::Proven;
         }
         self.attempt += 1;
@@ -249,7 +253,9 @@ impl Settling {
         }
         // Marks that were made before a crash belong to sub-batches whose list is not known yet: learn
         // it first, without sending anything under an old generation, or whole.
-        let Marks { bumped, split, dead, .. } = &self.marks;
+        let Marks {
+            bumped, split, dead, ..
+        } = &self.marks;
         let insert = self.subs.is_some() || (bumped.is_empty() && split.is_empty() && dead.is_empty());
         Steps {
             insert,
@@ -365,7 +371,8 @@ impl Settling {
             let mut of_table = reports.iter().filter(|report| report.sub.table == *table);
             of_table.any(|report| report.verdict != Verdict::Done)
         };
-        self.troubles.retain(|table, _| failing.contains_key(table) || is_open(table));
+        self.troubles
+            .retain(|table, _| failing.contains_key(table) || is_open(table));
         for (table, (why, reason)) in failing {
             let known = self.troubles.get(&table).filter(|_| alive);
             let since = known.map_or(now, |trouble| trouble.since);
@@ -378,7 +385,8 @@ impl Settling {
             let long = now.saturating_sub(trouble.since) >= after;
             is_data(table) && (long || trouble.why == Why::TooMany)
         });
-        due.map(|(table, trouble)| (table.clone(), trouble.clone())).collect()
+        due.map(|(table, trouble)| (table.clone(), trouble.clone()))
+            .collect()
     }
 
     /// These tables are durable elsewhere; `proof` is of the rows that are left.
@@ -437,6 +445,11 @@ impl Settling {
             return Took::Well;
         };
         let node = match (&sub.state, report.sub.piece) {
+            // all of it is there, found while the list was learned → its walk has nothing to find
+            (State::Walked(_), Piece::Whole) if report.verdict == Verdict::Done => {
+                sub.state = State::Proven;
+                return Took::Well;
+            }
             (State::Walked(walk), Piece::Rows { from, to }) if walk.holds((from, to)) => Some((from, to)),
             (State::Open, Piece::Whole | Piece::Quarantined | Piece::Entry(_)) => None,
             // Asked for once more as a canary, or named while the list was learned.
@@ -524,8 +537,13 @@ impl Settling {
     fn too_many(&self, reports: &[SubReport]) -> BTreeSet<SubKey> {
         let mut nodes: BTreeMap<SubKey, (usize, usize)> = BTreeMap::new();
         for report in reports {
-            if let (Verdict::Refused { class: Class::Quarantine, .. }, Piece::Rows { from, to }) =
-                (&report.verdict, report.sub.piece)
+            if let (
+                Verdict::Refused {
+                    class: Class::Quarantine,
+                    ..
+                },
+                Piece::Rows { from, to },
+            ) = (&report.verdict, report.sub.piece)
             {
                 let (all, single) = nodes.entry(root(&report.sub)).or_default();
                 *all += 1;
@@ -560,7 +578,10 @@ impl Settling {
                 sum.rows, books.rows, self.proof.rows, self.books.rows
             ));
         }
-        let subs: BTreeMap<SubKey, Sub> = reports.iter().map(|one| (one.sub.clone(), self.begin(one))).collect();
+        let subs: BTreeMap<SubKey, Sub> = reports
+            .iter()
+            .map(|one| (one.sub.clone(), self.begin(one)))
+            .collect();
         let marked = self.marks.roots();
         let strayed = marked.into_iter().filter(|root| !subs.contains_key(root));
         self.strayed = strayed.map(|root| root.table).collect();
@@ -814,13 +835,23 @@ mod tests {
             sub: key("a"),
             generation: 2,
         }];
-        let mut settling = Settling::found(proof(2), RULES, Marks { bumped, ..Marks::default() });
+        let mut settling = Settling::found(
+            proof(2),
+            RULES,
+            Marks {
+                bumped,
+                ..Marks::default()
+            },
+        );
         let plan = call(&mut settling);
         assert!(
             !plan.steps.insert && plan.tasks.is_none(),
             "nothing goes out under an old generation"
         );
-        settling.reported(&[report("a", Verdict::NoneThere), report("b", Verdict::Done)], NOW);
+        settling.reported(
+            &[report("a", Verdict::NoneThere), report("b", Verdict::Done)],
+            NOW,
+        );
         let plan = call(&mut settling);
         assert_eq!(
             plan.tasks,

@@ -201,7 +201,8 @@ impl Driver {
         occasion: Occasion,
     ) -> Result<(), DriveError> {
         block_in_place(|| self.persist(marks.clone()))?;
-        let mut settling = Settling::found(work.proof, Rules::TELLING, marks.telling()).with_books(work.books);
+        let mut settling =
+            Settling::found(work.proof, Rules::TELLING, marks.telling()).with_books(work.books);
         let mut said = Said::default();
         loop {
             match settling.advance() {
@@ -271,7 +272,8 @@ impl Driver {
             %table, why, reason,
             "the table's rows are set aside, and other tables go on: mend the table (`ingestctl parked list`)"
         );
-        self.metrics.add(Counter::Alarms, 1, &[("reason", "parked_table")]);
+        self.metrics
+            .add(Counter::Alarms, 1, &[("reason", "parked_table")]);
         let content = (closed.range, closed.records.as_slice());
         self.shelf
             .set_aside(content, table, trouble, (marks, self.clock.now_ms()))

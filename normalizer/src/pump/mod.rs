@@ -6,18 +6,18 @@
 //! dedup state that is not yet on disk.
 
 pub mod batching;
-pub mod call;
 mod books;
+pub mod call;
 mod drive;
 mod range;
 mod recover;
 
 use crate::dedup::{Dedup, DedupError};
 use crate::log::{EmbeddedLog, ReadError};
-use crate::progress::store::{Store, StoreError};
 use crate::parked::driver::Drivers;
 use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
+use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Marks, Progress};
 use batching::Batching;
 use books::Evidence;
@@ -25,8 +25,8 @@ use call::Caller;
 use drive::{DriveError, Driver, Outcome, Start};
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
-use sluice_common::classify::{QUARANTINE_CODES, letter_code};
 use sluice_common::books::LedgerRow;
+use sluice_common::classify::{QUARANTINE_CODES, letter_code};
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Config;
 use sluice_common::ids::{Name, Offset};

@@ -1,11 +1,11 @@
 //! A partition's start: is the state of one piece (R19), what did dedup know, what became of the
 //! range that was declared.
 
+use super::drive::Start;
 use super::range::OpenRange;
 use super::{PARTITION, Pump, PumpError, READ_BYTES};
 use crate::dedup::DedupError;
 use crate::progress::Intent;
-use super::drive::Start;
 use sluice_common::ids::{Name, Offset, source_o};
 use sluice_common::limits::{INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::wire::sink::{Horizon, SinkReply, SinkRequest};

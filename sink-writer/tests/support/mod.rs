@@ -139,7 +139,7 @@ pub fn call(
         tasks,
         records,
         ledger: Vec::new(),
-            quarantined: Vec::new(),
+        quarantined: Vec::new(),
         trace: TraceContext::default(),
     }
 }
