@@ -8,7 +8,8 @@ use super::file::{FileError, UnitId};
 use super::shelf::Shelf;
 use crate::progress::Marks;
 use crate::progress::closing::{self, Aside};
-use crate::progress::settle::{Next, Rules, Settling};
+use crate::progress::plan::{Next, Rules};
+use crate::progress::settle::Settling;
 use crate::pump::call::{Caller, Occasion};
 use sluice_common::classify::letter_code;
 use sluice_common::ids::{Name, RequestId};
@@ -120,7 +121,7 @@ impl Drivers {
         let (records, mut marks) = block_in_place(|| self.shelf.read(id))?;
         let occasion = Occasion::now(id.range(), TraceContext::default());
         if !marks.closing {
-            let Some(settled) = self.rows(id, &records, marks, mend, occasion).await? else {
+            let Some(settled) = self.rows(id, &records, (marks, mend), occasion).await? else {
                 return Ok(Ended::Later);
             };
             marks = Marks {
@@ -142,8 +143,7 @@ impl Drivers {
         &self,
         id: &UnitId,
         records: &[RangeRecord],
-        marks: Marks,
-        mend: bool,
+        (marks, mend): (Marks, bool),
         occasion: Occasion,
     ) -> Result<Option<Marks>, FileError> {
         let work = closing::rows(records, &Aside::new());

@@ -3,7 +3,7 @@
 use super::file::{self, FileError, Head, UnitId};
 use crate::progress::Marks;
 use crate::progress::closing::{Aside, of_table};
-use crate::progress::settle::Trouble;
+use crate::progress::plan::Trouble;
 use parking_lot::Mutex;
 use sluice_common::clock::UnixMs;
 use sluice_common::config::Dataset;

@@ -7,8 +7,10 @@
 pub mod closing;
 #[cfg(test)]
 mod model;
+pub mod plan;
 pub mod settle;
 pub mod store;
+mod sub;
 pub mod walk;
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,8 @@
 //! A model of ClickHouse that refuses rows, loses answers and poisons tokens, under a settling that is
 //! killed at any step: each row ends with exactly one outcome.
 
-use super::settle::{Next, Plan, Rules, Settling};
+use super::plan::{Next, Plan, Rules, Why};
+use super::settle::Settling;
 use super::{Marks, Proof};
 use proptest::prelude::*;
 use sluice_common::classify::Class;
@@ -234,7 +235,7 @@ fn a_table_that_refuses_most_rows_is_set_aside_and_none_of_them_is_given_up() {
             }
             Next::Park(tables) => {
                 let table = Name::new("t").expect("valid");
-                assert_eq!(tables[&table].why, super::settle::Why::TooMany);
+                assert_eq!(tables[&table].why, Why::TooMany);
                 assert_eq!(settling.marks().dead.len(), 0);
                 settling.set_aside(tables.keys(), Proof::of([5_000]));
                 assert_eq!(settling.advance(), Next::Proven);

@@ -5,9 +5,10 @@
 //! when every sub-batch is proven, walked to its end or set aside with its table, or when it is told to
 //! stop; what cannot be settled stays declared, is retried with back-off and raises an alarm.
 
+use super::plan::{Next, Plan, Rules, Trouble, Why};
+use super::sub::{State, Sub, count, describe, is_data, is_sound, is_walked, piece, root};
 use super::walk::Walk;
 use super::{DeadRow, Marks, Proof};
-use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::classify::Class;
 use sluice_common::ids::Name;
 use sluice_common::limits::{
@@ -18,21 +19,6 @@ use sluice_common::wire::sink::{Piece, Steps, SubKey, SubReport, SubTask, Verdic
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Where one sub-batch stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Sub {
-    rows: u64,
-    state: State,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum State {
-    Open,
-    Walked(Walk),
-    /// All rows have their outcome.
-    Proven,
-}
-
 /// New generations that one sub-batch gets before a person has to look: a crash poisons a token once,
 /// while rows that are there and cannot be read (a row policy, a TTL, another server) would be written
 /// again under each new one.
@@ -42,103 +28,6 @@ const MAX_GENERATION: u32 = 3;
 const LEARN_AGAIN: u32 = 5;
 /// Bytes of a refusal's message that are kept with a row.
 pub const MAX_DEAD_MESSAGE: usize = 200;
-
-/// What to do next.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// Call the sink-writer.
-    Call(Plan),
-    /// Make these durable, then go on.
-    Persist(Marks),
-    /// Set these tables aside, then say so with [`Settling::set_aside`], or that it failed with
-    /// [`Settling::not_set_aside`].
-    Park(BTreeMap<Name, Trouble>),
-    /// Wait, say why, then go on.
-    Wait {
-        delay: Duration,
-        reason: String,
-        alarm: bool,
-    },
-    /// Every row has its outcome.
-    Proven,
-}
-
-/// Why a table's rows are not settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// Refused for the table's or the server's sake, or nothing is known.
-    Unsettled,
-    /// So many rows are refused that it must be the table.
-    TooMany,
-    /// Some rows are there and some are not; only a person can say what is right.
-    Between,
-    /// ClickHouse takes the rows and does not show them.
-    Vanished,
-    /// Partitioned anew after some of its rows had their outcome.
-    Repartitioned,
-}
-
-impl Why {
-    /// The name that operators see.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Unsettled => "refused",
-            Self::TooMany => "too_many_bad_rows",
-            Self::Between => "between",
-            Self::Vanished => "vanished",
-            Self::Repartitioned => "repartitioned",
-        }
-    }
-
-    /// Whether sending again may settle it; else it waits for a person.
-    #[must_use]
-    pub fn heals(self) -> bool {
-        match self {
-            Self::Unsettled | Self::TooMany => true,
-            Self::Between | Self::Vanished | Self::Repartitioned => false,
-        }
-    }
-}
-
-/// A table's trouble.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    /// Since the settling began.
-    pub since: Duration,
-    pub why: Why,
-    pub reason: String,
-}
-
-/// One call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    pub attempt: u32,
-    pub steps: Steps,
-    pub tasks: Option<Vec<SubTask>>,
-    pub timeout: Duration,
-}
-
-/// What a settling may do besides sending.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
-    /// Walk through sub-batches whose rows are refused.
-    pub quarantine: bool,
-    /// Set a table aside that is in trouble for so long, while ClickHouse takes others.
-    pub park_after: Option<Duration>,
-    /// Walk through sub-batches of which only some rows are there, and send what is absent; a person
-    /// has said so.
-    pub mend: bool,
-}
-
-impl Rules {
-    /// Of dead letters and books: neither walked through nor set aside.
-    pub const TELLING: Self = Self {
-        quarantine: false,
-        park_after: None,
-        mend: false,
-    };
-}
 
 /// The state machine of one range. It does no I/O and reads no clock.
 #[derive(Debug)]
@@ -601,84 +490,8 @@ impl Settling {
     }
 }
 
-impl Sub {
-    /// All rows of it, or of a node of its walk, have their outcome.
-    fn settle(&mut self, node: Option<(u32, u32)>) {
-        match (&mut self.state, node) {
-            (State::Walked(walk), Some(node)) => walk.settle(node),
-            (State::Open | State::Walked(_) | State::Proven, _) => self.state = State::Proven,
-        }
-        self.state = std::mem::replace(&mut self.state, State::Proven).ended();
-    }
-}
-
-impl State {
-    /// A walk at its end is proven.
-    fn ended(self) -> Self {
-        match self {
-            Self::Walked(walk) if walk.is_done() => Self::Proven,
-            Self::Open | Self::Walked(_) | Self::Proven => self,
-        }
-    }
-}
-
-/// The sub-batch that a piece of rows belongs to.
-fn root(sub: &SubKey) -> SubKey {
-    match sub.piece {
-        Piece::Rows { .. } => SubKey {
-            piece: Piece::Whole,
-            ..sub.clone()
-        },
-        Piece::Whole | Piece::Quarantined | Piece::Entry(_) => sub.clone(),
-    }
-}
-
-fn piece(root: &SubKey, (from, to): (u32, u32)) -> SubKey {
-    SubKey {
-        piece: Piece::Rows { from, to },
-        ..root.clone()
-    }
-}
-
-fn is_sound(canary: &SubKey, other: &SubKey, one: &Sub) -> bool {
-    canary.table != other.table || one.state == State::Proven
-}
-
-/// Whether a refusal means that the rows have to be told apart.
-fn is_walked(class: Class, root: &SubKey) -> bool {
-    class == Class::Quarantine && root.piece == Piece::Whole && is_data(&root.table)
-}
-
-/// Our own tables are neither walked through nor set aside: everything else is told there.
-fn is_data(table: &Name) -> bool {
-    ![LEDGER, DEAD_LETTERS].contains(&table.as_str())
-}
-
-/// Blocks have at most 500,000 rows.
-fn count(rows: u64) -> u32 {
-    u32::try_from(rows).unwrap_or(u32::MAX)
-}
-
 fn shorten(message: &str) -> String {
     message[..message.floor_char_boundary(MAX_DEAD_MESSAGE)].to_owned()
-}
-
-fn describe(report: &SubReport) -> String {
-    let (table, part, rows) = (&report.sub.table, &report.sub.part, report.rows);
-    let what = match &report.verdict {
-        Verdict::Between { found } => {
-            format!("{found} of {rows} rows are there: something else wrote or deleted rows")
-        }
-        Verdict::Refused { code, message, .. } => format!("ClickHouse refuses the rows (code {code}): {message}"),
-        Verdict::Unknown { reason } => reason.clone(),
-        Verdict::CleanButNone => {
-            "ClickHouse takes the rows and does not show them: look for a row policy on our user, a TTL that is \
-             shorter than the backlog, or several servers behind one URL"
-                .into()
-        }
-        Verdict::Done | Verdict::NoneThere => String::new(),
-    };
-    format!("{table}/{part}: {what}")
 }
 
 #[cfg(test)]

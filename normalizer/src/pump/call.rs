@@ -1,7 +1,8 @@
 //! One call to the sink-writer, and what its answer means to a settling.
 
 use crate::progress::closing::Work;
-use crate::progress::settle::{Plan, Settling};
+use crate::progress::plan::Plan;
+use crate::progress::settle::Settling;
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::ids::LogId;
 use sluice_common::trace::TraceContext;
