@@ -90,6 +90,8 @@ impl Stand {
 }
 
 const SALES: &str = "SELECT count(), uniqExact(id) FROM telemetry.sales FORMAT TSV";
+/// What was set aside and is back has left the books as they were.
+const BALANCED: &str = "SELECT sum(imbalance), sum(parked) FROM (SELECT parked, received - stored - duplicate - dead_lettered - rejected - parked AS imbalance FROM telemetry.ledger) FORMAT TSV";
 const LETTERS: &str =
     "SELECT count(), uniqExact(JSONExtractString(payload, 'id')) FROM telemetry.dead_letters FORMAT TSV";
 
@@ -156,14 +158,21 @@ async fn a_dropped_table_is_set_aside_while_others_flow_and_drains_once_it_is_ba
     stand.send("sales", (20..30).map(|id| (id, 1))).await;
     stand.send("other", [(2, 1)]).await;
     stand.shows("SELECT count() FROM telemetry.other", "2").await;
-    stand.kill_and_start().await;
-    stand.send("other", [(3, 1)]).await;
-    stand.send("sales", (30..40).map(|id| (id, 1))).await;
-    stand.shows("SELECT count() FROM telemetry.other", "3").await;
     stand.run(&ddl).await;
-    stand.shows(SALES, "30\t30").await;
+    stand.shows(SALES, "20\t20").await;
     stand.parked("sales", false).await;
-    let books = "SELECT sum(stored), sum(parked) FROM telemetry.ledger WHERE entry IN ('parked', 'unparked') FORMAT TSV";
-    stand.shows(books, "0\t0").await;
+    stand.shows(BALANCED, "0\t0").await;
+
+    // Killed while rows wait; the start makes the table, and they go in once.
+    stand.run("DROP TABLE telemetry.sales SYNC").await;
+    stand.send("sales", (30..40).map(|id| (id, 1))).await;
+    stand.parked("sales", true).await;
+    stand.kill_and_start().await;
+    stand.send("sales", (40..50).map(|id| (id, 1))).await;
+    stand.send("other", [(3, 1)]).await;
+    stand.shows(SALES, "20\t20").await;
+    stand.shows("SELECT count() FROM telemetry.other", "3").await;
+    stand.parked("sales", false).await;
+    stand.shows(BALANCED, "0\t0").await;
     assert_eq!(stand.run(LETTERS).await, "0\t0");
 }
