@@ -17,6 +17,7 @@ use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::RangeRecord;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -69,13 +70,13 @@ impl Drivers {
         let mut tasks: JoinSet<(Name, Result<(), FileError>)> = JoinSet::new();
         loop {
             for table in self.shelf.tables_to_drive() {
-                if !running.contains_key(&table) {
-                    let (drivers, name) = (self.clone(), table.clone());
+                if let Entry::Vacant(free) = running.entry(table) {
+                    let (drivers, name) = (self.clone(), free.key().clone());
                     let task = async move {
                         let ended = drivers.table(&name).await;
                         (name, ended)
                     };
-                    running.insert(table, tasks.spawn(task));
+                    free.insert(tasks.spawn(task));
                 }
             }
             tokio::select! {

@@ -368,7 +368,7 @@ mod tests {
         let (dir, head) = (dir.path(), head());
         let id = UnitId::new(head.range, head.table.clone());
         write(dir, &id, &head, &[]).expect("written");
-        assert_eq!(list(dir).expect("listed"), [id.clone()]);
+        assert_eq!(list(dir).expect("listed"), std::slice::from_ref(&id));
         assert_eq!(read_head(dir, &id).expect("read").0, head);
         assert_eq!(read(dir, &id).expect("read").0, head);
         assert_eq!(read_marks(dir, &id, &head).expect("read"), head.marks);

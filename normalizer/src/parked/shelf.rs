@@ -109,9 +109,9 @@ impl Shelf {
     pub fn broken(&self) -> BTreeMap<Name, String> {
         let state = self.0.state.lock();
         let reason = |table: &Name| {
-            let units = state.units.iter().filter(|(id, _)| id.table == *table);
+            let mut units = state.units.iter().filter(|(id, _)| id.table == *table);
             units
-                .last()
+                .next_back()
                 .map_or(String::new(), |(_, unit)| unit.reason.clone())
         };
         state
