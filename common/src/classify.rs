@@ -25,6 +25,10 @@ impl Class {
     }
 }
 
+/// Our own code, in a refusal of rows that no partition can hold; ClickHouse was not asked.
+pub const TIME_OUT_OF_RANGE: u32 = 0;
+/// Codes of refused rows, ours included: all that a dead letter's `code` can tell.
+pub const QUARANTINE_CODES: [u32; 6] = [TIME_OUT_OF_RANGE, 6, 27, 53, 117, 469];
 /// The query of this id still runs: a second was refused. Evidence of nothing (R14).
 pub const QUERY_WITH_SAME_ID_IS_RUNNING: u32 = 216;
 /// Schema errors: our description of the table is out of date.
@@ -51,6 +55,15 @@ pub fn classify(code: u32) -> Class {
         | 999
         | 1001 => Class::Retry,
         _ => Class::Alarm,
+    }
+}
+
+/// The column `code` of a dead letter whose row was refused with this code.
+#[must_use]
+pub fn letter_code(code: u32) -> String {
+    match code {
+        TIME_OUT_OF_RANGE => "time_out_of_range".into(),
+        code => format!("clickhouse_{code}"),
     }
 }
 

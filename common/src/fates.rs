@@ -80,6 +80,33 @@ impl Fates {
         Fate::Keep
     }
 
+    /// The same rows with what would be stored dropped: only the conflicts go out.
+    #[must_use]
+    pub fn without_kept(&self) -> Self {
+        self.map(|fate| match fate {
+            Fate::Keep | Fate::Drop => Fate::Drop,
+            Fate::Conflict => Fate::Conflict,
+        })
+    }
+
+    /// The same rows with conflicts dropped: only what is stored goes out.
+    #[must_use]
+    pub fn without_conflicts(&self) -> Self {
+        self.map(|fate| match fate {
+            Fate::Keep => Fate::Keep,
+            Fate::Drop | Fate::Conflict => Fate::Drop,
+        })
+    }
+
+    fn map(&self, to: impl Fn(Fate) -> Fate) -> Self {
+        let mut fates = Self::new();
+        for row in 0..self.rows {
+            let row = u16::try_from(row).expect("a record has at most 65,536 rows");
+            fates.push(to(self.of(row)));
+        }
+        fates
+    }
+
     /// Whether lists that came from a peer are what [`Self::push`] would have built.
     #[must_use]
     pub fn is_sound(&self) -> bool {

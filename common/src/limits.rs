@@ -149,6 +149,10 @@ pub const MAX_LETTER_BYTES: usize = 128 * MIB;
 pub const MAX_SENT_BLOCK_BYTES: usize = 4 * MAX_BLOCK_BYTES;
 /// Sub-batches of one range: the intent that names them has preallocated room.
 pub const MAX_SUB_BATCHES: usize = 256;
+/// Refused rows of one sub-batch: with more it is the table that is at fault, not the rows (R15).
+pub const MAX_BAD_ROWS: usize = 64;
+/// Refused rows of one range: the intent that names them has preallocated room, under 600 B each.
+pub const MAX_DEAD_ROWS: usize = 128;
 /// Record bytes that calls to one sink-writer may hold at once; over it 429.
 pub const SINK_CALL_BYTES: usize = 256 * MIB;
 /// First time-out of an insert; it doubles with each attempt (R12).

@@ -42,7 +42,7 @@ macro_rules! names {
 names! {
     /// Things that are counted.
     Counter {
-        /// `stage` edge, intake, dedup, sink; `outcome` accepted, rejected, refused, kept, duplicate, conflict, stored, dead_lettered.
+        /// `stage` edge, intake, dedup, sink; `outcome` accepted, rejected, refused, kept, duplicate, conflict, stored, dead_lettered, parked.
         Events = "sluice_events_total", "Events by stage and outcome.";
         /// `stage` edge (decompressed bodies), log (frames), sink (blocks sent).
         Bytes = "sluice_bytes_total", "Bytes by stage.";
@@ -110,6 +110,10 @@ names! {
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
         ConfigRestartPending = "sluice_config_restart_pending", "1 while the config file has changes that wait for the next start.";
+        /// `dataset`.
+        ParkedBytes = "sluice_parked_bytes", "Bytes of rows that wait for a table in trouble.";
+        /// `table` of a configured dataset.
+        ParkedUnits = "sluice_parked_units", "Shares of ranges that wait for a table in trouble.";
         LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";

@@ -11,6 +11,7 @@ pub mod keys;
 pub mod ledger;
 pub mod man;
 pub mod output;
+pub mod parked;
 pub mod picture;
 pub mod pipeline;
 pub mod remote;

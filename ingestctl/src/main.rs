@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use ingestctl::{
-    check, clickhouse, completions, config, exit, ledger, man, schema, status, tenants, top, up,
+    check, clickhouse, completions, config, exit, ledger, man, parked, schema, status, tenants, top, up,
 };
 use sluice_common::process::{self, Failure};
 
@@ -35,6 +35,7 @@ enum Verb {
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
+    Parked(parked::ParkedArgs),
     /// Becomes the ClickHouse of the process that calls it.
     #[command(name = clickhouse::VERB, hide = true)]
     ClickhouseChild(clickhouse::ChildArgs),
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Top(args) => exit::run(args.run()),
         Verb::Tenants(args) => exit::run(args.run()),
         Verb::Config(args) => exit::finish(args.run()),
+        Verb::Parked(args) => exit::run(args.run()),
         Verb::Completions(args) => exit::finish(args.run(CommandLine::command())),
         Verb::Man(args) => exit::finish(args.run(CommandLine::command())),
         Verb::ClickhouseChild(args) => exit::finish(

@@ -12,6 +12,7 @@ pub mod intake;
 pub mod key_cap;
 mod ledger;
 pub mod log;
+pub mod parked;
 pub mod progress;
 pub mod pump;
 pub mod service;

@@ -4,6 +4,7 @@ use crate::append::{Appender, NotAppended};
 use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
+use crate::parked::shelf::Shelf;
 use crate::tenant_rate::TenantRate;
 use http::StatusCode;
 use sluice_common::clock::SharedClock;
@@ -30,12 +31,16 @@ const PARSE_FACTOR: usize = 2;
 /// What the edge is told to wait where the log is full.
 const FULL_RETRY: Duration = Duration::from_millis(250);
 
+/// What the edge is told to wait where a dataset's table takes no rows.
+const PARKED_RETRY_MS: u64 = 10_000;
+
 /// The intake half of a normalizer.
 pub struct IntakeService {
     pub intake: Intake,
     pub drift: Drift,
     pub appender: Appender,
     pub log: Arc<EmbeddedLog>,
+    pub shelf: Shelf,
     pub key_cap: KeyCap,
     pub marks: RejectMarks,
     pub budget: ByteBudget,
@@ -106,6 +111,10 @@ impl IntakeService {
                 FULL_RETRY,
             );
         }
+        // Not `Busy`: that would hold back the tenant's other datasets at the edge too.
+        if self.shelf.is_full(&request.dataset) {
+            return self.dataset_full(&request.dataset);
+        }
         let full = || self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
         let Some(mut permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
             return full();
@@ -170,6 +179,19 @@ impl IntakeService {
             self.metrics.add(Counter::Unbooked, rejected, &[]);
         }
         may
+    }
+
+    /// R16: rows wait for a table that is in trouble, up to a cap.
+    fn dataset_full(&self, dataset: &str) -> IntakeReply {
+        let labels = [("where", "intake"), ("reason", "parked")];
+        self.metrics.add(Counter::Shed, 1, &labels);
+        IntakeReply::Unavailable {
+            unknown: false,
+            reason: format!(
+                "the table of dataset {dataset} takes no rows, and as many as may wait for it are waiting"
+            ),
+            retry_after_ms: PARKED_RETRY_MS,
+        }
     }
 
     /// R9: not a matter of waiting in a queue, so the client is told.
@@ -261,6 +283,7 @@ impl IntakeService {
             ("log", "queue"),
             ("intake", "bytes"),
             ("intake", "keys_per_tenant"),
+            ("intake", "parked"),
         ] {
             metrics.add(Counter::Shed, 0, &[("where", place), ("reason", reason)]);
         }

@@ -8,10 +8,13 @@ use crate::intake::{Drift, Intake};
 use crate::key_cap::KeyCap;
 use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
+use crate::parked;
+use crate::parked::file::FileError;
+use crate::parked::shelf::Shelf;
 use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
 use crate::pump::batching::{Settings, SharedSettings};
-use crate::pump::{Parts, Pump, PumpError};
+use crate::pump::{PARTITION, Parts, Pump, PumpError};
 use crate::service::{IntakeService, RejectMarks};
 use arc_swap::ArcSwap;
 use sluice_common::admin::Readiness;
@@ -64,6 +67,8 @@ pub enum StartError {
     DataDir { dir: PathBuf, error: std::io::Error },
     #[error("progress: {0}")]
     Progress(#[from] StoreError),
+    #[error("rows that were set aside: {0}")]
+    Parked(#[from] FileError),
     #[error("log: {0}")]
     Log(#[from] OpenError),
     #[error("dedup state: {0}")]
@@ -105,6 +110,13 @@ impl Running {
         let known_durable = store.as_ref().map_or(0, |store| store.state().end());
         let log = EmbeddedLog::open(log_options(loaded, known_durable), Arc::clone(&environment.clock))?;
         let store = match_store(store, &path, &log, loaded)?;
+        let shelf = Shelf::open(
+            loaded.parked_dir(),
+            (log.id(), PARTITION),
+            loaded.config.parked.max_bytes.0,
+            store.state().committed,
+        )?;
+        shelf.show(&environment.metrics, &loaded.config.datasets);
         let dedup = Dedup::open(dedup_options(loaded, &log))?;
         log.set_progress(
             store.state().committed,
@@ -113,13 +125,18 @@ impl Running {
         let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
             .map_err(|problems| loaded.source.refuse(&problems))?
             .with_copy_budget(loaded.config.dead_letters.bytes_per_second.0);
-        Ok(Self::assemble(loaded, environment, (log, store, dedup), intake))
+        Ok(Self::assemble(
+            loaded,
+            environment,
+            (log, store, dedup, shelf),
+            intake,
+        ))
     }
 
     fn assemble(
         loaded: &Loaded,
         environment: Environment,
-        (log, store, dedup): (Arc<EmbeddedLog>, Store, Dedup),
+        (log, store, dedup, shelf): (Arc<EmbeddedLog>, Store, Dedup, Shelf),
         intake: Intake,
     ) -> Self {
         let Environment {
@@ -134,12 +151,14 @@ impl Running {
         let (log_limit, dedup_limit) = (loaded.config.log.max_bytes.0, loaded.config.dedup.max_bytes.0);
         metrics.watch(Gauge::LogBacklogLimitBytes, &[], move || log_limit as f64);
         metrics.watch(Gauge::DedupLimitBytes, &[], move || dedup_limit as f64);
+        let routes = parked::routes::routes(shelf.clone());
         let (appender, builder) = Appender::start(Arc::clone(&log), &metrics);
         let service = Arc::new(IntakeService {
             intake,
             drift: Drift::default(),
             appender,
             log: Arc::clone(&log),
+            shelf: shelf.clone(),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
             marks: RejectMarks::default(),
             budget: IntakeService::budget(&metrics),
@@ -152,12 +171,14 @@ impl Running {
             log: Arc::clone(&log),
             dedup,
             store,
+            shelf,
             sink,
             metrics,
             clock,
             stop,
             accept_window_loss,
             settings: Arc::clone(&settings),
+            park_after: Duration::from_millis(loaded.config.clickhouse.park_after.ms()),
         };
         let pump = Pump::new(parts);
         let ledger = Ledger {
@@ -170,7 +191,8 @@ impl Running {
         let pump = tokio::spawn(watched(pump.run(), builder));
         Self {
             control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone())
-                .merge(ledger.routes()),
+                .merge(ledger.routes())
+                .merge(routes),
             intake: Arc::clone(&service).seam(),
             ready: readiness(Arc::clone(&log)),
             pump,

@@ -1,7 +1,7 @@
 //! The columns of one block: ours beside the records', by name, as the table takes them.
 
 use crate::adapt::{fits, fits_field, meeting_type};
-use crate::block::Piece;
+use crate::block::Slice;
 use crate::tables::Table;
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int32Type;
@@ -51,7 +51,7 @@ type Fitted = Result<(Vec<Column>, Vec<String>), Refusal>;
 
 /// The columns of some pieces of records, as far as the table has them; with the names of those that it
 /// lacks.
-pub(crate) fn rows(pieces: &[Piece<'_>], table: &Table) -> Fitted {
+pub(crate) fn rows(pieces: &[Slice<'_>], table: &Table) -> Fitted {
     let (mut kept, mut left_out) = fit(own(pieces), table)?;
     for name in names(pieces) {
         let Some(to) = table.column(&name) else {
@@ -74,7 +74,7 @@ pub(crate) fn rows(pieces: &[Piece<'_>], table: &Table) -> Fitted {
 }
 
 /// What records of several schema versions say of one column, each once.
-fn versions<'p>(pieces: &[Piece<'p>], name: &str) -> Vec<&'p Field> {
+fn versions<'p>(pieces: &[Slice<'p>], name: &str) -> Vec<&'p Field> {
     let mut versions: Vec<&Field> = Vec::new();
     for piece in pieces {
         let found = piece.batch.schema_ref().fields().find(name);
@@ -121,7 +121,7 @@ fn shown(from: &DataType) -> String {
 }
 
 /// All column names of the records, in order of first appearance.
-fn names(pieces: &[Piece<'_>]) -> Vec<String> {
+fn names(pieces: &[Slice<'_>]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for piece in pieces {
         for field in piece.batch.schema_ref().fields() {
@@ -134,7 +134,7 @@ fn names(pieces: &[Piece<'_>]) -> Vec<String> {
 }
 
 /// One column of all pieces; a record of another schema version may lack it, or have it narrower.
-fn gather(pieces: &[Piece<'_>], name: &str, to: &str, versions: &[&Field]) -> Result<ArrayRef, ArrowError> {
+fn gather(pieces: &[Slice<'_>], name: &str, to: &str, versions: &[&Field]) -> Result<ArrayRef, ArrowError> {
     let mut types = versions.iter().map(|version| version.data_type());
     let first = types.next().unwrap_or(&DataType::Null);
     let meeting = if types.all(|other| other == first) {
@@ -162,7 +162,7 @@ fn hash_key() -> &'static [u8; 16] {
     KEY.get_or_init(|| RequestId::random().0.to_le_bytes())
 }
 
-fn take(piece: &Piece<'_>, name: &str, meeting: &DataType) -> Result<ArrayRef, ArrowError> {
+fn take(piece: &Slice<'_>, name: &str, meeting: &DataType) -> Result<ArrayRef, ArrowError> {
     let Some(array) = piece.batch.column_by_name(name) else {
         return Ok(new_null_array(meeting, piece.rows.len()));
     };
@@ -212,7 +212,7 @@ pub(crate) fn uuid_text(bytes: &[u8]) -> String {
     text
 }
 
-fn own(pieces: &[Piece<'_>]) -> Vec<Column> {
+fn own(pieces: &[Slice<'_>]) -> Vec<Column> {
     let each = || {
         pieces
             .iter()

@@ -10,23 +10,18 @@ use crate::ddl::DEAD_LETTERS;
 use crate::dead_letters::{self, Letter};
 use crate::ledger;
 use crate::place::{self, Placement};
+use crate::route::{self, Groups, Routed};
 use crate::tables::{DescribeError, Table};
-use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    TimestampMicrosecondType as Us, TimestampMillisecondType as Ms, TimestampNanosecondType as Ns,
-    TimestampSecondType as S,
-};
 use arrow_array::{Array, RecordBatch};
 use arrow_ipc::reader::StreamReader;
-use arrow_schema::{DataType, Schema, TimeUnit};
+use arrow_schema::Schema;
 use bytes::{Buf, Bytes};
 use sluice_common::books::{LEDGER, LedgerRow};
-use sluice_common::fates::Fate;
 use sluice_common::ids::{LogId, Name, source_o};
 use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
-use sluice_common::record::{Holds, Record};
-use sluice_common::wire::sink::{RangeRecord, SubKey};
-use std::collections::{BTreeMap, HashMap};
+use sluice_common::record::Record;
+use sluice_common::wire::sink::{Piece, RangeRecord, RefusedRows, SubKey, SubTask};
+use std::collections::HashMap;
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -51,6 +46,11 @@ pub struct SubBatch {
     pub rows: u64,
     pub sum_o: u64,
     pub sum_o2: u64,
+    /// Lowest and highest provenance.
+    pub first_o: u64,
+    pub last_o: u64,
+    /// The provenance row by row, where a range of it would meet rows of other sub-batches.
+    pub among: Vec<u64>,
     /// Of the provenance, for the token.
     pub checksum: u64,
     pub content: Content,
@@ -72,6 +72,8 @@ pub enum Content {
         table: Arc<Table>,
     },
     Hidden(DescribeError),
+    /// No partition can hold them: nothing is ever sent.
+    Unplaced,
 }
 
 /// A range that breaks the contract between pump and sink-writer.
@@ -90,7 +92,7 @@ pub enum BadRange {
 
 /// Rows of one record that go to the same place.
 #[derive(Debug, Clone)]
-pub(crate) struct Piece<'a> {
+pub struct Slice<'a> {
     pub record: &'a Record,
     /// Partition of the log: `_src_p`.
     pub partition: u16,
@@ -104,14 +106,21 @@ struct Sums {
     rows: u64,
     o: u64,
     o2: u64,
+    first: u64,
+    last: u64,
     hash: Xxh3,
 }
 
 impl Sums {
     fn of(numbers: impl Iterator<Item = u64>) -> Self {
-        let mut sums = Self::default();
+        let mut sums = Self {
+            first: u64::MAX,
+            ..Self::default()
+        };
         for o in numbers {
             sums.rows += 1;
+            sums.first = sums.first.min(o);
+            sums.last = sums.last.max(o);
             sums.o = sums.o.wrapping_add(o);
             sums.o2 = sums.o2.wrapping_add(o.wrapping_mul(o));
             sums.hash.update(&o.to_le_bytes());
@@ -127,50 +136,141 @@ pub struct Source {
     pub partition: u16,
     pub records: Vec<RangeRecord>,
     pub ledger: Vec<LedgerRow>,
+    pub quarantined: Vec<RefusedRows>,
+    /// `None`: all sub-batches, whole.
+    pub tasks: Option<Vec<SubTask>>,
 }
 
-/// Builds all sub-batches of a range, ordered by key.
+impl Source {
+    /// The pieces of one table's partition that are asked for, of those that `may` be there.
+    fn pieces(&self, table: &Name, part: &str, may: impl Fn(&Piece) -> bool) -> Vec<Piece> {
+        let tasks = self.tasks.iter().flatten().map(|task| &task.sub);
+        tasks
+            .filter(|sub| sub.table == *table && sub.part == part && may(&sub.piece))
+            .map(|sub| sub.piece)
+            .collect()
+    }
+
+    fn asks(&self, key: &SubKey) -> bool {
+        let asked = |tasks: &Vec<SubTask>| tasks.iter().any(|task| task.sub == *key);
+        self.tasks.as_ref().is_none_or(asked)
+    }
+}
+
+/// Builds the sub-batches of a range that are asked for, ordered by key.
 ///
 /// # Errors
 /// [`BadRange`]: nothing of such a range can be sent.
 pub fn build(source: &Source, sights: &Sights) -> Result<Vec<SubBatch>, BadRange> {
-    let (partition, records) = (source.partition, &source.records);
+    let records = &source.records;
     let batches = records
         .iter()
         .map(|one| decode(&one.record))
         .collect::<Result<Vec<_>, _>>()?;
+    let refusals = route::refusals(&source.quarantined);
     let mut routed = Routed {
-        partition,
-        groups: BTreeMap::new(),
-        letters: Vec::new(),
+        partition: source.partition,
+        ..Routed::default()
     };
     for (one, batch) in records.iter().zip(&batches) {
-        routed.add(one, batch, placement_of(&one.record.meta.table, sights).as_ref());
+        let placement = placement_of(&one.record.meta.table, sights);
+        routed.add(one, batch, placement.as_ref(), &refusals);
     }
-    let mut subs = Vec::with_capacity(routed.groups.len() + 1);
-    for (key, pieces) in routed.groups {
-        let numbers = pieces.iter().flat_map(|piece| {
-            piece
-                .rows
-                .iter()
-                .map(|row| source_o(piece.record.place.offset, *row))
-        });
-        let sums = Sums::of(numbers);
-        subs.push(finish(key, sums, sights, |table| assemble::rows(&pieces, table))?);
-    }
-    for (key, letters) in dead_letters::by_partition(&routed.letters, sights) {
-        let sums = Sums::of(letters.iter().map(|letter| letter.source_o()));
-        subs.push(finish(key, sums, sights, |table| {
-            assemble::fit(dead_letters::columns(&letters), table)
-        })?);
-    }
-    for (key, rows) in ledger::by_partition(&source.ledger, sights) {
-        let sums = Sums::of(rows.iter().map(|row| row.source_o));
-        subs.push(finish(key, sums, sights, |table| {
-            assemble::fit(ledger::columns(&rows, source.log, partition), table)
-        })?);
-    }
+    let mut subs = of_rows(source, &routed.groups, sights)?;
+    subs.extend(of_letters(source, &routed.letters, Piece::Whole, sights)?);
+    subs.extend(of_letters(source, &routed.refused, Piece::Quarantined, sights)?);
+    subs.extend(of_books(source, sights)?);
     subs.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(subs)
+}
+
+fn of_rows(source: &Source, groups: &Groups<'_>, sights: &Sights) -> Result<Vec<SubBatch>, BadRange> {
+    let mut subs = Vec::with_capacity(groups.len());
+    for ((table, part), slices) in groups {
+        let pieces = match &source.tasks {
+            None => vec![Piece::Whole],
+            Some(_) => source.pieces(table, part, |piece| {
+                matches!(piece, Piece::Whole | Piece::Rows { .. })
+            }),
+        };
+        for piece in pieces {
+            let slices = match piece {
+                Piece::Rows { from, to } => cut(slices, from, to),
+                Piece::Whole | Piece::Quarantined | Piece::Entry(_) => slices.clone(),
+            };
+            if slices.is_empty() {
+                continue;
+            }
+            let key = SubKey {
+                table: table.clone(),
+                part: part.clone(),
+                piece,
+            };
+            let numbers = slices.iter().flat_map(|slice| {
+                let offset = slice.record.place.offset;
+                slice.rows.iter().map(move |row| source_o(offset, *row))
+            });
+            let sums = Sums::of(numbers);
+            subs.push(finish(key, sums, sights, |table| assemble::rows(&slices, table))?);
+        }
+    }
+    Ok(subs)
+}
+
+/// Rows `[from, to)` of some slices, counted through.
+fn cut<'a>(slices: &[Slice<'a>], from: u32, to: u32) -> Vec<Slice<'a>> {
+    let (mut begun, mut kept) = (0usize, Vec::new());
+    for slice in slices {
+        let inside = |at: u32| (at as usize).saturating_sub(begun).min(slice.rows.len());
+        let rows = &slice.rows[inside(from)..inside(to).max(inside(from))];
+        if !rows.is_empty() {
+            kept.push(Slice {
+                rows: rows.to_vec(),
+                ..slice.clone()
+            });
+        }
+        begun += slice.rows.len();
+    }
+    kept
+}
+
+fn of_letters(
+    source: &Source,
+    letters: &[Letter<'_>],
+    piece: Piece,
+    sights: &Sights,
+) -> Result<Vec<SubBatch>, BadRange> {
+    let mut subs = Vec::new();
+    for (part, letters) in dead_letters::by_partition(letters, sights) {
+        let key = SubKey { piece, ..part };
+        if !source.asks(&key) {
+            continue;
+        }
+        let sums = Sums::of(letters.iter().map(Letter::source_o));
+        let mut sub = finish(key, sums, sights, |table| {
+            assemble::fit(dead_letters::columns(&letters), table)
+        })?;
+        if piece == Piece::Quarantined {
+            sub.among = letters.iter().map(Letter::source_o).collect();
+        }
+        subs.push(sub);
+    }
+    Ok(subs)
+}
+
+fn of_books(source: &Source, sights: &Sights) -> Result<Vec<SubBatch>, BadRange> {
+    let mut subs = Vec::new();
+    for (key, rows) in ledger::by_partition(&source.ledger, sights) {
+        if !source.asks(&key) {
+            continue;
+        }
+        let sums = Sums::of(rows.iter().map(|row| row.source_o));
+        let mut sub = finish(key, sums, sights, |table| {
+            assemble::fit(ledger::columns(&rows, source.log, source.partition), table)
+        })?;
+        sub.among = rows.iter().map(|row| row.source_o).collect();
+        subs.push(sub);
+    }
     Ok(subs)
 }
 
@@ -196,122 +296,12 @@ fn decode(record: &Record) -> Result<RecordBatch, BadRange> {
     Ok(batch)
 }
 
-/// Where the rows of a range go.
-struct Routed<'a> {
-    partition: u16,
-    groups: BTreeMap<SubKey, Vec<Piece<'a>>>,
-    letters: Vec<Letter<'a>>,
-}
-
-impl<'a> Routed<'a> {
-    /// Sends each row of a record to its group, or to the dead letters.
-    fn add(&mut self, one: &'a RangeRecord, batch: &'a RecordBatch, placement: Option<&Placement>) {
-        let (record, partition) = (&one.record, self.partition);
-        if record.meta.holds == Holds::RejectedCopies {
-            let rows = 0..record.rows();
-            self.letters
-                .extend(rows.map(|row| Letter::rejected(record, partition, batch, row)));
-            return;
-        }
-        let times = placement.and_then(|by| Times::of(record, batch, by).map(|times| (by, times)));
-        let mut pieces: BTreeMap<i64, (String, Vec<u32>)> = BTreeMap::new();
-        for (row, fate) in (0..record.rows()).zip(fates(one)) {
-            let slot = match &times {
-                Some((by, times)) => times.place(by, row as usize),
-                None => Some((0, 0)),
-            };
-            match (fate, slot) {
-                (Fate::Drop, _) => {}
-                (Fate::Conflict, _) => self.letters.push(Letter::conflict(record, partition, batch, row)),
-                (Fate::Keep, None) => self
-                    .letters
-                    .push(Letter::out_of_range(record, partition, batch, row)),
-                (Fate::Keep, Some((slot, seconds))) => {
-                    let part = || {
-                        times
-                            .as_ref()
-                            .map_or_else(|| place::ALL.into(), |(by, _)| by.id(seconds))
-                    };
-                    pieces
-                        .entry(slot)
-                        .or_insert_with(|| (part(), Vec::new()))
-                        .1
-                        .push(row);
-                }
-            }
-        }
-        for (part, rows) in pieces.into_values() {
-            let key = SubKey::whole(record.meta.table.clone(), part);
-            self.groups.entry(key).or_default().push(Piece {
-                record,
-                partition,
-                batch,
-                rows,
-            });
-        }
-    }
-}
-
-/// The fate of each row; the wire has checked that there are as many as rows.
-fn fates(one: &RangeRecord) -> impl Iterator<Item = Fate> + '_ {
-    (0..=u16::MAX).map(|row| one.fates.of(row))
-}
-
 /// How rows of `table` are placed; `None` where nobody knows.
 pub(crate) fn placement_of(table: &Name, sights: &Sights) -> Option<Placement> {
     match sights.get(table)? {
         Sight::Known(table) => table.placement.as_ref().ok().cloned(),
         Sight::Hidden { placement, .. } => placement.clone(),
     }
-}
-
-/// The times of a record by which its rows are placed.
-enum Times {
-    /// One for all: the append time, or none is needed.
-    Same(i64),
-    Each(Vec<Option<i64>>),
-}
-
-impl Times {
-    /// `None` where the record lacks the column.
-    fn of(record: &Record, batch: &RecordBatch, placement: &Placement) -> Option<Self> {
-        let append = i64::try_from(record.place.append_ms / 1_000).unwrap_or(i64::MAX);
-        match placement.column() {
-            None | Some("ingested_at") => Some(Self::Same(append)),
-            Some(column) => seconds(batch.column_by_name(column)?.as_ref()).map(Self::Each),
-        }
-    }
-
-    /// The row's slot and time; `None` where it cannot be placed.
-    fn place(&self, placement: &Placement, row: usize) -> Option<(i64, i64)> {
-        let seconds = match self {
-            Self::Same(seconds) => *seconds,
-            Self::Each(seconds) => (*seconds.get(row)?)?,
-        };
-        if placement.column().is_none() {
-            return Some((0, seconds));
-        }
-        placement.slot(seconds).ok().map(|slot| (slot, seconds))
-    }
-}
-
-/// Whole seconds of a timestamp column; `None` where it is none.
-fn seconds(array: &dyn Array) -> Option<Vec<Option<i64>>> {
-    let DataType::Timestamp(unit, _) = array.data_type() else {
-        return None;
-    };
-    let scaled = |values: Vec<Option<i64>>, by: i64| {
-        values
-            .into_iter()
-            .map(|value| value.map(|value| value.div_euclid(by)))
-            .collect()
-    };
-    Some(match unit {
-        TimeUnit::Second => scaled(array.as_primitive::<S>().iter().collect(), 1),
-        TimeUnit::Millisecond => scaled(array.as_primitive::<Ms>().iter().collect(), 1_000),
-        TimeUnit::Microsecond => scaled(array.as_primitive::<Us>().iter().collect(), 1_000_000),
-        TimeUnit::Nanosecond => scaled(array.as_primitive::<Ns>().iter().collect(), 1_000_000_000),
-    })
 }
 
 /// Encodes one sub-batch, or says why it cannot be sent.
@@ -323,6 +313,7 @@ fn finish(
 ) -> Result<SubBatch, BadRange> {
     let mut left_out = Vec::new();
     let content = match sights.get(&key.table) {
+        _ if key.part == route::UNPLACED => Content::Unplaced,
         Some(Sight::Known(table)) => match usable(&key, table).and_then(|()| columns(table)) {
             Ok((columns, without)) => {
                 left_out = without;
@@ -342,6 +333,9 @@ fn finish(
         rows: sums.rows,
         sum_o: sums.o,
         sum_o2: sums.o2,
+        first_o: sums.first,
+        last_o: sums.last,
+        among: Vec::new(),
         checksum,
         content,
         left_out,

@@ -18,6 +18,8 @@ use tokio::time::Instant;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// Under ClickHouse's own keep-alive, so that we close idle connections first.
 const POOL_IDLE: Duration = Duration::from_secs(2);
+/// Room beyond the statement itself that ClickHouse may parse.
+const QUERY_SLACK_BYTES: usize = 1_024;
 /// Longest part of a server's message that is passed on.
 const MAX_MESSAGE_CHARS: usize = 400;
 
@@ -119,7 +121,9 @@ impl Client {
             .query_raw(sql)
             .with_setting("wait_end_of_query", "1")
             .with_setting("output_format_json_quote_64bit_integers", "0")
-            .with_setting("max_execution_time", seconds_left(deadline));
+            .with_setting("max_execution_time", seconds_left(deadline))
+            // A list of provenance may be longer than the server's 256 KiB.
+            .with_setting("max_query_size", (sql.len() + QUERY_SLACK_BYTES).to_string());
         let mut cursor = query
             .fetch_bytes("JSONCompactEachRow")
             .map_err(|error| sort(&error))?;

@@ -26,7 +26,7 @@ const CUT_MARK: &str = "… (cut)";
 
 /// One dead letter.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Letter<'a> {
+pub struct Letter<'a> {
     record: &'a Record,
     partition: u16,
     batch: &'a RecordBatch,
@@ -83,16 +83,22 @@ impl<'a> Letter<'a> {
         }
     }
 
-    /// A time that ClickHouse would put into a partition of another time.
-    pub fn out_of_range(record: &'a Record, partition: u16, batch: &'a RecordBatch, row: u32) -> Self {
-        let message = "the time that decides the table's partition is null, before 1970 or after 2106-02-07";
+    /// A row that was refused alone (R15).
+    pub fn refused(
+        record: &'a Record,
+        partition: u16,
+        batch: &'a RecordBatch,
+        row: u32,
+        (code, message): (&'a str, &'a str),
+    ) -> Self {
+        let stage = "insert";
         Self {
             record,
             partition,
             batch,
             row,
-            stage: "sink",
-            code: "time_out_of_range",
+            stage,
+            code,
             message,
             field: "",
             event_index: None,

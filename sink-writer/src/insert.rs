@@ -10,9 +10,10 @@
 use crate::block::SubBatch;
 use crate::client::{InsertRequest, seconds_left};
 use bytes::Bytes;
+use sluice_common::books::Entry;
 use sluice_common::ids::{LogId, Name};
 use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
-use sluice_common::wire::sink::{Piece, Range, SubKey};
+use sluice_common::wire::sink::{Piece, Range};
 use tokio::time::Instant;
 
 /// Room beyond the statement that ClickHouse may parse: the body is never taken for SQL.
@@ -27,27 +28,36 @@ pub struct Origin {
 }
 
 impl Origin {
-    fn path(&self, sub: &SubKey) -> String {
+    fn path(&self, sub: &SubBatch) -> String {
         let Range { a, b } = self.range;
+        let (key, first) = (&sub.key, sub.first_o);
         let path = format!(
             "{}/{}/{a}-{b}/{}/{}",
-            self.log, self.partition, sub.table, sub.part
+            self.log, self.partition, key.table, key.part
         );
-        match sub.piece {
+        match key.piece {
             Piece::Whole => path,
-            Piece::Entry(entry) => format!("{path}/{}", entry.label()),
+            Piece::Rows { from, to } => format!("{path}/{from}-{to}"),
+            Piece::Quarantined => format!("{path}/quarantined-{first}"),
+            // Tables that were set aside settle alone, several of one range: their first rows differ.
+            Piece::Entry(entry @ (Entry::Unparked | Entry::Retried)) => {
+                format!("{path}/{}-{first}", entry.label())
+            }
+            Piece::Entry(entry @ (Entry::Range | Entry::Quarantined | Entry::Parked)) => {
+                format!("{path}/{}", entry.label())
+            }
         }
     }
 
     /// `insert_deduplication_token`.
     #[must_use]
     pub fn token(&self, sub: &SubBatch, generation: u32) -> String {
-        format!("{}/{:016x}#{generation}", self.path(&sub.key), sub.checksum)
+        format!("{}/{:016x}#{generation}", self.path(sub), sub.checksum)
     }
 
     /// One id for all attempts and generations: the server refuses a second while one lives.
     #[must_use]
-    pub fn query_id(&self, sub: &SubKey) -> String {
+    pub fn query_id(&self, sub: &SubBatch) -> String {
         format!("sluice-{}", self.path(sub).replace('/', "-"))
     }
 }
@@ -70,7 +80,7 @@ pub fn request(
     let mut settings = block_settings();
     settings.extend([
         ("insert_deduplication_token", origin.token(sub, generation)),
-        ("query_id", origin.query_id(&sub.key)),
+        ("query_id", origin.query_id(sub)),
         ("max_query_size", (sql.len() + QUERY_SLACK_BYTES).to_string()),
         ("max_execution_time", seconds_left(deadline)),
     ]);

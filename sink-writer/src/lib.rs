@@ -19,6 +19,7 @@ mod ledger;
 pub mod observe;
 pub mod place;
 pub mod report;
+mod route;
 pub mod service;
 pub mod settle;
 pub mod survey;

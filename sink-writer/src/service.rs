@@ -158,6 +158,8 @@ impl SinkWriter {
             partition: call.partition,
             records: call.records,
             ledger: call.ledger,
+            quarantined: call.quarantined,
+            tasks: call.tasks.clone(),
         };
         let subs = match self.build(source, deadline).await {
             Ok(subs) => subs,

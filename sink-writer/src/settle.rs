@@ -7,7 +7,9 @@ use crate::observe::Observer;
 use crate::tables::{DescribeError, Table, Tables};
 use crate::verify::{Found, verify};
 use bytes::Bytes;
-use sluice_common::classify::{Class, QUERY_WITH_SAME_ID_IS_RUNNING, classify, is_stale_description};
+use sluice_common::classify::{
+    Class, QUERY_WITH_SAME_ID_IS_RUNNING, TIME_OUT_OF_RANGE, classify, is_stale_description,
+};
 use sluice_common::wire::sink::{Steps, SubReport, Verdict};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -66,6 +68,11 @@ impl Settler {
                 self.tables.forget(&sub.key.table);
                 self.unsent(sub, table, refused).await
             }
+            Content::Unplaced => Verdict::Refused {
+                code: TIME_OUT_OF_RANGE,
+                message: UNPLACEABLE.into(),
+                class: Class::Quarantine,
+            },
             Content::Hidden(DescribeError::Missing(table)) => Verdict::Refused {
                 code: UNKNOWN_TABLE,
                 message: DescribeError::Missing(table.clone()).to_string(),
@@ -209,6 +216,9 @@ impl Settler {
 }
 
 const UNKNOWN_TABLE: u32 = 60;
+/// ClickHouse would put such a time into a partition of another time.
+const UNPLACEABLE: &str =
+    "the time that decides the table's partition is null, before 1970 or after 2106-02-07";
 
 fn settled(found: Found) -> Verdict {
     match found {

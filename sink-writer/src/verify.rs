@@ -5,7 +5,8 @@ use crate::client::{Client, ServerError};
 use crate::insert::Origin;
 use crate::tables::Table;
 use serde_json::Value;
-use sluice_common::wire::sink::{Piece, SubKey};
+use sluice_common::books::Entry;
+use sluice_common::wire::sink::Piece;
 use tokio::time::Instant;
 
 /// What verification found.
@@ -47,7 +48,7 @@ pub async fn verify(
     if !table.verifiable {
         return Found::Unknown("its rows cannot be verified: the table is stored to at least once".into());
     }
-    let sql = statement(client, origin, &sub.key);
+    let sql = statement(client, origin, sub);
     match client.rows(&sql, deadline).await {
         Ok(rows) => judge(rows.first().map_or(&[], Vec::as_slice), sub, &table.server),
         Err(ServerError::Definite { code, message }) => {
@@ -57,22 +58,33 @@ pub async fn verify(
     }
 }
 
-fn statement(client: &Client, origin: Origin, sub: &SubKey) -> String {
+fn statement(client: &Client, origin: Origin, sub: &SubBatch) -> String {
     // Offsets have at most 48 bits, and partition ids only what `place` writes: digits or `all`.
     let (from, to) = (origin.range.a << 16, origin.range.b << 16);
-    let piece = match sub.piece {
+    let among = || {
+        let list: Vec<String> = sub.among.iter().map(u64::to_string).collect();
+        format!(" AND _src_o IN ({})", list.join(","))
+    };
+    let piece = match sub.key.piece {
         Piece::Whole => String::new(),
-        Piece::Entry(entry) => format!(" AND entry = '{}'", entry.label()),
+        Piece::Rows { .. } => format!(" AND _src_o BETWEEN {} AND {}", sub.first_o, sub.last_o),
+        Piece::Quarantined => among(),
+        Piece::Entry(entry @ (Entry::Unparked | Entry::Retried)) => {
+            format!(" AND entry = '{}'{}", entry.label(), among())
+        }
+        Piece::Entry(entry @ (Entry::Range | Entry::Quarantined | Entry::Parked)) => {
+            format!(" AND entry = '{}'", entry.label())
+        }
     };
     format!(
         "SELECT toString(serverUUID()), count(), sum(_src_o), sum(_src_o * _src_o) FROM `{}`.`{}` \
          WHERE _src_l = {} AND _src_p = {} AND _src_o >= {from} AND _src_o < {to} AND _partition_id = '{}'{piece} \
          SETTINGS select_sequential_consistency = 1",
         client.database(),
-        sub.table,
+        sub.key.table,
         origin.log.0,
         origin.partition,
-        sub.part
+        sub.key.part
     )
 }
 
@@ -100,6 +112,7 @@ mod tests {
     use crate::tables::DescribeError;
     use serde_json::json;
     use sluice_common::ids::Name;
+    use sluice_common::wire::sink::SubKey;
 
     fn sub() -> SubBatch {
         let key = SubKey::whole(Name::new("t").expect("valid"), "all");
@@ -109,6 +122,9 @@ mod tests {
             rows: 2,
             sum_o: 5,
             sum_o2: 13,
+            first_o: 2,
+            last_o: 3,
+            among: Vec::new(),
             checksum: 0,
             content,
             left_out: Vec::new(),

@@ -13,12 +13,14 @@ use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field};
 use ingestctl::clickhouse::{ClickHouse, Options};
 use sluice_common::books::{Entry, LedgerRow};
+use sluice_common::classify::{Class, TIME_OUT_OF_RANGE};
 use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::{Dataset, PartitionBy};
 use sluice_common::fates::Fate;
 use sluice_common::ids::TenantId;
 use sluice_common::wire::sink::{
-    Horizon, RangeRecord, SinkCall, SinkReply, SinkRequest, Steps, SubReport, SubTask, Verdict,
+    Horizon, Piece, RangeRecord, RefusedRows, SinkCall, SinkReply, SinkRequest, Steps, SubKey, SubReport,
+    SubTask, Verdict,
 };
 use sluice_sink_writer::SinkWriter;
 use sluice_sink_writer::report::TableState;
@@ -105,22 +107,27 @@ fn two_days() -> Vec<RangeRecord> {
 #[tokio::test]
 async fn a_range_is_split_by_table_and_partition_written_once_and_proven() {
     let engine = Engine::start(&[lasting()]).await;
-    let expected = |verdict| {
-        vec![
-            ("dead_letters/202611".to_owned(), 2, verdict),
-            ("events/20261120".to_owned(), 2, verdict),
-            ("events/20261121".to_owned(), 2, verdict),
-        ]
-    };
     for steps in [Steps::FIRST, Steps::AGAIN, Steps::FIRST_VERIFIED, VERIFY_ONLY] {
-        let reports = engine.write((10, 12), steps, two_days()).await;
-        assert_eq!(named(&reports), expected(&Verdict::Done), "{steps:?}");
+        let mut reports = engine.write((10, 12), steps, two_days()).await;
+        let unplaced = reports.pop().expect("the row that no partition can hold");
+        assert_eq!((unplaced.sub.part.as_str(), unplaced.rows), ("unplaced", 1));
+        let class = Class::Quarantine;
+        assert!(
+            matches!(&unplaced.verdict, Verdict::Refused { code: TIME_OUT_OF_RANGE, class: of, .. } if *of == class),
+            "{unplaced:?}"
+        );
+        let expected = [
+            ("dead_letters/202611".to_owned(), 1, &Verdict::Done),
+            ("events/20261120".to_owned(), 2, &Verdict::Done),
+            ("events/20261121".to_owned(), 2, &Verdict::Done),
+        ];
+        assert_eq!(named(&reports), expected, "{steps:?}");
     }
     assert_eq!(engine.ask("SELECT count() FROM s.events").await, "4");
     let dead = "SELECT code, message != '', payload != '' FROM s.dead_letters ORDER BY code FORMAT TSV";
     let dead = engine.ask(dead).await;
     assert!(dead.contains("idempotency_conflict\t1\t1"), "{dead}");
-    assert_eq!(dead.lines().count(), 2);
+    assert_eq!(dead.lines().count(), 1);
     let clock: SharedClock = Arc::new(SystemClock);
     let report = engine.writer.describe_all(&clock, Duration::from_secs(5)).await;
     let good = |one: &sluice_sink_writer::report::TableReport| matches!(one.state, TableState::Good);
@@ -189,11 +196,73 @@ async fn a_token_that_outlived_its_rows_is_told_apart_and_a_new_generation_store
     assert_eq!(engine.ask("SELECT count() FROM s.events").await, "3");
 }
 
+/// A walk's nodes and the letters of refused rows, each with a token and a proof of its own.
+#[tokio::test]
+async fn pieces_of_a_sub_batch_and_letters_of_its_refused_rows_are_written_once_and_proven() {
+    let engine = Engine::start(&[lasting()]).await;
+    let times: Vec<i64> = (0..10).map(|n| T + n).collect();
+    let records = || {
+        vec![
+            record(10, "events", rows(&times[..6]), &[]),
+            record(11, "events", rows(&times[6..]), &[]),
+        ]
+    };
+    let task = |from, to| SubTask {
+        sub: SubKey {
+            piece: Piece::Rows { from, to },
+            ..SubKey::whole(name("events"), "20261121")
+        },
+        generation: 0,
+    };
+    // Over the edge of the records, and the last rows; row 5 is left out.
+    let tasks = vec![task(0, 5), task(6, 8), task(8, 10)];
+    for steps in [Steps::AGAIN, Steps::AGAIN, VERIFY_ONLY] {
+        let asked = call((10, 12), steps, Some(tasks.clone()), records());
+        let reports = write(&engine.writer, asked).await;
+        let rows: Vec<u64> = reports.iter().map(|one| one.rows).collect();
+        assert_eq!(rows, [5, 2, 2]);
+        assert!(
+            reports.iter().all(|one| one.verdict == Verdict::Done),
+            "{reports:?}"
+        );
+    }
+    assert_eq!(
+        engine
+            .ask("SELECT count(), uniqExact(_src_o) FROM s.events FORMAT TSV")
+            .await,
+        "9\t9"
+    );
+    let dropped = [Fate::Drop; 6];
+    let letter = || SinkCall {
+        quarantined: vec![RefusedRows {
+            code: "clickhouse_469".into(),
+            message: "no".into(),
+            rows: vec![(10 << 16) + 5],
+        }],
+        ..call(
+            (10, 12),
+            Steps::AGAIN,
+            None,
+            vec![record(10, "events", rows(&times[..6]), &dropped)],
+        )
+    };
+    for _ in 0..2 {
+        let reports = write(&engine.writer, letter()).await;
+        assert_eq!(
+            named(&reports),
+            [("dead_letters/202611".to_owned(), 1, &Verdict::Done)]
+        );
+        assert_eq!(reports[0].sub.piece, Piece::Quarantined);
+    }
+    let told = "SELECT _src_o - 655360, stage, code, message, JSONExtractString(payload, 'event_id') FROM s.dead_letters FORMAT TSV";
+    assert_eq!(engine.ask(told).await, "5\tinsert\tclickhouse_469\tno\tid-5");
+}
+
 #[tokio::test]
 async fn the_horizon_finds_rows_at_or_past_an_offset_in_each_table_and_the_dead_letters() {
     let engine = Engine::start(&[lasting()]).await;
     engine.write((10, 12), Steps::FIRST, two_days()).await;
-    for (from, found) in [(11, vec![name("events"), name("dead_letters")]), (12, Vec::new())] {
+    for (from, found) in [(10, vec![name("events"), name("dead_letters")]), (12, Vec::new())] {
         let horizon = Horizon {
             log: LOG,
             partition: PARTITION,

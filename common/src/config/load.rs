@@ -271,6 +271,12 @@ impl Loaded {
     pub fn dedup_dir(&self) -> PathBuf {
         self.data_dir.join(&self.config.dedup.dir)
     }
+
+    /// The dedup state's directory.
+    #[must_use]
+    pub fn parked_dir(&self) -> PathBuf {
+        self.data_dir.join(&self.config.parked.dir)
+    }
 }
 
 impl From<&read::Fault> for Problem {

@@ -67,6 +67,9 @@ pub struct Config {
     /// Where rows end up.
     #[serde(default)]
     pub clickhouse: ClickHouse,
+    /// Rows that wait for a table that is in trouble.
+    #[serde(default)]
+    pub parked: Parked,
     /// Where our own traces and metrics go besides `/metrics`.
     #[serde(default)]
     pub telemetry: Telemetry,
@@ -233,6 +236,8 @@ pub struct ClickHouse {
     pub user: Option<Text>,
     /// Sent with each request.
     pub password: Option<Text>,
+    /// A table that is in trouble for so long, while ClickHouse takes others, is set aside (R16).
+    pub park_after: Period,
     #[serde(deserialize_with = "not_yet::clickhouse_ca", skip_serializing)]
     #[schemars(skip)]
     pub ca: (),
@@ -245,7 +250,27 @@ impl Default for ClickHouse {
             database: Name::new("telemetry").expect("a valid name"),
             user: None,
             password: None,
+            park_after: Period::millis(10_000),
             ca: (),
+        }
+    }
+}
+
+/// Rows that wait for a table that is in trouble.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Parked {
+    /// Relative to the data directory.
+    pub dir: PathBuf,
+    /// What each dataset may have waiting; over it its requests get 503.
+    pub max_bytes: ByteSize,
+}
+
+impl Default for Parked {
+    fn default() -> Self {
+        Self {
+            dir: "parked".into(),
+            max_bytes: ByteSize::gib(1),
         }
     }
 }

@@ -28,6 +28,10 @@ pub enum Piece {
     /// All of them.
     #[default]
     Whole,
+    /// Rows `[from, to)` of all of them, in log order: a node of the walk that finds refused rows (R15).
+    Rows { from: u32, to: u32 },
+    /// Dead letters of rows that were refused; in `dead_letters` only.
+    Quarantined,
     /// Rows of the books, of one kind.
     Entry(Entry),
 }
@@ -96,6 +100,16 @@ impl Steps {
     };
 }
 
+/// Rows that end as dead letters for the same reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedRows {
+    /// The column `code`.
+    pub code: String,
+    pub message: String,
+    /// Provenance, ascending.
+    pub rows: Vec<u64>,
+}
+
 /// One record of a range with what dedup decided of its rows.
 #[derive(Debug, Clone)]
 pub struct RangeRecord {
@@ -118,6 +132,8 @@ pub struct SinkCall {
     pub records: Vec<RangeRecord>,
     /// Rows of the books that go out with the range (R20).
     pub ledger: Vec<LedgerRow>,
+    /// Rows of the records that are written as dead letters; their fate is to be dropped otherwise.
+    pub quarantined: Vec<RefusedRows>,
     pub trace: TraceContext,
 }
 
@@ -223,6 +239,8 @@ enum Head {
         tasks: Option<Vec<SubTask>>,
         fates: Vec<Fates>,
         ledger: Vec<LedgerRow>,
+        #[serde(default)]
+        quarantined: Vec<RefusedRows>,
     },
     Horizon(Horizon),
     Books(BooksQuery),
@@ -291,6 +309,7 @@ impl Call for SinkRequest {
                 tasks,
                 fates,
                 ledger,
+                quarantined,
             } => {
                 let mut records = Vec::with_capacity(fates.len());
                 for fates in fates {
@@ -311,6 +330,7 @@ impl Call for SinkRequest {
                     tasks,
                     records,
                     ledger,
+                    quarantined,
                     trace,
                 }))
             }
@@ -328,6 +348,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
         tasks,
         records,
         ledger,
+        quarantined,
         ..
     } = call;
     let (records, fates) = records.into_iter().map(|one| (one.record, one.fates)).unzip();
@@ -341,6 +362,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
             tasks,
             fates,
             ledger,
+            quarantined,
         },
         records,
     )

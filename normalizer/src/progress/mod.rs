@@ -1,14 +1,22 @@
 //! All progress of a partition: what is committed, and the one range that is declared.
 //!
 //! A range is declared before any byte of it goes out (R11), settled sub-batch by sub-batch
-//! ([`settle`]), and committed when all are proven (R17). [`store`] keeps both facts durable.
+//! ([`settle`]), and committed when all are proven (R17). [`store`] keeps both facts durable. Rows that
+//! are refused are found by a [`walk`] (R15), and told in what [`closing`] sends last.
 
+pub mod closing;
+#[cfg(test)]
+mod model;
+pub mod plan;
 pub mod settle;
 pub mod store;
+mod sub;
+pub mod walk;
 
 use serde::{Deserialize, Serialize};
-use sluice_common::ids::{LogId, Offset};
-use sluice_common::wire::sink::{Range, SubTask};
+use sluice_common::ids::{LogId, Name, Offset};
+use sluice_common::wire::sink::{Piece, Range, SubKey, SubTask};
+use std::collections::BTreeSet;
 
 /// Count and sums over the provenance of the rows that a range sends (R11): kept rows and conflicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,9 +57,99 @@ impl Proof {
 pub struct Intent {
     pub range: Range,
     pub proof: Proof,
+    #[serde(flatten)]
+    pub marks: Marks,
+}
+
+/// What is durable of a settling beyond its declaration: a start goes on from here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
     /// Sub-batches whose token was poisoned, with the generation that replaces it (R14).
     #[serde(default)]
     pub bumped: Vec<SubTask>,
+    /// Sub-batches that were refused for their rows' sake and are walked: never sent whole again (R15).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split: Vec<SubKey>,
+    /// Rows that were refused alone: their one outcome is a dead letter, whatever the table takes later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dead: Vec<DeadRow>,
+    /// Every row has its outcome; what is left is to tell it. Nothing above changes any more but for
+    /// generations.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub closing: bool,
+}
+
+impl Marks {
+    /// Places of the dead rows of a sub-batch.
+    #[must_use]
+    pub fn dead_in(&self, root: &SubKey) -> Vec<u32> {
+        let of_root = |one: &&DeadRow| one.table == root.table && one.part == root.part;
+        let rows = self.dead.iter().filter(of_root).map(|one| one.row);
+        // Rows of the books and letters are never refused one by one.
+        rows.filter(|_| root.piece == Piece::Whole).collect()
+    }
+
+    /// The sub-batches that must not be sent whole.
+    #[must_use]
+    pub fn roots(&self) -> BTreeSet<SubKey> {
+        let dead = self.dead.iter();
+        let of_dead = dead.map(|one| SubKey::whole(one.table.clone(), one.part.clone()));
+        self.split.iter().cloned().chain(of_dead).collect()
+    }
+
+    /// What matters to what is told last: generations alone.
+    #[must_use]
+    pub fn telling(&self) -> Self {
+        Self {
+            bumped: self.bumped.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// The same with the generations of `told`.
+    #[must_use]
+    pub fn with_bumped(&self, told: Self) -> Self {
+        Self {
+            bumped: told.bumped,
+            ..self.clone()
+        }
+    }
+
+    /// What concerns one table.
+    #[must_use]
+    pub fn of(&self, table: &Name) -> Self {
+        let mut marks = self.clone();
+        marks.bumped.retain(|one| one.sub.table == *table);
+        marks.split.retain(|one| one.table == *table);
+        marks.dead.retain(|one| one.table == *table);
+        marks
+    }
+
+    /// Drops what concerns one table.
+    pub fn forget(&mut self, table: &Name) {
+        self.bumped.retain(|one| one.sub.table != *table);
+        self.split.retain(|one| one.table != *table);
+        self.dead.retain(|one| one.table != *table);
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// A row that was refused alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadRow {
+    pub table: Name,
+    pub part: String,
+    /// Its place among the sub-batch's rows.
+    pub row: u32,
+    /// Its provenance.
+    pub o: u64,
+    pub code: u32,
+    /// At most [`MAX_DEAD_MESSAGE`](crate::progress::settle::MAX_DEAD_MESSAGE) bytes.
+    pub message: String,
 }
 
 /// What the store holds.

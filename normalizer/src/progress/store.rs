@@ -198,7 +198,7 @@ fn decode(slot: &[u8]) -> Result<Option<(u64, Progress)>, u16> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Intent, Proof};
+    use super::super::{Intent, Marks, Proof};
     use super::*;
     use sluice_common::ids::{LogId, Name};
     use sluice_common::wire::sink::{Range, SubKey, SubTask};
@@ -215,7 +215,10 @@ mod tests {
                 sum_o: 2,
                 sum_o2: 4,
             },
-            bumped: vec![SubTask { sub, generation: 1 }],
+            marks: Marks {
+                bumped: vec![SubTask { sub, generation: 1 }],
+                ..Marks::default()
+            },
         };
         Progress {
             log: LogId(7),

@@ -98,6 +98,11 @@ impl Evidence {
             .extend(done.map(|report| (report.sub.clone(), report.rows)));
     }
 
+    /// A table was set aside, with what was proven of it: all of it is proven again there.
+    pub fn forget(&mut self, table: &Name) {
+        self.proven.retain(|sub, _| sub.table != *table);
+    }
+
     /// Events by which the rows of the books miss what was proven, or do not balance in themselves.
     /// `copies` of rejected rows are proven with the range and counted nowhere.
     #[must_use]

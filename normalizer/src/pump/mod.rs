@@ -7,20 +7,26 @@
 
 pub mod batching;
 mod books;
+pub mod call;
 mod drive;
 mod range;
 mod recover;
 
 use crate::dedup::{Dedup, DedupError};
 use crate::log::{EmbeddedLog, ReadError};
-use crate::progress::settle::Settling;
+use crate::parked::driver::Drivers;
+use crate::parked::file::FileError;
+use crate::parked::shelf::Shelf;
 use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Progress, Proof};
+use crate::progress::{Intent, Marks, Progress};
 use batching::{Settings, SharedSettings};
 use books::Evidence;
-use drive::Driver;
+use call::Caller;
+use drive::{DriveError, Driver, Outcome, Start};
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
+use sluice_common::books::LedgerRow;
+use sluice_common::classify::{QUARANTINE_CODES, letter_code};
 use sluice_common::clock::SharedClock;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::VERIFY_ONE_IN;
@@ -36,7 +42,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, block_in_place};
 
 /// Embedded: one partition.
-const PARTITION: u16 = 0;
+pub const PARTITION: u16 = 0;
 /// Record bytes read from the log at once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
 /// How long the pump sleeps at most before it looks around again.
@@ -47,12 +53,15 @@ pub struct Parts {
     pub log: Arc<EmbeddedLog>,
     pub dedup: Dedup,
     pub store: Store,
+    pub shelf: Shelf,
     pub sink: Seam<SinkRequest>,
     pub metrics: Metrics,
     pub clock: SharedClock,
     pub stop: Stop,
     pub accept_window_loss: bool,
     pub settings: SharedSettings,
+    /// `clickhouse.park_after`.
+    pub park_after: Duration,
 }
 
 /// Why a partition stops. The process ends; nothing was lost, and nothing goes on in doubt.
@@ -64,6 +73,10 @@ pub enum PumpError {
     Dedup(#[from] DedupError),
     #[error("keeping progress: {0}")]
     Store(#[from] StoreError),
+    #[error("settling: {0}")]
+    Drive(#[from] DriveError),
+    #[error("rows that were set aside: {0}")]
+    Parked(#[from] FileError),
     #[error("the settling task failed: {0}")]
     Settling(#[from] tokio::task::JoinError),
     #[error("told to stop while recovering")]
@@ -84,7 +97,7 @@ pub struct Live {
 }
 
 /// The declared range, and the task that settles it.
-type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<Evidence, StoreError>>);
+type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<Outcome, DriveError>>);
 
 /// The running pump of one partition.
 pub struct Pump {
@@ -117,23 +130,31 @@ impl Pump {
             log,
             dedup,
             store,
+            shelf,
             sink,
             metrics,
             clock,
             stop,
             accept_window_loss,
             settings,
+            park_after,
         } = parts;
         let next = OpenRange::at(store.state().end());
         let store = Arc::new(Mutex::new(store));
         let in_trouble = Arc::new(AtomicBool::new(false));
         let live = Arc::new(Live::default());
         show(&metrics, &live, &in_trouble);
-        let driver = Driver {
+        let caller = Caller {
             log: log.id(),
             partition: PARTITION,
             sink,
+        };
+        let driver = Driver {
+            caller,
             store: Arc::clone(&store),
+            shelf,
+            park_after,
+            clock: Arc::clone(&clock),
             metrics: metrics.clone(),
             in_trouble,
         };
@@ -174,6 +195,21 @@ impl Pump {
             Ok(None) | Err(PumpError::Stopped) => return Ok(()),
             Err(error) => return Err(error),
         }
+        let driver = &self.driver;
+        let drivers = Drivers::new(driver.caller.clone(), driver.shelf.clone(), self.metrics.clone());
+        let mut drivers = tokio::spawn(drivers.run());
+        let ended = tokio::select! {
+            pumped = self.pump() => pumped,
+            failed = &mut drivers => failed?.map_err(Into::into),
+        };
+        // As a crash would end them: what they sent is verified before it is sent again.
+        drivers.abort();
+        ended?;
+        self.dedup.close()?;
+        Ok(())
+    }
+
+    async fn pump(&mut self) -> Result<(), PumpError> {
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
             self.follow_config();
@@ -181,7 +217,6 @@ impl Pump {
             self.send_if_ripe()?;
             self.wait(&mut durable).await?;
         }
-        self.dedup.close()?;
         Ok(())
     }
 
@@ -272,15 +307,12 @@ impl Pump {
         // R14: the first range after a start, and one in a thousand.
         let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
         self.ranges += 1;
-        let settling = Settling::declared(closed.proof, verify);
-        self.settle(Arc::new(closed), settling);
+        self.settle(Arc::new(closed), Start::Declared { verify });
         Ok(())
     }
 
-    fn settle(&mut self, closed: Arc<ClosedRange>, settling: Settling) {
-        let books = Proof::of(closed.ledger.iter().map(|row| row.source_o));
-        let settling = settling.with_books(books);
-        let task = tokio::spawn(self.driver.clone().settle(Arc::clone(&closed), settling));
+    fn settle(&mut self, closed: Arc<ClosedRange>, start: Start) {
+        let task = tokio::spawn(self.driver.clone().settle(Arc::clone(&closed), start));
         self.under_way = Some((closed, task));
     }
 
@@ -288,7 +320,7 @@ impl Pump {
         let intent = Intent {
             range: closed.range,
             proof: closed.proof,
-            bumped: Vec::new(),
+            marks: Marks::default(),
         };
         block_in_place(|| {
             let mut store = self.store.lock();
@@ -317,8 +349,8 @@ impl Pump {
                 () = tokio::time::sleep(IDLE) => None,
             };
             let Some(done) = settled else { return Ok(()) };
-            let evidence = done??;
-            return self.settled(&evidence);
+            let outcome = done??;
+            return self.settled(&outcome);
         }
         if stopping {
             return Ok(());
@@ -332,38 +364,56 @@ impl Pump {
     }
 
     /// Settled → committed.
-    fn settled(&mut self, evidence: &Evidence) -> Result<(), PumpError> {
+    fn settled(&mut self, outcome: &Outcome) -> Result<(), PumpError> {
         let Some((closed, _)) = self.under_way.take() else {
             return Ok(());
         };
         let now = self.clock.now_ms();
-        for one in closed.records.iter().filter(|one| sends(one)) {
+        let here = closed
+            .records
+            .iter()
+            .filter(|one| sends(one) && !outcome.aside.contains(&one.record.meta.table));
+        for one in here {
             let age = Duration::from_millis(now.saturating_sub(one.record.place.append_ms));
             self.metrics.record(Histogram::Freshness, age.as_secs_f64(), &[]);
         }
-        let conflicts: usize = closed.records.iter().map(|one| one.fates.conflicts().len()).sum();
-        let stored = closed.proof.rows - conflicts as u64 - closed.copies;
-        self.metrics.add(
-            Counter::Events,
-            stored,
-            &[("stage", "sink"), ("outcome", "stored")],
-        );
-        let dead = [("stage", "sink"), ("outcome", "dead_lettered")];
-        self.metrics.add(Counter::Events, conflicts as u64, &dead);
-        self.metrics.add(
-            Counter::DeadLetters,
-            conflicts as u64,
-            &[("reason", "idempotency_conflict")],
-        );
-        self.metrics
-            .add(Counter::DeadLetters, closed.copies, &[("reason", "rejected")]);
-        self.balance(&closed, evidence);
+        self.count(&closed, outcome);
+        if let Some(evidence) = &outcome.evidence {
+            self.balance(&closed, outcome, evidence);
+        }
         self.commit(&closed)
     }
 
+    fn count(&self, closed: &ClosedRange, outcome: &Outcome) {
+        let conflicts: usize = closed.records.iter().map(|one| one.fates.conflicts().len()).sum();
+        let aside = closed
+            .records
+            .iter()
+            .filter(|one| outcome.aside.contains(&one.record.meta.table));
+        let parked: u64 = aside.map(|one| u64::from(one.fates.kept())).sum();
+        let (conflicts, dead) = (conflicts as u64, outcome.marks.dead.len() as u64);
+        let stored = closed.proof.rows - conflicts - closed.copies - parked - dead;
+        for (outcome, n) in [
+            ("stored", stored),
+            ("dead_lettered", conflicts + dead),
+            ("parked", parked),
+        ] {
+            let labels = [("stage", "sink"), ("outcome", outcome)];
+            self.metrics.add(Counter::Events, n, &labels);
+        }
+        let letters = |reason: &str, n| self.metrics.add(Counter::DeadLetters, n, &[("reason", reason)]);
+        letters("idempotency_conflict", conflicts);
+        letters("rejected", closed.copies);
+        for (reason, n) in drive::dead_by_code(&outcome.marks) {
+            letters(&reason, n);
+        }
+    }
+
     /// Holds what the books say of the range against what was proven.
-    fn balance(&self, closed: &ClosedRange, evidence: &Evidence) {
-        let events = evidence.imbalance(&closed.ledger, closed.copies);
+    fn balance(&self, closed: &ClosedRange, outcome: &Outcome, evidence: &Evidence) {
+        let corrections = &outcome.told.ledger;
+        let books: Vec<LedgerRow> = closed.ledger.iter().chain(corrections).cloned().collect();
+        let events = evidence.imbalance(&books, closed.copies);
         if events == 0 {
             return;
         }
@@ -392,6 +442,7 @@ impl Pump {
             self.log.set_progress(committed, self.dedup.sealed());
             Ok(())
         })?;
+        self.driver.shelf.committed(committed);
         self.note_dedup();
         Ok(())
     }
@@ -438,7 +489,7 @@ fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     for outcome in ["kept", "duplicate", "conflict"] {
         metrics.add(Counter::Events, 0, &[("stage", "dedup"), ("outcome", outcome)]);
     }
-    for outcome in ["stored", "dead_lettered"] {
+    for outcome in ["stored", "dead_lettered", "parked"] {
         metrics.add(Counter::Events, 0, &[("stage", "sink"), ("outcome", outcome)]);
     }
     metrics.announce(Histogram::Freshness, &[]);
@@ -446,7 +497,10 @@ fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     for reason in ["idempotency_conflict", "rejected"] {
         metrics.add(Counter::DeadLetters, 0, &[("reason", reason)]);
     }
-    for reason in ["unsettled_range", "dedup_state"] {
+    for code in QUARANTINE_CODES {
+        metrics.add(Counter::DeadLetters, 0, &[("reason", &letter_code(code))]);
+    }
+    for reason in ["unsettled_range", "dedup_state", "parked_table"] {
         metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
     }
 }

@@ -1,11 +1,11 @@
 //! A partition's start: is the state of one piece (R19), what did dedup know, what became of the
 //! range that was declared.
 
+use super::drive::Start;
 use super::range::OpenRange;
 use super::{PARTITION, Pump, PumpError, READ_BYTES};
 use crate::dedup::DedupError;
 use crate::progress::Intent;
-use crate::progress::settle::Settling;
 use sluice_common::ids::{Name, Offset, source_o};
 use sluice_common::limits::{INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::wire::sink::{Horizon, SinkReply, SinkRequest};
@@ -65,10 +65,7 @@ impl Pump {
                 b = intent.range.b,
                 "verifying the range that was declared before the stop"
             );
-            self.settle(
-                Arc::new(closed.close()),
-                Settling::found(intent.proof, intent.bumped),
-            );
+            self.settle(Arc::new(closed.close()), Start::Found(intent.marks));
         }
         Ok(Some(()))
     }
@@ -207,6 +204,7 @@ impl Pump {
             };
             let answer = self
                 .driver
+                .caller
                 .sink
                 .clone()
                 .oneshot(SinkRequest::Horizon(question))

@@ -144,6 +144,7 @@ pub fn call(
         tasks,
         records,
         ledger: Vec::new(),
+        quarantined: Vec::new(),
         trace: TraceContext::default(),
     }
 }

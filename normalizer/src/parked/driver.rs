@@ -1,0 +1,250 @@
+//! Settling what was set aside: one driver a table, the oldest unit first, verified before anything is
+//! sent, under the tokens that its range had (R15, R16).
+//!
+//! A unit ends as a range does: dead letters of its refused rows and a correction of the books, then its
+//! file goes. A crash anywhere repeats the rest.
+
+use super::file::{FileError, UnitId};
+use super::shelf::Shelf;
+use crate::progress::Marks;
+use crate::progress::closing::{self, Aside};
+use crate::progress::plan::{Next, Rules};
+use crate::progress::settle::Settling;
+use crate::pump::call::{Caller, Occasion};
+use sluice_common::classify::letter_code;
+use sluice_common::ids::{Name, RequestId};
+use sluice_common::metrics::{Counter, Metrics};
+use sluice_common::trace::TraceContext;
+use sluice_common::wire::sink::RangeRecord;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinSet, block_in_place};
+
+/// Units whose rows are in memory at once.
+const UNITS_AT_ONCE: usize = 2;
+/// How long after a unit's trouble its table is tried again: at least, and the random part on top, so
+/// that tables do not come together.
+const PAUSE: Duration = Duration::from_secs(2);
+const JITTER_MS: u128 = 1_000;
+/// Attempts at a unit before it makes room for another table's.
+const ATTEMPTS: u32 = 3;
+
+/// What all drivers share; cheap to clone.
+#[derive(Clone)]
+pub struct Drivers {
+    pub caller: Caller,
+    pub shelf: Shelf,
+    pub metrics: Metrics,
+    room: Arc<Semaphore>,
+}
+
+/// How an attempt at a unit ended.
+enum Ended {
+    Settled,
+    /// To be tried again later.
+    Later,
+}
+
+impl Drivers {
+    /// Drivers of what is on the shelf; nothing runs yet.
+    #[must_use]
+    pub fn new(caller: Caller, shelf: Shelf, metrics: Metrics) -> Self {
+        let room = Arc::new(Semaphore::new(UNITS_AT_ONCE));
+        Self {
+            caller,
+            shelf,
+            metrics,
+            room,
+        }
+    }
+
+    /// Drives for ever. Dropping it is as a crash: everything is verified before it is sent.
+    ///
+    /// # Errors
+    /// [`FileError`] where nobody knows what is on disk, or a unit is damaged: the process must end.
+    pub async fn run(self) -> Result<(), FileError> {
+        let mut running: BTreeMap<Name, tokio::task::AbortHandle> = BTreeMap::new();
+        let mut tasks: JoinSet<(Name, Result<(), FileError>)> = JoinSet::new();
+        loop {
+            for table in self.shelf.tables_to_drive() {
+                if let Entry::Vacant(free) = running.entry(table) {
+                    let (drivers, name) = (self.clone(), free.key().clone());
+                    let task = async move {
+                        let ended = drivers.table(&name).await;
+                        (name, ended)
+                    };
+                    free.insert(tasks.spawn(task));
+                }
+            }
+            tokio::select! {
+                () = self.shelf.changed() => {}
+                Some(ended) = tasks.join_next() => {
+                    // A driver that failed inside is begun anew with the next change.
+                    running.retain(|_, task| !task.is_finished());
+                    if let Ok((table, ended)) = ended {
+                        running.remove(&table);
+                        ended?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Settles one table's units, the oldest first, until there is none.
+    async fn table(&self, table: &Name) -> Result<(), FileError> {
+        while let Some((id, unit)) = self.shelf.next(table) {
+            let ended = {
+                let Ok(_room) = self.room.acquire().await else {
+                    return Ok(());
+                };
+                self.unit(&id, unit.mend).await
+            };
+            match ended {
+                Ok(Ended::Settled) => {
+                    tracing::info!(%table, a = id.a, b = id.b, "rows that were set aside are settled");
+                }
+                Ok(Ended::Later) => tokio::time::sleep(pause()).await,
+                Err(error @ FileError::Io { .. }) => {
+                    tracing::error!(%error, %table, "rows that were set aside cannot be worked on; it is tried again");
+                    tokio::time::sleep(pause()).await;
+                }
+                Err(error @ (FileError::InDoubt { .. } | FileError::Damaged { .. })) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows → told → removed.
+    async fn unit(&self, id: &UnitId, mend: bool) -> Result<Ended, FileError> {
+        let (records, mut marks) = block_in_place(|| self.shelf.read(id))?;
+        let occasion = Occasion::now(id.range(), TraceContext::default());
+        if !marks.closing {
+            let Some(settled) = self.rows(id, &records, (marks, mend), occasion).await? else {
+                return Ok(Ended::Later);
+            };
+            marks = Marks {
+                closing: true,
+                ..settled
+            };
+            block_in_place(|| self.shelf.keep_marks(id, &marks))?;
+        }
+        if !self.tell(id, &records, &marks, occasion).await? {
+            return Ok(Ended::Later);
+        }
+        block_in_place(|| self.shelf.remove(id))?;
+        self.count(&records, &marks);
+        Ok(Ended::Settled)
+    }
+
+    /// The marks once every row has its outcome; `None` where it has to be tried again.
+    async fn rows(
+        &self,
+        id: &UnitId,
+        records: &[RangeRecord],
+        (marks, mend): (Marks, bool),
+        occasion: Occasion,
+    ) -> Result<Option<Marks>, FileError> {
+        let work = closing::rows(records, &Aside::new());
+        let rules = Rules {
+            quarantine: true,
+            park_after: None,
+            mend,
+        };
+        let mut settling = Settling::found(work.proof, rules, marks);
+        let mut waits = 0;
+        loop {
+            match settling.advance() {
+                Next::Proven => return Ok(Some(settling.marks().clone())),
+                Next::Call(plan) => {
+                    self.caller.call(occasion, &work, plan, &mut settling).await;
+                }
+                Next::Persist(marks) => block_in_place(|| self.shelf.keep_marks(id, &marks))?,
+                // The rules do not ask for it.
+                Next::Park(_) => {}
+                Next::Wait { delay, reason, alarm } => {
+                    waits += 1;
+                    let heals = self.note(id, &settling, &reason, alarm);
+                    if !heals || waits >= ATTEMPTS {
+                        return Ok(None);
+                    }
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    /// Dead letters and the books; whether all of it is there.
+    async fn tell(
+        &self,
+        id: &UnitId,
+        records: &[RangeRecord],
+        marks: &Marks,
+        occasion: Occasion,
+    ) -> Result<bool, FileError> {
+        let work = closing::of_unit(records, marks);
+        let mut settling =
+            Settling::found(work.proof, Rules::TELLING, marks.telling()).with_books(work.books);
+        let mut waits = 0;
+        loop {
+            match settling.advance() {
+                Next::Proven => return Ok(true),
+                Next::Call(plan) => {
+                    self.caller.call(occasion, &work, plan, &mut settling).await;
+                }
+                Next::Persist(told) => {
+                    block_in_place(|| self.shelf.keep_marks(id, &marks.with_bumped(told)))?;
+                }
+                Next::Park(_) => {}
+                Next::Wait { delay, reason, alarm } => {
+                    waits += 1;
+                    self.say(id, &reason, alarm);
+                    if waits >= ATTEMPTS {
+                        return Ok(false);
+                    }
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    /// Takes note of a unit's trouble; whether it may heal by itself.
+    fn note(&self, id: &UnitId, settling: &Settling, reason: &str, alarm: bool) -> bool {
+        let trouble = settling.troubles().get(&id.table);
+        if let Some(trouble) = trouble {
+            self.shelf.note(id, trouble);
+        }
+        self.say(id, reason, alarm);
+        trouble.is_none_or(|trouble| trouble.why.heals())
+    }
+
+    fn say(&self, id: &UnitId, reason: &str, alarm: bool) {
+        if alarm {
+            self.metrics
+                .add(Counter::Alarms, 1, &[("reason", "parked_table")]);
+        }
+        tracing::warn!(table = %id.table, a = id.a, b = id.b, reason, "rows that were set aside still wait");
+    }
+
+    fn count(&self, records: &[RangeRecord], marks: &Marks) {
+        let kept: u64 = records.iter().map(|one| u64::from(one.fates.kept())).sum();
+        let dead = marks.dead.len() as u64;
+        let outcome = |outcome, n| {
+            let labels = [("stage", "sink"), ("outcome", outcome)];
+            self.metrics.add(Counter::Events, n, &labels);
+        };
+        outcome("stored", kept.saturating_sub(dead));
+        outcome("dead_lettered", dead);
+        for one in &marks.dead {
+            let reason = letter_code(one.code);
+            self.metrics.add(Counter::DeadLetters, 1, &[("reason", &reason)]);
+        }
+    }
+}
+
+fn pause() -> Duration {
+    let jitter = u64::try_from(RequestId::random().0 % JITTER_MS).unwrap_or_default();
+    PAUSE + Duration::from_millis(jitter)
+}

@@ -1,0 +1,352 @@
+//! All units that are set aside: their files, and what is known of them in memory (heads only).
+
+use super::file::{self, FileError, Head, UnitId};
+use crate::progress::Marks;
+use crate::progress::closing::{Aside, of_table};
+use crate::progress::plan::Trouble;
+use parking_lot::Mutex;
+use sluice_common::clock::UnixMs;
+use sluice_common::config::Dataset;
+use sluice_common::ids::{LogId, Name, Offset};
+use sluice_common::limits::WATERMARK_REOPEN_PERCENT;
+use sluice_common::metrics::{Gauge, Metrics};
+use sluice_common::wire::sink::{Range, RangeRecord};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// The shelf of one log's partition. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Shelf(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    log: LogId,
+    partition: u16,
+    /// What one dataset may have here.
+    max_bytes: u64,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    units: BTreeMap<UnitId, Unit>,
+    /// Tables that take nothing: what comes for them is set aside at once.
+    broken: BTreeSet<Name>,
+    /// Datasets over their cap.
+    full: BTreeSet<Name>,
+    /// Units of ranges below are committed, and may be settled.
+    committed: Offset,
+}
+
+/// What is known of one unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    pub why: String,
+    pub reason: String,
+    pub heals: bool,
+    pub since_ms: UnixMs,
+    pub rows: u64,
+    pub file_bytes: u64,
+    pub bytes: BTreeMap<Name, u64>,
+    /// An operator has said that what is absent is to be inserted, and what is there stays.
+    pub mend: bool,
+}
+
+impl Shelf {
+    /// Finds what an earlier process set aside.
+    ///
+    /// # Errors
+    /// [`FileError`]; also where a file is of another log.
+    pub fn open(
+        dir: PathBuf,
+        (log, partition): (LogId, u16),
+        max_bytes: u64,
+        committed: Offset,
+    ) -> Result<Self, FileError> {
+        let mut state = State {
+            committed,
+            ..State::default()
+        };
+        for id in file::list(&dir)? {
+            let (head, file_bytes) = file::read_head(&dir, &id)?;
+            if (head.log, head.partition) != (log, partition) {
+                return Err(FileError::Damaged {
+                    path: dir,
+                    reason: format!("it holds rows of log {}, and the log is {log}", head.log),
+                });
+            }
+            if head.heals {
+                state.broken.insert(id.table.clone());
+            }
+            state.units.insert(id, Unit::new(&head, file_bytes));
+        }
+        let shelf = Self(Arc::new(Inner {
+            dir,
+            log,
+            partition,
+            max_bytes,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        }));
+        shelf.0.weigh(&mut shelf.0.state.lock());
+        Ok(shelf)
+    }
+
+    /// The tables whose share of `range` is here.
+    #[must_use]
+    pub fn tables_of(&self, range: Range) -> Aside {
+        let state = self.0.state.lock();
+        let of_range = state.units.keys().filter(|id| id.range() == range);
+        of_range.map(|id| id.table.clone()).collect()
+    }
+
+    /// Tables that take nothing, each with the reason that was told last.
+    #[must_use]
+    pub fn broken(&self) -> BTreeMap<Name, String> {
+        let state = self.0.state.lock();
+        let reason = |table: &Name| {
+            let mut units = state.units.iter().filter(|(id, _)| id.table == *table);
+            units
+                .next_back()
+                .map_or(String::new(), |(_, unit)| unit.reason.clone())
+        };
+        state
+            .broken
+            .iter()
+            .map(|table| (table.clone(), reason(table)))
+            .collect()
+    }
+
+    /// Makes one table's share of a range durable here. Blocks for the disk.
+    ///
+    /// # Errors
+    /// [`FileError`], as [`file::write`] says.
+    pub fn set_aside(
+        &self,
+        (range, records): (Range, &[RangeRecord]),
+        table: &Name,
+        trouble: &Trouble,
+        (marks, since_ms): (&Marks, UnixMs),
+    ) -> Result<(), FileError> {
+        let records = of_table(records, table);
+        let (mut rows, mut bytes) = (BTreeMap::new(), BTreeMap::new());
+        for one in &records {
+            let dataset = &one.record.meta.dataset;
+            *rows.entry(dataset.clone()).or_default() += u64::from(one.fates.kept());
+            *bytes.entry(dataset.clone()).or_default() += one.record.frame().len() as u64;
+        }
+        let head = Head {
+            log: self.0.log,
+            partition: self.0.partition,
+            range,
+            table: table.clone(),
+            why: trouble.why.label().to_owned(),
+            reason: trouble.reason.clone(),
+            heals: trouble.why.heals(),
+            since_ms,
+            marks: marks.of(table),
+            fates: records.iter().map(|one| one.fates.clone()).collect(),
+            rows,
+            bytes,
+        };
+        let id = UnitId::new(range, table.clone());
+        file::write(&self.0.dir, &id, &head, &records)?;
+        let file_bytes = head.bytes.values().sum();
+        let mut state = self.0.state.lock();
+        if head.heals {
+            state.broken.insert(table.clone());
+        }
+        state.units.insert(id, Unit::new(&head, file_bytes));
+        self.0.weigh(&mut state);
+        Ok(())
+    }
+
+    /// Ranges below `committed` are: their units may be settled.
+    pub fn committed(&self, committed: Offset) {
+        let mut state = self.0.state.lock();
+        state.committed = committed;
+        if !state.units.is_empty() {
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// Resolves when something was set aside, committed or ordered.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// Tables with a unit that can be worked on.
+    #[must_use]
+    pub fn tables_to_drive(&self) -> BTreeSet<Name> {
+        let state = self.0.state.lock();
+        state.drivable().map(|(id, _)| id.table.clone()).collect()
+    }
+
+    /// The oldest unit of `table` that can be worked on.
+    #[must_use]
+    pub fn next(&self, table: &Name) -> Option<(UnitId, Unit)> {
+        let state = self.0.state.lock();
+        let mut of_table = state.drivable().filter(|(id, _)| id.table == *table);
+        of_table.next().map(|(id, unit)| (id.clone(), unit.clone()))
+    }
+
+    /// Reads a unit with what was decided of it. Blocks for the disk.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn read(&self, id: &UnitId) -> Result<(Vec<RangeRecord>, Marks), FileError> {
+        let (head, records) = file::read(&self.0.dir, id)?;
+        let marks = file::read_marks(&self.0.dir, id, &head)?;
+        Ok((records, marks))
+    }
+
+    /// Makes a unit's marks durable. Blocks for the disk.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn keep_marks(&self, id: &UnitId, marks: &Marks) -> Result<(), FileError> {
+        file::write_marks(&self.0.dir, id, marks)
+    }
+
+    /// Takes note of what a unit suffers from now.
+    pub fn note(&self, id: &UnitId, trouble: &Trouble) {
+        let mut state = self.0.state.lock();
+        if let Some(unit) = state.units.get_mut(id) {
+            trouble.why.label().clone_into(&mut unit.why);
+            unit.reason.clone_from(&trouble.reason);
+            unit.heals = trouble.why.heals();
+            // An order is for one attempt: what it meets may be something else.
+            unit.mend = false;
+        }
+        state.unbreak(&id.table);
+    }
+
+    /// A unit is settled: its file goes, and its table takes rows again. Blocks for the disk.
+    ///
+    /// # Errors
+    /// [`FileError::InDoubt`].
+    pub fn remove(&self, id: &UnitId) -> Result<(), FileError> {
+        file::remove(&self.0.dir, id)?;
+        let mut state = self.0.state.lock();
+        state.units.remove(id);
+        state.broken.remove(&id.table);
+        self.0.weigh(&mut state);
+        Ok(())
+    }
+
+    /// Has units of a table that wait for a person mended: what is absent is inserted, what is there
+    /// stays. How many there are.
+    #[must_use]
+    pub fn mend(&self, table: &Name) -> usize {
+        let mut state = self.0.state.lock();
+        let waits = |id: &UnitId, unit: &Unit| id.table == *table && !unit.heals;
+        let mut ordered = 0;
+        for (_, unit) in state.units.iter_mut().filter(|(id, unit)| waits(id, unit)) {
+            unit.mend = true;
+            ordered += 1;
+        }
+        self.0.changed.notify_one();
+        ordered
+    }
+
+    /// Everything here, oldest first.
+    #[must_use]
+    pub fn units(&self) -> Vec<(UnitId, Unit)> {
+        let state = self.0.state.lock();
+        state
+            .units
+            .iter()
+            .map(|(id, unit)| (id.clone(), unit.clone()))
+            .collect()
+    }
+
+    /// Whether a dataset has so much here that no more is taken for it.
+    #[must_use]
+    pub fn is_full(&self, dataset: &str) -> bool {
+        let state = self.0.state.lock();
+        !state.full.is_empty() && state.full.iter().any(|one| one.as_str() == dataset)
+    }
+
+    /// Shows what is here, by configured dataset and table.
+    #[expect(clippy::cast_precision_loss, reason = "gauges")]
+    pub fn show(&self, metrics: &Metrics, datasets: &[Dataset]) {
+        for dataset in datasets {
+            let (shelf, name) = (self.clone(), dataset.name.clone());
+            let labels: &[_] = &[("dataset", dataset.name.as_str())];
+            metrics.watch(Gauge::ParkedBytes, labels, move || {
+                shelf.0.state.lock().bytes_of(&name) as f64
+            });
+        }
+        let tables: BTreeSet<&Name> = datasets.iter().map(Dataset::table).collect();
+        for table in tables {
+            let (shelf, name) = (self.clone(), table.clone());
+            let labels: &[_] = &[("table", table.as_str())];
+            metrics.watch(Gauge::ParkedUnits, labels, move || {
+                let state = shelf.0.state.lock();
+                state.units.keys().filter(|id| id.table == name).count() as f64
+            });
+        }
+    }
+}
+
+impl Unit {
+    fn new(head: &Head, file_bytes: u64) -> Self {
+        Self {
+            why: head.why.clone(),
+            reason: head.reason.clone(),
+            heals: head.heals,
+            since_ms: head.since_ms,
+            rows: head.rows.values().sum(),
+            file_bytes,
+            bytes: head.bytes.clone(),
+            mend: false,
+        }
+    }
+}
+
+impl State {
+    /// Committed units that may settle by being sent, or were ordered to.
+    fn drivable(&self) -> impl Iterator<Item = (&UnitId, &Unit)> {
+        let committed = self.committed;
+        self.units
+            .iter()
+            .filter(move |(id, unit)| id.b <= committed && (unit.heals || unit.mend))
+    }
+
+    /// A table is broken only while units of it may heal: one that waits for a person says nothing of
+    /// the table.
+    fn unbreak(&mut self, table: &Name) {
+        let heals = |(id, unit): (&UnitId, &Unit)| id.table == *table && unit.heals;
+        if !self.units.iter().any(heals) {
+            self.broken.remove(table);
+        }
+    }
+
+    fn bytes_of(&self, dataset: &Name) -> u64 {
+        self.units
+            .values()
+            .filter_map(|unit| unit.bytes.get(dataset))
+            .sum()
+    }
+}
+
+impl Inner {
+    /// Which datasets are over their cap; one that was reopens at 80 %.
+    fn weigh(&self, state: &mut State) {
+        let names: BTreeSet<&Name> = state.units.values().flat_map(|unit| unit.bytes.keys()).collect();
+        let reopen = self.max_bytes / 100 * WATERMARK_REOPEN_PERCENT;
+        let is_full = |name: &&&Name| {
+            let limit = if state.full.contains(**name) {
+                reopen
+            } else {
+                self.max_bytes
+            };
+            state.bytes_of(name) >= limit
+        };
+        state.full = names.iter().filter(is_full).map(|name| (*name).clone()).collect();
+    }
+}
