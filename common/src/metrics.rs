@@ -59,6 +59,10 @@ names! {
         GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
         /// `reason`.
         DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
+        /// `outcome` done, failed, late, crowded_out, plain_http.
+        TlsHandshakes = "sluice_tls_handshakes_total", "TLS handshakes by how they ended.";
+        /// `certificate` edge, internal, clickhouse; `outcome` applied, refused.
+        TlsReloads = "sluice_tls_reloads_total", "Changed certificate files, put in force or refused.";
         /// `reason`.
         Alarms = "sluice_alarms_total", "Times that something needed an operator; the log line says what to do.";
     }
@@ -92,6 +96,8 @@ names! {
         DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
+        /// `certificate` edge, internal.
+        TlsCertificateExpiry = "sluice_tls_certificate_expiry_seconds", "When the certificate that is shown expires, as a Unix time.";
         LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";

@@ -5,7 +5,7 @@ use crate::output::OutputArgs;
 use crate::pipeline::target;
 use clap::Args;
 use serde_json::json;
-use sluice_common::clock::{SharedClock, SystemClock};
+use sluice_common::clock::{Clock as _, SharedClock, SystemClock};
 use sluice_common::config::Loaded;
 use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
@@ -95,6 +95,7 @@ impl CheckArgs {
                 "no tenant: every request will be answered 401".into(),
             ));
         }
+        certificates(loaded, findings);
         dedup_fits(loaded, findings);
         let url = self
             .clickhouse_url
@@ -124,13 +125,35 @@ impl CheckArgs {
     }
 }
 
+/// Whether the certificates and keys of the config can be used, and how long.
+fn certificates(loaded: &Loaded, findings: &mut Vec<Finding>) {
+    let listeners = [loaded.edge_tls(), loaded.inner_listener_tls()];
+    for files in listeners.into_iter().flatten() {
+        let (what, name) = (files.cert.key, files.name);
+        let validity = files.check();
+        let warned = validity.map(|validity| validity.warning(SystemClock.now_ms()));
+        findings.push(match warned {
+            Err(error) => finding(Level::Unusable, what, error.to_string()),
+            Ok(Some(warning)) => finding(Level::Degraded, what, format!("the certificate {warning}")),
+            Ok(None) => finding(
+                Level::Good,
+                what,
+                format!("certificate and key of `{name}` belong together"),
+            ),
+        });
+    }
+}
+
 async fn ask(loaded: &Loaded, url: &str, findings: &mut Vec<Finding>) {
     let clock: SharedClock = Arc::new(SystemClock);
-    let sink = SinkWriter::new(
-        &target(loaded, url),
-        &loaded.config.datasets,
-        &Metrics::detached(),
-    );
+    let target = match target(loaded, url) {
+        Ok(target) => target,
+        Err(error) => {
+            findings.push(finding(Level::Unusable, "clickhouse.ca", error.to_string()));
+            return;
+        }
+    };
+    let sink = SinkWriter::new(&target, &loaded.config.datasets, &Metrics::detached());
     let report = sink.describe_all(&clock, DEADLINE).await;
     match report.server {
         Err(error) => {

@@ -66,6 +66,7 @@ pub fn tenant(key: &str) -> Tenant {
     Tenant {
         id: TenantId::new(TENANT).expect("a valid id"),
         keys: vec![KeyHash { sha256: hash(key) }],
+        certificates: Vec::new(),
         datasets: None,
         quota: (),
         weight: (),

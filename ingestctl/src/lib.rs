@@ -11,4 +11,5 @@ pub mod output;
 pub mod pipeline;
 pub mod remote;
 pub mod sample;
+pub mod self_signed;
 pub mod up;

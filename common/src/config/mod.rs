@@ -11,6 +11,7 @@ mod place;
 pub mod quantity;
 mod read;
 pub mod text;
+pub mod tls;
 mod tree;
 mod type_text;
 mod validate;
@@ -21,6 +22,7 @@ pub use load::{ConfigError, Loaded, Problem};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
 pub use text::Text;
+pub use tls::{CertificateName, EdgeTls, InternalTls};
 pub use zone::Zone;
 
 use crate::ids::{Name, TenantId};
@@ -71,10 +73,10 @@ pub struct Edge {
     pub listen: Vec<String>,
     /// Probes and metrics.
     pub admin: String,
-    /// The normalizers, as `http://host:port`; not used where all run in one process.
+    /// The normalizers, as `http://host:port`, or `https://` with `internal.tls`; not used where all run in one process.
     pub normalizer: Vec<String>,
-    #[serde(deserialize_with = "not_yet::tls")]
-    pub tls: (),
+    /// Certificate and key of all public listeners; absent: plain HTTP.
+    pub tls: Option<EdgeTls>,
 }
 
 impl Default for Edge {
@@ -83,7 +85,7 @@ impl Default for Edge {
             listen: vec!["127.0.0.1:4318".into()],
             admin: "127.0.0.1:9464".into(),
             normalizer: vec!["http://127.0.0.1:4320".into()],
-            tls: (),
+            tls: None,
         }
     }
 }
@@ -128,8 +130,10 @@ impl Default for SinkWriter {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Internal {
-    /// Shared by all services; without it inner listeners stay on loopback.
+    /// Shared by all services; without it, and without `tls`, inner listeners stay on loopback.
     pub token: Option<Text>,
+    /// Mutual TLS between all services.
+    pub tls: Option<InternalTls>,
 }
 
 /// Which log.
@@ -195,13 +199,13 @@ impl Default for Dedup {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClickHouse {
-    /// `http://host:port`. Absent: `ingestctl up` starts one; the sink-writer alone needs it.
+    /// `http://host:port` or `https://host:port`. Absent: `ingestctl up` starts one; the sink-writer alone needs it.
     pub url: Option<Text>,
     pub database: Name,
     pub user: Option<Text>,
     pub password: Option<Text>,
-    #[serde(deserialize_with = "not_yet::clickhouse_ca")]
-    pub ca: (),
+    /// Whom an https:// ClickHouse's certificate must be signed by; absent: whom this machine trusts.
+    pub ca: Option<PathBuf>,
 }
 
 impl Default for ClickHouse {
@@ -211,7 +215,7 @@ impl Default for ClickHouse {
             database: Name::new("telemetry").expect("a valid name"),
             user: None,
             password: None,
-            ca: (),
+            ca: None,
         }
     }
 }
@@ -230,6 +234,9 @@ pub struct Telemetry {
 pub struct Tenant {
     pub id: TenantId,
     pub keys: Vec<KeyHash>,
+    /// Names of client certificates that are this tenant's; needs `edge.tls.client_ca`.
+    #[serde(default)]
+    pub certificates: Vec<CertificateName>,
     /// Datasets it may write; absent: all.
     pub datasets: Option<Vec<Name>>,
     #[serde(default, deserialize_with = "not_yet::quota")]

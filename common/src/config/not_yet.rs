@@ -14,10 +14,8 @@ macro_rules! not_yet {
 }
 
 not_yet! {
-    tls: "`edge.tls` is not there yet in this release: put a TLS proxy before the edge, and take the key out";
     dead_letters: "`dead_letters` is not there yet in this release: copies of rejected rows are not kept; take the key out";
     tenants_file: "`tenants_file` is not there yet in this release: list the tenants under `tenants`";
-    clickhouse_ca: "`clickhouse.ca` is not there yet in this release: only http:// is spoken; take the key out";
     quota: "`quota` is not there yet in this release: tenants are not limited; take the key out";
     weight: "`weight` is not there yet in this release: tenants are served alike; take the key out";
 }

@@ -40,6 +40,7 @@ pub fn writer(url: &str, database: &str, datasets: &[Dataset]) -> SinkWriter {
         database: name(database),
         user: None,
         password: None,
+        tls: None,
     };
     SinkWriter::new(&target, datasets, &Metrics::detached())
 }
