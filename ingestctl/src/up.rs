@@ -213,7 +213,8 @@ impl UpArgs {
             println!("  certificate {path}, self-signed, for {names}; for development only");
             println!("  SHA-256     {}", made.fingerprint);
             println!(
-                "  to trust it curl --cacert {path} -H 'X-Api-Key: …' -d @events.json {edge}/v1/events/events"
+                "  to trust it curl --cacert {path} -H 'X-Api-Key: …' \
+                 -H 'Content-Type: application/json' -d @events.json {edge}/v1/events/events"
             );
         }
         println!("Ctrl-C stops it; nothing that was acknowledged is lost.");
