@@ -5,8 +5,9 @@
 //! only ClickHouse's answers tell (refused rows, a table set aside) follows as a correction, whose
 //! numbers sum to zero against the outcome that the range's row had claimed.
 
-use crate::ids::{Name, TenantId};
+use crate::ids::{LogId, Name, TenantId};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// The table of the books.
 pub const LEDGER: &str = "ledger";
@@ -95,6 +96,62 @@ impl LedgerRow {
     #[must_use]
     pub fn imbalance(&self) -> i64 {
         self.received - self.stored - self.duplicate - self.dead_lettered - self.rejected - self.parked
+    }
+}
+
+/// Which sums of the books are asked for: rows of other logs, and of this one below an offset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BooksQuery {
+    pub log: LogId,
+    pub partition: u16,
+    /// Rows of this log and partition count where their provenance is below: `committed << 16`.
+    pub below_o: u64,
+    /// First minute, in seconds since 1970.
+    pub since_s: u64,
+    /// None: all.
+    pub tenant: Option<TenantId>,
+    /// Most lines; the newest are told.
+    pub limit: u32,
+    pub timeout: Duration,
+}
+
+/// The books of one tenant, dataset and minute, summed. Counts are of events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BooksLine {
+    pub tenant: TenantId,
+    pub dataset: Name,
+    /// Begin of the minute in which the events were appended, in seconds since 1970.
+    pub minute_s: u64,
+    pub received: i64,
+    pub stored: i64,
+    pub duplicate: i64,
+    pub dead_lettered: i64,
+    pub rejected: i64,
+    /// Appended and not settled, or set aside with a broken table.
+    pub in_flight: i64,
+}
+
+impl BooksLine {
+    /// A line without counts.
+    #[must_use]
+    pub fn new(tenant: TenantId, dataset: Name, minute_s: u64) -> Self {
+        Self {
+            tenant,
+            dataset,
+            minute_s,
+            received: 0,
+            stored: 0,
+            duplicate: 0,
+            dead_lettered: 0,
+            rejected: 0,
+            in_flight: 0,
+        }
+    }
+
+    /// Received minus all outcomes: 0 where the books balance.
+    #[must_use]
+    pub fn imbalance(&self) -> i64 {
+        self.received - self.stored - self.duplicate - self.dead_lettered - self.rejected - self.in_flight
     }
 }
 

@@ -18,6 +18,7 @@ pub mod secret;
 pub mod serve;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tenants_file;
 pub mod tls;
 pub mod trace;
 pub mod wire;

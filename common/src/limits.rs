@@ -29,6 +29,16 @@ pub const MAX_PARTITIONS_PER_REQUEST: usize = 24;
 pub const LATE_EVENT: Duration = Duration::from_secs(3_600);
 /// Most bytes of a client's text quoted back in an error message.
 pub const MAX_QUOTED_BYTES: usize = 120;
+/// Memory of one compiled `pattern`.
+pub const MAX_PATTERN_BYTES: usize = MIB;
+/// Unknown members of a dataset that the drift report names; the rest is counted only.
+pub const MAX_DRIFT_NAMES: usize = 1_000;
+/// Longest name among them: a column's has at most 63 bytes.
+pub const MAX_DRIFT_NAME_BYTES: usize = 64;
+/// Longest name of a unit: UCUM's compounds with their remarks are shorter.
+pub const MAX_UNIT_BYTES: usize = 64;
+/// Units that events name themselves, remembered for each field.
+pub const MAX_UNITS_SEEN: usize = 256;
 
 // ---- the edge ----
 
@@ -40,6 +50,8 @@ pub const EDGE_TENANT_BODY_BYTES: usize = 128 * MIB;
 pub const EDGE_QUEUE_DEADLINE: Duration = Duration::from_millis(1_000);
 /// How long an edge waits for the normalizer's answer once the request was passed on.
 pub const EDGE_FORWARD_DEADLINE: Duration = Duration::from_secs(30);
+/// Tenants with a label of their own in metrics; the rest are `other`.
+pub const TENANT_LABELS: usize = 200;
 /// From the first byte of a request head to its last.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two pieces of a body.
@@ -69,6 +81,9 @@ pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
 pub const INTAKE_BYTES: usize = 256 * MIB;
 /// Column bytes waiting for the log writer; over it the edge is answered 429.
 pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
+/// Column bytes of one request, schemas of its records included: wide rows and arrays of short numbers
+/// take many times their text, and what the log's queue never holds would be refused for ever.
+pub const MAX_REQUEST_COLUMN_BYTES: usize = 96 * MIB;
 /// Rows of one record: the row index has 16 bits.
 pub const MAX_RECORD_ROWS: usize = 65_536;
 /// Bytes of one record: Kafka's default message limit is 1 MiB, headers included.
@@ -76,6 +91,11 @@ pub const MAX_RECORD_BYTES: usize = 900 * KIB;
 /// Column bytes (before compression) at which a request's rows are cut into records; half of the
 /// record limit leaves room for columns that do not compress and for keys.
 pub const TARGET_RECORD_BYTES: usize = 448 * KIB;
+/// Longest copy of a rejected row (`keep_rejected`): enough to see what is wrong with it.
+pub const MAX_REJECTED_COPY_BYTES: usize = 16 * KIB;
+/// Requests of one tenant a second of which every row was rejected and that still leave a mark in the
+/// log for the books: 56 bytes each, and about 400 where a mark is alone in its record.
+pub const REJECT_MARKS_PER_SECOND: u64 = 1_000;
 /// Bytes written by one group commit before its fsync.
 pub const GROUP_COMMIT_BYTES: usize = 8 * MIB;
 /// One segment file of the embedded log.
@@ -116,6 +136,10 @@ pub const MAX_RANGE_LETTERS: usize = MAX_RECORD_ROWS;
 /// Rows of the books of one range: it closes there. Each is a tenant, dataset and minute, about 300
 /// bytes of a call's head.
 pub const MAX_RANGE_ENTRIES: usize = 4_096;
+/// Lines of the books that one question gets: about 150 bytes each.
+pub const MAX_BOOKS_LINES: usize = 10_000;
+/// Frames of the log that are read to say what is in flight.
+pub const BOOKS_READ_BYTES: usize = 256 * MIB;
 /// How long a range that sends no rows grows, where its datasets' `batch.max_age` is shorter: nobody
 /// waits for it, and it costs an insert into the books all the same.
 pub const ROWLESS_RANGE_AGE: Duration = Duration::from_secs(2);
@@ -170,6 +194,9 @@ const _: () = {
     assert!(MAX_BODY_BYTES <= EDGE_TENANT_BODY_BYTES);
     assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
     assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
+    assert!(MAX_BODY_BYTES <= MAX_REQUEST_COLUMN_BYTES);
+    // Built in a group that is nearly full, it still fits the log's queue.
+    assert!(MAX_REQUEST_COLUMN_BYTES + GROUP_COMMIT_BYTES + TARGET_RECORD_BYTES <= LOG_QUEUE_BYTES);
     assert!(MAX_RECORD_BYTES * 4 <= GROUP_COMMIT_BYTES);
     assert!(GROUP_COMMIT_BYTES + MAX_RECORD_BYTES <= SEGMENT_BYTES);
     assert!(MAX_RECORD_ROWS <= MAX_BLOCK_ROWS);

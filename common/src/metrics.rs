@@ -46,6 +46,10 @@ names! {
         Events = "sluice_events_total", "Events by stage and outcome.";
         /// `stage` edge (decompressed bodies), log (frames), sink (blocks sent).
         Bytes = "sluice_bytes_total", "Bytes by stage.";
+        /// `dataset`, `field`.
+        UnitConversions = "sluice_unit_conversions_total", "Values converted from one unit into another.";
+        /// `dataset`.
+        DroppedFields = "sluice_dropped_fields_total", "Members of taken events that the dataset does not know and drops.";
         /// `dataset`.
         LateEvents = "sluice_late_events_total", "Events taken within their age bounds, but more than an hour old.";
         /// `route`, `code`.
@@ -56,6 +60,12 @@ names! {
         ClickHouseErrors = "sluice_clickhouse_errors_total", "Errors of ClickHouse calls by class.";
         /// `outcome` all, none, between, unknown.
         Verify = "sluice_verify_total", "Sub-batches counted on the server, by what was found.";
+        /// `tenant`, `outcome` accepted, rejected. The first 200 tenants that send; the rest as `other`.
+        TenantEvents = "sluice_tenant_events_total", "Events by tenant and outcome, as the edge answered.";
+        /// `tenant`, in the same way.
+        TenantBytes = "sluice_tenant_bytes_total", "Decompressed bytes of answered requests by tenant.";
+        /// `outcome` applied, refused.
+        TenantsFileReads = "sluice_tenants_file_reads_total", "Changes of the tenants file that were seen.";
         GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
         /// `reason`.
         DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
@@ -63,6 +73,9 @@ names! {
         TlsHandshakes = "sluice_tls_handshakes_total", "TLS handshakes by how they ended.";
         /// `certificate` edge, internal, clickhouse; `outcome` applied, refused.
         TlsReloads = "sluice_tls_reloads_total", "Changed certificate files, put in force or refused.";
+        /// `reason` budget, request.
+        DeadLettersDropped = "sluice_dead_letters_dropped_total", "Rejected rows of which no copy was kept.";
+        Unbooked = "sluice_ledger_unbooked_events_total", "Rejected events of requests rejected whole, over what a tenant's requests may leave in the books.";
         /// `reason`.
         Alarms = "sluice_alarms_total", "Times that something needed an operator; the log line says what to do.";
     }
@@ -91,9 +104,11 @@ names! {
         LogBacklogBytes = "sluice_log_backlog_bytes", "Log bytes that are not yet stored.";
         /// `partition`.
         LogBacklogAge = "sluice_log_backlog_age_seconds", "Age of the oldest record that is not yet stored.";
+        LogBacklogLimitBytes = "sluice_log_backlog_limit_bytes", "`log.max_bytes`: at it clients get 503.";
         LogDiskBytes = "sluice_log_disk_bytes", "Disk that the log takes.";
         DedupKeys = "sluice_dedup_keys", "Keys that dedup remembers.";
         DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";
+        DedupLimitBytes = "sluice_dedup_limit_bytes", "`dedup.max_bytes`: at it writing waits.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
         /// `certificate` edge, internal.

@@ -38,8 +38,9 @@ pub const SPAN_BYTES: usize = 56;
 /// Largest frame: the body limit plus room for header, meta and padding.
 pub const MAX_FRAME_BYTES: usize = MAX_RECORD_BYTES + 64 * 1024;
 
-/// Arrow's own name for a text column that holds JSON: how a record's column says that it does.
-pub const JSON_EXTENSION: &str = "arrow.json";
+/// Key of a column's Arrow metadata: the field's type as the config writes it, where the Arrow type alone
+/// does not say what ClickHouse would make of its values.
+pub const TYPE_MARK: &str = "sluice.type";
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SLR1");
 const VERSION: u16 = 1;
@@ -57,6 +58,23 @@ pub enum Identity {
     Request,
 }
 
+/// What a record's rows are. The names reach disk; they are frozen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Holds {
+    /// Events, to be rows of their table.
+    #[default]
+    Events,
+    /// Copies of rejected rows, to be dead letters: they have no identity and are in no book.
+    RejectedCopies,
+}
+
+impl Holds {
+    fn is_events(&self) -> bool {
+        *self == Self::Events
+    }
+}
+
 /// What a record says of itself, the same for all its rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RecordMeta {
@@ -69,6 +87,8 @@ pub struct RecordMeta {
     pub identity: Identity,
     /// Dedup window in ms (R7).
     pub window_ms: u64,
+    #[serde(default, skip_serializing_if = "Holds::is_events")]
+    pub holds: Holds,
 }
 
 /// One request's rows within a record.
@@ -99,7 +119,8 @@ pub struct RecordContent {
     pub fingerprints: Vec<u32>,
     /// Bytes of the columns in memory: what the rows cost whoever decodes them.
     pub column_bytes: u32,
-    /// One Arrow IPC stream with one batch of `keys.len()` rows.
+    /// One Arrow IPC stream with one batch of `keys.len()` rows; nothing where there are none: the record
+    /// then only says which requests were rejected whole.
     pub body: Bytes,
 }
 
@@ -355,10 +376,29 @@ impl Record {
         prints.chunks_exact(4).map(|print| u32_at(print, 0))
     }
 
-    /// The Arrow IPC stream.
+    /// The Arrow IPC stream; empty where the record has no rows.
     #[must_use]
     pub fn body(&self) -> Bytes {
         self.frame.slice(self.layout.body..self.layout.end)
+    }
+
+    /// The request that a row came with.
+    #[must_use]
+    pub fn request_of(&self, row: u32) -> Option<RequestId> {
+        let spans = &self.frame[self.layout.spans..self.layout.keys];
+        let at = |place: usize| read_span(&spans[place * SPAN_BYTES..(place + 1) * SPAN_BYTES]);
+        let (mut low, mut high) = (0, spans.len() / SPAN_BYTES);
+        while low < high {
+            let middle = low.midpoint(high);
+            if at(middle).first_row <= row {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        // Spans without rows may stand before the one that has the row.
+        let holds = |span: &RequestSpan| row - span.first_row < span.rows;
+        (0..low).rev().map(at).find(holds).map(|span| span.request)
     }
 
     /// The requests whose rows these are.
@@ -412,6 +452,7 @@ mod tests {
             schema_version: 7,
             identity: Identity::Key,
             window_ms: 86_400_000,
+            holds: Holds::Events,
         }
     }
 

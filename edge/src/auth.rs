@@ -10,10 +10,13 @@ use crate::admission::TenantAdmission;
 use crate::respond::Refusal;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use sluice_common::config::Config;
+use sluice_common::clock::{SharedClock, SystemClock};
+use sluice_common::config::{self, Config, Expiry};
 use sluice_common::error::Problem;
 use sluice_common::ids::{Name, TenantId};
+use sluice_common::tenants_file::{self, Beside, Filed};
 use sluice_common::tls::{ClientCertificate, ClientName};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -66,36 +69,117 @@ type KeyHash = [u8; 32];
 
 #[derive(Debug, Default)]
 struct Table {
-    by_key: HashMap<KeyHash, Arc<Tenant>>,
+    by_key: HashMap<KeyHash, Known>,
     by_certificate: HashMap<ClientName, Arc<Tenant>>,
     tenants: HashMap<TenantId, Arc<Tenant>>,
     datasets: HashSet<Name>,
 }
 
-/// The tenants and dataset names in force; replaced whole when the config changes.
-#[derive(Debug, Default)]
+/// Whose key it is, and until when.
+#[derive(Debug)]
+struct Known {
+    tenant: Arc<Tenant>,
+    until: Option<Expiry>,
+}
+
+/// Where tenants come from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// `tenants` of the config.
+    pub configured: Vec<config::Tenant>,
+    /// Those of the tenants file that can stand beside them.
+    pub filed: Vec<config::Tenant>,
+    /// Which tenants file is in force.
+    pub version: String,
+}
+
+/// The tenants and dataset names in force; replaced whole when the config or the tenants file changes.
+#[derive(Debug)]
 pub struct Tenants {
     table: ArcSwap<Table>,
+    /// What the table was made of; held while it is made anew.
+    sources: Mutex<Sources>,
+    clock: SharedClock,
 }
 
 impl Tenants {
     /// The tenants of `config`.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let tenants = Self::default();
+        Self::with_clock(config, Arc::new(SystemClock))
+    }
+
+    /// The same, where `clock` says which keys have ended.
+    #[must_use]
+    pub fn with_clock(config: &Config, clock: SharedClock) -> Self {
+        let tenants = Self {
+            table: ArcSwap::default(),
+            sources: Mutex::default(),
+            clock,
+        };
         tenants.replace(config);
         tenants
     }
 
     /// Puts another config's tenants in force at once. What a tenant that stays holds of memory
-    /// stays counted.
+    /// stays counted. A tenant of the tenants file that is in the new config too gives way to it.
     pub fn replace(&self, config: &Config) {
+        let mut sources = self.sources.lock();
+        sources.configured.clone_from(&config.tenants);
+        let (configured, filed) = (&config.tenants, std::mem::take(&mut sources.filed));
+        for tenant in filed {
+            let problems = tenants_file::problems(std::slice::from_ref(&tenant), configured);
+            if problems.is_empty() {
+                sources.filed.push(tenant);
+            } else {
+                tracing::error!(
+                    problems = problems.join("; "),
+                    "the config's tenant counts, the tenants file's does not: take it out of one of them"
+                );
+            }
+        }
+        let datasets = config.datasets.iter().map(|one| one.name.clone()).collect();
+        self.rebuild(&sources, datasets);
+    }
+
+    /// Puts another tenants file in force at once.
+    ///
+    /// # Errors
+    /// What keeps it from standing beside the config's tenants; then nothing changes.
+    pub fn replace_filed(&self, filed: Filed) -> Result<(), Vec<String>> {
+        let mut sources = self.sources.lock();
+        let problems = tenants_file::problems(&filed.tenants, &sources.configured);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        (sources.filed, sources.version) = (filed.tenants, filed.version);
+        let datasets = self.table.load().datasets.clone();
+        self.rebuild(&sources, datasets);
+        Ok(())
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub fn sources(&self) -> Sources {
+        self.sources.lock().clone()
+    }
+
+    /// What a tenants file stands beside.
+    #[must_use]
+    pub fn beside(&self) -> Beside {
+        Beside {
+            configured: self.sources.lock().configured.clone(),
+            datasets: self.table.load().datasets.clone(),
+        }
+    }
+
+    fn rebuild(&self, sources: &Sources, datasets: HashSet<Name>) {
         let old = self.table.load_full();
         let mut table = Table {
-            datasets: config.datasets.iter().map(|one| one.name.clone()).collect(),
+            datasets,
             ..Table::default()
         };
-        for one in &config.tenants {
+        for one in sources.configured.iter().chain(&sources.filed) {
             let known = old.tenants.get(&one.id);
             let tenant = Arc::new(Tenant {
                 id: one.id.clone(),
@@ -104,7 +188,8 @@ impl Tenants {
             });
             for key in &one.keys {
                 if let Some(hash) = read_hash(&key.sha256) {
-                    table.by_key.insert(hash, tenant.clone());
+                    let (tenant, until) = (tenant.clone(), key.until);
+                    table.by_key.insert(hash, Known { tenant, until });
                 }
             }
             for name in &one.certificates {
@@ -140,23 +225,28 @@ impl Tenants {
             }
             Err(error) => return Err(error),
         };
-        let tenant = table.by_key(key)?;
+        let tenant = self.by_key(&table, key)?;
         if by_certificate.is_some_and(|other| other.id != tenant.id) {
             return Err(AuthError::Disagreeing);
         }
         Ok(tenant)
     }
+
+    fn by_key(&self, table: &Table, key: &[u8]) -> Result<Arc<Tenant>, AuthError> {
+        let hash: KeyHash = Sha256::digest(key).into();
+        let found = table.by_key.get_key_value(&hash);
+        let (stored, known) = found.map_or((&DUMMY, None), |(stored, known)| (stored, Some(known)));
+        let same = bool::from(stored.ct_eq(&hash));
+        let known = known.filter(|known| same && !self.has_ended(known.until));
+        known.map(|known| known.tenant.clone()).ok_or(AuthError::Unknown)
+    }
+
+    fn has_ended(&self, until: Option<Expiry>) -> bool {
+        until.is_some_and(|until| self.clock.now_ms() >= until.ms())
+    }
 }
 
 impl Table {
-    fn by_key(&self, key: &[u8]) -> Result<Arc<Tenant>, AuthError> {
-        let hash: KeyHash = Sha256::digest(key).into();
-        let found = self.by_key.get_key_value(&hash);
-        let (stored, tenant) = found.map_or((&DUMMY, None), |(stored, tenant)| (stored, Some(tenant)));
-        let same = bool::from(stored.ct_eq(&hash));
-        tenant.filter(|_| same).cloned().ok_or(AuthError::Unknown)
-    }
-
     /// The one tenant that the certificate's names lead to, if any does.
     fn by_certificate(&self, shown: &ClientCertificate) -> Result<Option<Arc<Tenant>>, AuthError> {
         let names = shown.0.iter().flat_map(|names| names.iter());
@@ -238,6 +328,7 @@ const INVALID_REQUEST: &str = "Bearer realm=\"sluice\", error=\"invalid_request\
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sluice_common::clock::ManualClock;
     use sluice_common::config::Loaded;
     use std::path::Path;
 
@@ -246,7 +337,12 @@ mod tests {
             let hash = hex::encode(Sha256::digest(key));
             format!("- {{id: {id}, keys: [{{sha256: {hash}}}]}}\n")
         });
-        let yaml = format!("tenants:\n{}", list.collect::<String>());
+        let list: String = list.collect();
+        let yaml = if list.is_empty() {
+            "{}".to_owned()
+        } else {
+            format!("tenants:\n{list}")
+        };
         Loaded::parse(&yaml, Path::new("t"), Path::new("/tmp"))
             .unwrap()
             .config
@@ -302,6 +398,54 @@ mod tests {
         ] {
             assert_eq!(tenant_of(&tenants, bad), Err(why), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_key_with_an_end_is_unknown_from_then_on() {
+        let clock = ManualClock::at(1_000);
+        let hash = hex::encode(Sha256::digest("k"));
+        let yaml =
+            format!("tenants: [{{id: a, keys: [{{sha256: {hash}, until: \"1970-01-01T00:00:02Z\"}}]}}]");
+        let loaded = Loaded::parse(&yaml, Path::new("t"), Path::new("/tmp")).unwrap();
+        let tenants = Tenants::with_clock(&loaded.config, Arc::new(clock.clone()));
+        assert_eq!(tenant_of(&tenants, &[("x-api-key", "k")]).as_deref(), Ok("a"));
+        clock.advance(1_000);
+        assert_eq!(
+            tenant_of(&tenants, &[("x-api-key", "k")]),
+            Err(AuthError::Unknown)
+        );
+    }
+
+    #[test]
+    fn a_tenants_file_stands_beside_the_config_and_gives_way_to_it() {
+        let tenants = Tenants::new(&config(&[("acme", "a")]));
+        let filed = |list: &[(&str, &str)]| Filed {
+            tenants: config(list).tenants,
+            version: "v".into(),
+        };
+        assert_eq!(tenants.replace_filed(filed(&[("more", "m")])), Ok(()));
+        let tenant = |key| tenant_of(&tenants, &[("x-api-key", key)]);
+        assert_eq!(
+            (tenant("a").as_deref(), tenant("m").as_deref()),
+            (Ok("acme"), Ok("more"))
+        );
+        assert!(tenants.replace_filed(filed(&[("acme", "x")])).is_err());
+        assert!(
+            tenants.replace_filed(filed(&[("x", "a")])).is_err(),
+            "a key of another tenant"
+        );
+        assert_eq!(
+            tenant("m").as_deref(),
+            Ok("more"),
+            "what was refused changed nothing"
+        );
+        tenants.replace(&config(&[("more", "n")]));
+        assert_eq!(
+            (tenant("m"), tenant("n").as_deref()),
+            (Err(AuthError::Unknown), Ok("more"))
+        );
+        assert_eq!(tenants.replace_filed(filed(&[])), Ok(()));
+        assert_eq!(tenant("n").as_deref(), Ok("more"));
     }
 
     #[test]

@@ -18,21 +18,30 @@ mod respond;
 mod routes;
 mod server;
 mod stack;
+mod tenant_labels;
+mod tenants_file;
 
 pub use auth::Tenants;
+pub use handlers::tenants::routes as tenants_routes;
 pub use server::{EdgeError, EdgeServer, run_alone};
+
+pub use tenants_file::{FiledTenants, NotInForce};
 
 use admission::{Admission, Shed};
 use forward::Forwarder;
 use health::Health;
 use sluice_common::admin::Readiness;
+use sluice_common::clock::SystemClock;
 use sluice_common::config::Config;
 use sluice_common::limits::EDGE_BODY_BYTES;
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Histogram, Metrics};
+use sluice_common::tenants_file::TenantsFile;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::transport::Seam;
+use std::path::PathBuf;
 use std::sync::Arc;
+use tenant_labels::TenantLabels;
 
 /// What all requests of one edge share. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -42,6 +51,7 @@ pub struct Edge {
     forwarder: Forwarder,
     health: Arc<Health>,
     metrics: Metrics,
+    tenant_labels: Arc<TenantLabels>,
 }
 
 impl Edge {
@@ -56,6 +66,7 @@ impl Edge {
             forwarder: Forwarder::new(seam, Arc::clone(&health)),
             health,
             metrics,
+            tenant_labels: Arc::default(),
         }
     }
 
@@ -63,6 +74,16 @@ impl Edge {
     #[must_use]
     pub fn tenants(&self) -> &Arc<Tenants> {
         &self.tenants
+    }
+
+    /// Puts the tenants file at `path` in force beside the config's tenants; it need not exist. The caller
+    /// has it watched ([`FiledTenants::watch`]) and mounts [`tenants_routes`].
+    ///
+    /// # Errors
+    /// [`NotInForce`] where it is broken, or cannot stand beside the config.
+    pub fn follow_tenants_file(&self, path: PathBuf) -> Result<Arc<FiledTenants>, NotInForce> {
+        let (tenants, metrics) = (Arc::clone(&self.tenants), self.metrics.clone());
+        FiledTenants::open(TenantsFile::at(path), tenants, metrics, Arc::new(SystemClock))
     }
 
     /// Whether requests can be acknowledged, for `/readyz`. A ClickHouse outage alone does not

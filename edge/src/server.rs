@@ -1,6 +1,6 @@
 //! The edge as a server: its listeners, and the process that is nothing but an edge.
 
-use crate::{Edge, stack};
+use crate::{Edge, NotInForce, stack, tenants_routes};
 use serde::Serialize;
 use sluice_common::admin::{self, Control};
 use sluice_common::config::Loaded;
@@ -13,6 +13,7 @@ use sluice_common::tls::{ServerTls, TlsError, reload};
 use sluice_common::wire::transport::PeerClient;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -91,6 +92,8 @@ pub enum EdgeError {
     ClientTls(#[from] ClientTlsError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Tenants(#[from] NotInForce),
     #[error("cannot watch for signals, or write to stdout: {0}")]
     Io(#[from] io::Error),
 }
@@ -106,6 +109,7 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
     let inner = config.inner_client_tls().map(ClientTls::open).transpose()?;
     let seam = PeerClient::new(&own.normalizer, config.internal_token.clone(), inner.clone()).seam();
     let edge = Edge::new(&config.config, seam, metrics.clone());
+    let filed = edge.follow_tenants_file(config.tenants_file())?;
     let tls = config
         .edge_tls()
         .map(|files| ServerTls::open(files, &metrics))
@@ -118,7 +122,7 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
         admin,
         metrics.clone(),
         edge.readiness(),
-        Control::new(config.admin_token.clone()),
+        Control::new(config.admin_token.clone()).with(tenants_routes(Arc::clone(&filed))),
         probing.clone(),
     ));
     let watched = tls
@@ -126,6 +130,7 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
         .into_iter()
         .chain(inner.map(reload::target));
     tokio::spawn(reload::watch(watched.collect(), metrics.clone(), stop.clone()));
+    tokio::spawn(filed.watch(stop.clone()));
     let watch = tokio::spawn(watch_peers(edge, own.normalizer.clone(), stop.clone()));
     let serving = tokio::spawn(server.run(stop.clone()));
     asked_to_stop().await?;

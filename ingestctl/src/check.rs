@@ -1,24 +1,36 @@
 //! `ingestctl check`: is the config valid, is ClickHouse there, what is degraded.
 
+mod capacity;
+mod ddl;
+mod finding;
+mod production;
+mod server;
+
 use crate::exit::{EXIT_CODES, Exit};
 use crate::output::OutputArgs;
-use crate::pipeline::target;
 use clap::Args;
+use finding::{Findings, Level};
 use serde_json::json;
-use sluice_common::clock::{Clock as _, SharedClock, SystemClock};
+use sluice_common::clock::{Clock as _, SystemClock};
 use sluice_common::config::Loaded;
-use sluice_common::metrics::Metrics;
+use sluice_common::ids::Name;
 use sluice_common::process::Failure;
+use sluice_common::tenants_file::{self, TenantsFile};
 use sluice_normalizer::start::compile;
-use sluice_sink_writer::report::TableState;
-use sluice_sink_writer::{SinkWriter, ddl};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
 /// Validates the config, asks ClickHouse, and says what is degraded.
 ///
+/// Of each table it says whether rows are stored exactly once, and if not, why: another engine, no provenance
+/// columns, no token window, views that run at each insert, a TTL shorter than events wait. Of the config:
+/// whether what it allows fits into memory and disk; with --production also what is fit for development only.
 /// Exit codes: 0 good, 1 unusable, 2 usable but degraded.
+///
+/// Examples:
+///
+///   ingestctl check --config sluice.yaml --production
+///
+///   ingestctl check --config sluice.yaml --ddl --replicated --on-cluster main
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES)]
 pub struct CheckArgs {
@@ -31,32 +43,21 @@ pub struct CheckArgs {
     /// A ClickHouse to ask, instead of clickhouse.url.
     #[arg(long, value_name = "URL")]
     clickhouse_url: Option<String>,
-    /// Print the tables' DDL and end.
+    /// Say too what is fit for development only: no TLS, no internal token, the demo tenant, unsynced tables.
+    #[arg(long)]
+    production: bool,
+    /// Print the tables' DDL, each part with its reason, and end.
     #[arg(long)]
     ddl: bool,
+    /// With --ddl: for replicas, with the macros {shard} and {replica}. At-least-once until that is tested.
+    #[arg(long, requires = "ddl")]
+    replicated: bool,
+    /// With --ddl: on every server of this cluster.
+    #[arg(long, value_name = "NAME", requires = "ddl", value_parser = cluster)]
+    on_cluster: Option<Name>,
     #[command(flatten)]
     output: OutputArgs,
 }
-
-/// How bad it is; the exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
-    Good,
-    Degraded,
-    Unusable,
-}
-
-struct Finding {
-    level: Level,
-    what: String,
-    message: String,
-}
-
-const DEADLINE: Duration = Duration::from_secs(10);
-/// Clocks further apart than this make freshness and age bounds wrong.
-const MAX_SKEW_MS: u64 = 2_000;
-/// Upper estimate of what one remembered key costs on disk, filter included.
-const DEDUP_BYTES_A_KEY: u64 = 40;
 
 impl CheckArgs {
     /// Checks, prints, and says how bad it is.
@@ -64,13 +65,13 @@ impl CheckArgs {
     /// # Errors
     /// Where stdout cannot be written.
     pub async fn run(self) -> Result<Exit, Failure> {
-        let mut findings = Vec::new();
+        let mut findings = Findings::default();
         match Loaded::read(self.config.as_deref(), &self.data_dir) {
-            Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
-            Ok(loaded) if self.ddl => return print_ddl(&loaded),
+            Err(error) => findings.unusable("config", error.to_string()),
+            Ok(loaded) if self.ddl => return self.print_ddl(&loaded),
             Ok(loaded) => self.look(&loaded, &mut findings).await,
         }
-        let worst = findings.iter().map(|one| one.level).max().unwrap_or(Level::Good);
+        let worst = findings.worst();
         self.print(&findings, worst)?;
         Ok(match worst {
             Level::Good => Exit::Good,
@@ -79,161 +80,80 @@ impl CheckArgs {
         })
     }
 
-    async fn look(&self, loaded: &Loaded, findings: &mut Vec<Finding>) {
+    async fn look(&self, loaded: &Loaded, findings: &mut Findings) {
         match compile(loaded) {
-            Ok(schemas) => findings.push(finding(
-                Level::Good,
-                "config",
-                format!("valid; {} datasets", schemas.len()),
-            )),
-            Err(error) => findings.push(finding(Level::Unusable, "config", error.to_string())),
+            Ok(datasets) => findings.good("config", format!("valid; {datasets} datasets")),
+            Err(error) => findings.unusable("config", error.to_string()),
         }
-        if loaded.config.tenants.is_empty() && self.config.is_some() {
-            findings.push(finding(
-                Level::Degraded,
-                "tenants",
-                "no tenant: every request will be answered 401".into(),
-            ));
+        self.tenants(loaded, findings);
+        capacity::look(loaded, findings);
+        if self.production {
+            production::look(loaded, self.config.is_some(), findings);
         }
         certificates(loaded, findings);
-        dedup_fits(loaded, findings);
-        let url = self
-            .clickhouse_url
-            .clone()
-            .or_else(|| loaded.clickhouse_url.clone());
+        let url = self.clickhouse_url.as_ref().or(loaded.clickhouse_url.as_ref());
         match url {
-            Some(url) => ask(loaded, &url, findings).await,
-            None => findings.push(finding(
-                Level::Good,
+            Some(url) => server::look(loaded, url, self.production, findings).await,
+            None => findings.good(
                 "clickhouse",
-                "no url: `ingestctl up` starts one; pass --clickhouse-url to have its tables checked".into(),
-            )),
+                "no url: `ingestctl up` starts one; pass --clickhouse-url to have its tables checked",
+            ),
         }
     }
 
-    fn print(&self, findings: &[Finding], worst: Level) -> Result<(), Failure> {
-        let list = findings
-            .iter()
-            .map(|one| json!({"level": name(one.level), "what": one.what, "message": one.message}));
-        let document = json!({"result": name(worst), "findings": list.collect::<Vec<_>>()});
+    fn tenants(&self, loaded: &Loaded, findings: &mut Findings) {
+        let filed = match TenantsFile::at(loaded.tenants_file()).read() {
+            Ok(filed) => filed.tenants,
+            Err(error) => return findings.unusable("tenants", error.to_string()),
+        };
+        let problems = tenants_file::problems(&filed, &loaded.config.tenants);
+        if !problems.is_empty() {
+            return findings.unusable("tenants", problems.join("; "));
+        }
+        if loaded.config.tenants.is_empty() && filed.is_empty() && self.config.is_some() {
+            findings.degraded(
+                "tenants",
+                "no tenant: every request will be answered 401; `ingestctl tenants add` makes one",
+            );
+        }
+    }
+
+    fn print(&self, findings: &Findings, worst: Level) -> Result<(), Failure> {
+        let document = json!({"result": worst, "findings": findings.all()});
         self.output.print(&document, || {
             let lines = findings
+                .all()
                 .iter()
-                .map(|one| format!("{:<9} {:<24} {}\n", name(one.level), one.what, one.message));
-            lines.collect::<String>() + name(worst)
+                .map(|one| format!("{:<9} {:<24} {}\n", one.level.name(), one.what, one.message));
+            lines.collect::<String>() + worst.name()
         })
+    }
+
+    fn print_ddl(&self, loaded: &Loaded) -> Result<Exit, Failure> {
+        let style = ddl::Style {
+            replicated: self.replicated,
+            cluster: self.on_cluster.clone(),
+        };
+        let text = ddl::text(loaded, &style);
+        self.output.print(&json!({"ddl": text}), || text.clone())?;
+        Ok(Exit::Good)
     }
 }
 
 /// Whether the certificates and keys of the config can be used, and how long.
-fn certificates(loaded: &Loaded, findings: &mut Vec<Finding>) {
+fn certificates(loaded: &Loaded, findings: &mut Findings) {
     let listeners = [loaded.edge_tls(), loaded.inner_listener_tls()];
     for files in listeners.into_iter().flatten() {
         let (what, name) = (files.cert.key, files.name);
         let validity = files.check();
-        let warned = validity.map(|validity| validity.warning(SystemClock.now_ms()));
-        findings.push(match warned {
-            Err(error) => finding(Level::Unusable, what, error.to_string()),
-            Ok(Some(warning)) => finding(Level::Degraded, what, format!("the certificate {warning}")),
-            Ok(None) => finding(
-                Level::Good,
-                what,
-                format!("certificate and key of `{name}` belong together"),
-            ),
-        });
-    }
-}
-
-async fn ask(loaded: &Loaded, url: &str, findings: &mut Vec<Finding>) {
-    let clock: SharedClock = Arc::new(SystemClock);
-    let target = match target(loaded, url) {
-        Ok(target) => target,
-        Err(error) => {
-            findings.push(finding(Level::Unusable, "clickhouse.ca", error.to_string()));
-            return;
-        }
-    };
-    let sink = SinkWriter::new(&target, &loaded.config.datasets, &Metrics::detached());
-    let report = sink.describe_all(&clock, DEADLINE).await;
-    match report.server {
-        Err(error) => {
-            findings.push(finding(Level::Unusable, "clickhouse", format!("{url}: {error}")));
-            return;
-        }
-        Ok(facts) => {
-            let skew = facts.clock_skew_ms;
-            findings.push(finding(
-                Level::Good,
-                "clickhouse",
-                format!("{url}: version {}", facts.version),
-            ));
-            if skew.unsigned_abs() > MAX_SKEW_MS {
-                let message = format!("its clock is {skew} ms from ours: set both by NTP");
-                findings.push(finding(Level::Degraded, "clock", message));
-            }
-        }
-    }
-    for table in report.tables {
-        let what = format!("table {}", table.table);
-        match table.state {
-            TableState::Good => findings.push(finding(Level::Good, &what, "exactly once".into())),
-            TableState::Missing => findings.push(finding(
-                Level::Good,
-                &what,
-                "not there yet: it is created at start".into(),
-            )),
-            TableState::Degraded(notes) => findings.push(finding(Level::Degraded, &what, notes.join("; "))),
-            TableState::Unusable(reasons) => {
-                findings.push(finding(Level::Unusable, &what, reasons.join("; ")))
-            }
-            TableState::Unreachable(error) => {
-                findings.push(finding(Level::Unusable, &what, error.to_string()))
-            }
+        match validity.map(|validity| validity.warning(SystemClock.now_ms())) {
+            Err(error) => findings.unusable(what, error.to_string()),
+            Ok(Some(warning)) => findings.degraded(what, format!("the certificate {warning}")),
+            Ok(None) => findings.good(what, format!("certificate and key of `{name}` belong together")),
         }
     }
 }
 
-fn dedup_fits(loaded: &Loaded, findings: &mut Vec<Finding>) {
-    let dedup = &loaded.config.dedup;
-    let tenants = loaded.config.tenants.len().max(1) as u64;
-    let need = dedup
-        .keys_per_tenant
-        .0
-        .saturating_mul(tenants)
-        .saturating_mul(DEDUP_BYTES_A_KEY);
-    if need > dedup.max_bytes.0 {
-        let message = format!(
-            "{tenants} tenants x dedup.keys_per_tenant x {DEDUP_BYTES_A_KEY} B is up to {} GiB, over dedup.max_bytes: \
-             lower keys_per_tenant to what you expect within the window",
-            need >> 30
-        );
-        findings.push(finding(Level::Degraded, "dedup", message));
-    }
-}
-
-fn print_ddl(loaded: &Loaded) -> Result<Exit, Failure> {
-    let database = &loaded.config.clickhouse.database;
-    println!("{};\n", ddl::database(database));
-    for dataset in &loaded.config.datasets {
-        println!("{};\n", ddl::table(dataset, database));
-    }
-    println!("{};", ddl::dead_letters(database));
-    println!("{};", ddl::ledger(database));
-    Ok(Exit::Good)
-}
-
-fn finding(level: Level, what: &str, message: String) -> Finding {
-    Finding {
-        level,
-        what: what.to_owned(),
-        message,
-    }
-}
-
-fn name(level: Level) -> &'static str {
-    match level {
-        Level::Good => "good",
-        Level::Degraded => "degraded",
-        Level::Unusable => "unusable",
-    }
+fn cluster(text: &str) -> Result<Name, String> {
+    Name::new(text).map_err(|error| error.to_string())
 }

@@ -1,6 +1,7 @@
 //! The tenant of an `up` without a config: `demo`, no quota, every dataset; for development only.
 
-use sha2::{Digest, Sha256};
+use crate::keys;
+pub use crate::keys::hash;
 use sluice_common::config::{KeyHash, Tenant};
 use sluice_common::ids::TenantId;
 use sluice_common::process::Failure;
@@ -31,9 +32,7 @@ pub fn key(data_dir: &Path) -> Result<String, Failure> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(cannot("read", error)),
     }
-    let mut secret = [0; 24];
-    getrandom::fill(&mut secret).map_err(|error| Failure::new(format!("no random bytes: {error}")))?;
-    let key = format!("slc_{TENANT}_{}", hex::encode(secret));
+    let key = keys::fresh(TENANT)?;
     let fresh = path.with_extension("key.new");
     let file = std::fs::OpenOptions::new()
         .write(true)
@@ -51,12 +50,6 @@ pub fn key(data_dir: &Path) -> Result<String, Failure> {
     Ok(key)
 }
 
-/// A key as configs store it.
-#[must_use]
-pub fn hash(key: &str) -> String {
-    hex::encode(Sha256::digest(key))
-}
-
 /// A tenant with this key.
 ///
 /// # Panics
@@ -65,7 +58,7 @@ pub fn hash(key: &str) -> String {
 pub fn tenant(key: &str) -> Tenant {
     Tenant {
         id: TenantId::new(TENANT).expect("a valid id"),
-        keys: vec![KeyHash { sha256: hash(key) }],
+        keys: vec![KeyHash::lasting(hash(key))],
         certificates: Vec::new(),
         datasets: None,
         quota: (),

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use ingestctl::{check, clickhouse, completions, exit, man, up};
+use ingestctl::{check, clickhouse, completions, exit, ledger, man, schema, status, tenants, top, up};
 use sluice_common::process::{self, Failure};
 
 /// Runs, checks and inspects Sluice.
@@ -25,6 +25,11 @@ struct CommandLine {
 enum Verb {
     Up(up::UpArgs),
     Check(check::CheckArgs),
+    Schema(schema::SchemaArgs),
+    Ledger(ledger::LedgerArgs),
+    Status(status::StatusArgs),
+    Top(top::TopArgs),
+    Tenants(tenants::TenantsArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     /// Becomes the ClickHouse of the process that calls it.
@@ -40,6 +45,11 @@ fn main() -> ExitCode {
     match line.verb {
         Verb::Up(args) => process::run(args.run()),
         Verb::Check(args) => exit::run(args.run()),
+        Verb::Schema(args) => exit::run(args.run()),
+        Verb::Ledger(args) => exit::run(args.run()),
+        Verb::Status(args) => exit::run(args.run()),
+        Verb::Top(args) => exit::run(args.run()),
+        Verb::Tenants(args) => exit::run(args.run()),
         Verb::Completions(args) => exit::finish(args.run(CommandLine::command())),
         Verb::Man(args) => exit::finish(args.run(CommandLine::command())),
         Verb::ClickhouseChild(args) => exit::finish(

@@ -11,7 +11,7 @@ use sluice_common::serve::listen;
 use sluice_common::shutdown::Stop;
 use sluice_common::tls::client::{ClientTls, ClientTlsError};
 use sluice_common::tls::{ServerTls, reload};
-use sluice_edge::{Edge, EdgeServer};
+use sluice_edge::{Edge, EdgeServer, tenants_routes};
 use sluice_normalizer::start::{Environment, Running};
 use sluice_sink_writer::{SinkWriter, Target};
 use std::net::SocketAddr;
@@ -71,6 +71,7 @@ impl Pipeline {
         };
         let running = tokio::task::block_in_place(|| Running::start(loaded, environment))?;
         let edge = Edge::new(config, running.intake.clone(), given.metrics.clone());
+        let filed = edge.follow_tenants_file(loaded.tenants_file())?;
         let ready = both(edge.readiness(), Arc::clone(&running.ready));
         let server = EdgeServer::bind(edge, &config.edge.listen, tls.clone()).await?;
         let admin = probes.local_addr()?;
@@ -78,9 +79,12 @@ impl Pipeline {
             probes,
             given.metrics.clone(),
             ready,
-            Control::new(loaded.admin_token.clone()),
+            Control::new(loaded.admin_token.clone())
+                .with(running.control.clone())
+                .with(tenants_routes(Arc::clone(&filed))),
             pumping.clone(),
         ));
+        tokio::spawn(filed.watch(taking.clone()));
         let edge = server.url();
         let watched = tls
             .map(reload::target)
@@ -128,6 +132,7 @@ pub fn target(loaded: &Loaded, url: &str) -> Result<Target, ClientTlsError> {
         database: loaded.config.clickhouse.database.clone(),
         user: loaded.clickhouse_user.clone(),
         password: loaded.clickhouse_password.clone(),
+        letters_ttl: loaded.config.dead_letters.ttl,
         tls: loaded.clickhouse_tls(url).map(ClientTls::open).transpose()?,
     })
 }

@@ -5,12 +5,15 @@
 //! reads them in order, [`dedup`] decides which are repeats, [`progress`] declares a range, has the
 //! sink-writer write it, and commits it when it is proven. [`start`] puts it all together.
 
+pub mod admin;
 pub mod append;
 pub mod dedup;
 pub mod intake;
 pub mod key_cap;
+mod ledger;
 pub mod log;
 pub mod progress;
 pub mod pump;
 pub mod service;
 pub mod start;
+mod tenant_rate;

@@ -80,7 +80,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         probes,
         metrics.clone(),
         Arc::clone(&running.ready),
-        Control::new(loaded.admin_token.clone()),
+        Control::new(loaded.admin_token.clone()).with(running.control.clone()),
         pumping.clone(),
     ));
     tokio::select! {

@@ -1,13 +1,15 @@
 //! The intake service: what the edge calls. Admit, parse, append, answer.
 
 use crate::append::{Appender, NotAppended};
-use crate::intake::{Intake, Parsed};
+use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
+use crate::tenant_rate::TenantRate;
 use http::StatusCode;
 use sluice_common::clock::SharedClock;
 use sluice_common::error::Problem;
-use sluice_common::limits::INTAKE_BYTES;
+use sluice_common::ids::Name;
+use sluice_common::limits::{INTAKE_BYTES, REJECT_MARKS_PER_SECOND};
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Metrics};
 use sluice_common::telemetry;
@@ -22,7 +24,8 @@ use tracing::Instrument as _;
 
 /// Bodies up to this size are parsed on the spot; larger ones give their worker thread away first.
 const SMALL_BODY_BYTES: usize = 32 * 1024;
-/// What parsing holds besides the body: columns and tape, of the order of the body each.
+/// What parsing holds at first: the body, and columns of its size. Columns that outgrow it are charged
+/// as they are made.
 const PARSE_FACTOR: usize = 2;
 /// What the edge is told to wait where the log is full.
 const FULL_RETRY: Duration = Duration::from_millis(250);
@@ -30,12 +33,23 @@ const FULL_RETRY: Duration = Duration::from_millis(250);
 /// The intake half of a normalizer.
 pub struct IntakeService {
     pub intake: Intake,
+    pub drift: Drift,
     pub appender: Appender,
     pub log: Arc<EmbeddedLog>,
     pub key_cap: KeyCap,
+    pub marks: RejectMarks,
     pub budget: ByteBudget,
     pub metrics: Metrics,
     pub clock: SharedClock,
+}
+
+/// How many marks of requests rejected whole a tenant may leave in the log (R20).
+pub struct RejectMarks(TenantRate);
+
+impl Default for RejectMarks {
+    fn default() -> Self {
+        Self(TenantRate::new(REJECT_MARKS_PER_SECOND))
+    }
 }
 
 impl IntakeService {
@@ -53,6 +67,12 @@ impl IntakeService {
             let service = Arc::clone(&self);
             async move { Ok::<_, Infallible>(service.handle(request).await) }
         }))
+    }
+
+    /// What events had and their datasets have not.
+    #[must_use]
+    pub fn drift_report(&self, database: &Name) -> DriftReport {
+        self.drift.report(self.intake.schemas(), database)
     }
 
     async fn handle(&self, mut request: IntakeRequest) -> IntakeReply {
@@ -86,25 +106,39 @@ impl IntakeService {
                 FULL_RETRY,
             );
         }
-        let Some(_permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
-            return self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
+        let full = || self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
+        let Some(mut permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
+            return full();
         };
-        let parsed = match self.parse(&request) {
+        let parsed = match self.parse(&request, &mut |more| permit.try_grow(more)) {
             Ok(parsed) => parsed,
-            Err(problem) => return IntakeReply::Refused(problem),
+            Err(NotParsed::Full) => return full(),
+            Err(NotParsed::Refused(problem)) => return IntakeReply::Refused(problem),
         };
         let Parsed {
-            pending,
+            mut pending,
+            mark,
+            copies_dropped,
             answer,
+            dropped_members,
+            conversions,
+            observed,
             late_events,
-            ..
         } = parsed;
+        if let Some(schema) = self.intake.schema(&request.dataset, &request.tenant) {
+            self.drift.add(schema, observed, self.clock.now_ms());
+        }
         if let Err(wait_ms) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())
         {
             return self.over_cap(wait_ms);
         }
+        for (reason, rows) in copies_dropped {
+            self.metrics
+                .add(Counter::DeadLettersDropped, rows, &[("reason", reason)]);
+        }
+        pending.extend(mark.filter(|_| self.may_mark(&request, answer.rejected)));
         if pending.is_empty() {
             self.count("rejected", answer.rejected);
             return IntakeReply::Rows(answer);
@@ -113,6 +147,7 @@ impl IntakeService {
             Ok(()) => {
                 self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
+                self.count_fields(&request.dataset, dropped_members, &conversions);
                 self.count_late(&request.dataset, late_events);
                 IntakeReply::Rows(answer)
             }
@@ -126,6 +161,15 @@ impl IntakeService {
             }
             Err(NotAppended::Unknown(reason)) => unavailable(true, reason),
         }
+    }
+
+    /// Whether the tenant may leave one more mark in the log; what it may not is counted here alone.
+    fn may_mark(&self, request: &IntakeRequest, rejected: u64) -> bool {
+        let may = self.marks.0.take(&request.tenant, 1, self.clock.now_ms());
+        if !may {
+            self.metrics.add(Counter::Unbooked, rejected, &[]);
+        }
+        may
     }
 
     /// R9: not a matter of waiting in a queue, so the client is told.
@@ -142,12 +186,16 @@ impl IntakeService {
         IntakeReply::Refused(problem)
     }
 
-    fn parse(&self, request: &IntakeRequest) -> Result<Parsed, Problem> {
+    fn parse(
+        &self,
+        request: &IntakeRequest,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Parsed, NotParsed> {
         let now = self.clock.now_ms();
         if request.body.len() <= SMALL_BODY_BYTES {
-            return self.intake.parse(request, now);
+            return self.intake.parse(request, now, room);
         }
-        tokio::task::block_in_place(|| self.intake.parse(request, now))
+        tokio::task::block_in_place(|| self.intake.parse(request, now, room))
     }
 
     fn busy(&self, place: &str, cause: &str, reason: String, retry_after: Duration) -> IntakeReply {
@@ -168,9 +216,34 @@ impl IntakeService {
         );
     }
 
+    fn count_fields(&self, dataset: &str, dropped: u64, conversions: &[(Name, u64)]) {
+        if dropped > 0 {
+            self.metrics
+                .add(Counter::DroppedFields, dropped, &[("dataset", dataset)]);
+        }
+        for (field, count) in conversions {
+            let labels = [("dataset", dataset), ("field", field.as_str())];
+            self.metrics.add(Counter::UnitConversions, *count, &labels);
+        }
+    }
+
     fn count_late(&self, dataset: &str, events: u64) {
         self.metrics
             .add(Counter::LateEvents, events, &[("dataset", dataset)]);
+    }
+
+    /// Zeros of what the schemas may count.
+    fn show_fields(&self) {
+        for schema in self.intake.schemas() {
+            let dataset = schema.name().as_str();
+            self.count_late(dataset, 0);
+            self.metrics
+                .add(Counter::DroppedFields, 0, &[("dataset", dataset)]);
+            for field in schema.fields_with_units() {
+                let labels = [("dataset", dataset), ("field", field.as_str())];
+                self.metrics.add(Counter::UnitConversions, 0, &labels);
+            }
+        }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges")]
@@ -178,8 +251,10 @@ impl IntakeService {
         let metrics = &self.metrics;
         self.count("accepted", 0);
         self.count("rejected", 0);
-        for dataset in self.intake.datasets() {
-            self.count_late(dataset, 0);
+        self.show_fields();
+        metrics.add(Counter::Unbooked, 0, &[]);
+        for reason in ["budget", "request"] {
+            metrics.add(Counter::DeadLettersDropped, 0, &[("reason", reason)]);
         }
         for (place, reason) in [
             ("log", "log_full"),

@@ -1,21 +1,23 @@
 //! Putting a normalizer together: lock and recover the log, find the progress, open the dedup state,
 //! start the appender and the pump.
 
+use crate::admin;
 use crate::append::Appender;
 use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
-use crate::intake::{Intake, Schema};
+use crate::intake::{Drift, Intake};
 use crate::key_cap::KeyCap;
+use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
 use crate::pump::{Parts, Pump, PumpError};
-use crate::service::IntakeService;
+use crate::service::{IntakeService, RejectMarks};
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::{ConfigError, Loaded};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
-use sluice_common::metrics::Metrics;
+use sluice_common::metrics::{Gauge, Metrics};
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::sink::SinkRequest;
@@ -23,6 +25,7 @@ use sluice_common::wire::transport::Seam;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// What a normalizer is given besides its config.
@@ -40,6 +43,8 @@ pub struct Environment {
 pub struct Running {
     pub intake: Seam<IntakeRequest>,
     pub ready: Readiness,
+    /// Control routes of the normalizer.
+    pub control: axum::Router,
     /// Ends with the stop, or with the reason why the partition cannot go on.
     pub pump: JoinHandle<Result<(), PumpError>>,
     log: Arc<EmbeddedLog>,
@@ -101,7 +106,8 @@ impl Running {
             dedup.sealed().min(store.state().committed),
         );
         let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
-            .map_err(|problems| loaded.source.refuse(&problems))?;
+            .map_err(|problems| loaded.source.refuse(&problems))?
+            .with_copy_budget(loaded.config.dead_letters.bytes_per_second.0);
         Ok(Self::assemble(loaded, environment, (log, store, dedup), intake))
     }
 
@@ -120,16 +126,22 @@ impl Running {
         } = environment;
         let cap = loaded.config.dedup.keys_per_tenant.0;
         let window = loaded.config.max_window_ms();
+        let (log_limit, dedup_limit) = (loaded.config.log.max_bytes.0, loaded.config.dedup.max_bytes.0);
+        metrics.watch(Gauge::LogBacklogLimitBytes, &[], move || log_limit as f64);
+        metrics.watch(Gauge::DedupLimitBytes, &[], move || dedup_limit as f64);
         let (appender, builder) = Appender::start(Arc::clone(&log), &metrics);
         let service = Arc::new(IntakeService {
             intake,
+            drift: Drift::default(),
             appender,
             log: Arc::clone(&log),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
+            marks: RejectMarks::default(),
             budget: IntakeService::budget(&metrics),
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
+        let (books, books_clock) = (sink.clone(), Arc::clone(&clock));
         let parts = Parts {
             log: Arc::clone(&log),
             dedup,
@@ -140,9 +152,18 @@ impl Running {
             stop,
             accept_window_loss,
         };
-        let pump = Pump::new(parts, &loaded.config).run();
-        let pump = tokio::spawn(watched(pump, builder));
+        let pump = Pump::new(parts, &loaded.config);
+        let ledger = Ledger {
+            log: Arc::clone(&log),
+            progress: pump.progress(),
+            sink: books,
+            clock: books_clock,
+            gate: Semaphore::new(1),
+        };
+        let pump = tokio::spawn(watched(pump.run(), builder));
         Self {
+            control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone())
+                .merge(ledger.routes()),
             intake: service.seam(),
             ready: readiness(Arc::clone(&log)),
             pump,
@@ -173,24 +194,14 @@ async fn watched(
     pump.await
 }
 
-/// Compiles all datasets; also what `ingestctl check` asks.
+/// Compiles all datasets and says how many there are; what `ingestctl check` asks.
 ///
 /// # Errors
 /// [`ConfigError`] with every problem and its line.
-pub fn compile(loaded: &Loaded) -> Result<Vec<Schema>, ConfigError> {
-    let compiled = loaded.config.datasets.iter().map(Schema::compile);
-    let (mut schemas, mut problems) = (Vec::new(), Vec::new());
-    for one in compiled {
-        match one {
-            Ok(schema) => schemas.push(schema),
-            Err(found) => problems.extend(found),
-        }
-    }
-    if problems.is_empty() {
-        Ok(schemas)
-    } else {
-        Err(loaded.source.refuse(&problems))
-    }
+pub fn compile(loaded: &Loaded) -> Result<usize, ConfigError> {
+    let intake = Intake::new(&loaded.config.datasets, [0; 32]);
+    let intake = intake.map_err(|problems| loaded.source.refuse(&problems))?;
+    Ok(intake.schemas().count())
 }
 
 fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {

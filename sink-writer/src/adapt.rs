@@ -1,41 +1,88 @@
 //! Which Arrow types land in which ClickHouse types without loss.
 //!
 //! ClickHouse casts whatever it is sent, and silently: an Int64 of 300 into UInt8 is 44, a negative
-//! one into UInt64 wraps, a Float64 into Int64 is cut, a time beyond 2106 saturates (measured). So a
-//! column is sent only where its type fits; otherwise the table is refused here, with nothing sent.
+//! one into UInt64 wraps, a Float64 into Int64 is cut, a time beyond 2106 saturates, a day goes to the
+//! nearest of `Date`, a text that is no UUID or address, or too long, is NULL where the column is nullable
+//! and an error elsewhere (measured). So a column is sent only where its type fits; otherwise the table is refused here, with nothing sent.
 
 use arrow_schema::{DataType, Field, Fields, TimeUnit};
+use sluice_common::config::{FieldType, Kind};
+use sluice_common::record::TYPE_MARK;
 use std::sync::Arc;
 
-/// Whether every value of `from` has its place in the ClickHouse type `to`. Nulls become the column's
-/// default where it takes none (`input_format_null_as_default`).
+/// Whether every value of a record's column has its place in the ClickHouse type `to`. Nulls become the
+/// column's default where it takes none (`input_format_null_as_default`).
+#[must_use]
+pub fn fits_field(from: &Field, to: &str) -> bool {
+    let mark = from.metadata().get(TYPE_MARK);
+    match mark.map(|text| FieldType::parse(text)) {
+        Some(Ok(typed)) => marked_fits(&typed.kind, from.data_type(), to),
+        // Of another release: what it is cannot be known.
+        Some(Err(_)) => false,
+        None => fits(from.data_type(), to),
+    }
+}
+
+/// The same of a column whose Arrow type does not say all of `kind`. What intake has checked never
+/// becomes NULL, so a nullable column takes it too.
+fn marked_fits(kind: &Kind, from: &DataType, to: &str) -> bool {
+    let plain = bare(to);
+    match (kind, from) {
+        (Kind::FixedString(bytes), _) => {
+            let theirs = arguments(plain, "FixedString").and_then(|text| text.parse::<u16>().ok());
+            plain == "String" || theirs.is_some_and(|theirs| *bytes <= theirs)
+        }
+        (Kind::Ipv4, _) => matches!(plain, "IPv4" | "IPv6" | "String"),
+        (Kind::Ipv6, _) => matches!(plain, "IPv6" | "String"),
+        (Kind::Json, _) => plain == "String" || plain == "JSON" || plain.starts_with("JSON("),
+        (Kind::Date, _) => matches!(plain, "Date" | "Date32"),
+        (Kind::Date32, _) => plain == "Date32",
+        (Kind::Array(inner), DataType::List(item)) => arguments(plain, "Array").is_some_and(|theirs| {
+            takes_null_of(item, theirs) && marked_fits(&inner.kind, item.data_type(), theirs)
+        }),
+        (Kind::Map(inner), DataType::Map(entries, _)) => {
+            let DataType::Struct(fields) = entries.data_type() else {
+                return false;
+            };
+            let Some((key, value)) = arguments(plain, "Map").and_then(split_top) else {
+                return false;
+            };
+            fields.len() == 2
+                && fits(fields[0].data_type(), key)
+                && takes_null_of(&fields[1], value)
+                && marked_fits(&inner.kind, fields[1].data_type(), value)
+        }
+        _ => fits(from, to),
+    }
+}
+
+/// The same of a column whose Arrow type says all: ours, those of dead letters, and most of records.
 #[must_use]
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "Arrow has 40 types; what is not known does not fit"
 )]
 pub fn fits(from: &DataType, to: &str) -> bool {
-    let to = bare(to);
+    let plain = bare(to);
     match from {
         DataType::Dictionary(_, values) => fits(values, to),
-        DataType::Map(entries, _) => map_fits(entries.data_type(), to),
+        DataType::Map(entries, _) => map_fits(entries.data_type(), plain),
         DataType::List(item) | DataType::LargeList(item) => {
-            arguments(to, "Array").is_some_and(|inner| inner_fits(item, inner))
+            arguments(plain, "Array").is_some_and(|inner| inner_fits(item, inner))
         }
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => takes_text(to),
-        DataType::Timestamp(unit, _) => time_fits(*unit, to),
-        DataType::Boolean => matches!(to, "Bool" | "UInt8"),
-        DataType::Float64 => to == "Float64",
-        DataType::Float32 => matches!(to, "Float64" | "Float32"),
-        DataType::Binary | DataType::LargeBinary => to == "String",
-        // Of days that `Date` does not hold the server says so (`date_time_overflow_behavior`).
-        DataType::Date32 => matches!(to, "Date32" | "Date"),
+        DataType::Timestamp(unit, _) => time_fits(*unit, plain),
+        DataType::Boolean => matches!(plain, "Bool" | "UInt8"),
+        DataType::Float64 => plain == "Float64",
+        DataType::Float32 => matches!(plain, "Float64" | "Float32"),
+        DataType::Binary | DataType::LargeBinary => plain == "String",
+        DataType::Date32 => plain == "Date32",
         DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale) => {
-            decimal_fits(*precision, *scale, to)
+            decimal_fits(*precision, *scale, plain)
         }
         // Only UUIDs are sent so; into anything else their bytes would go as they are.
-        DataType::FixedSizeBinary(16) => to == "UUID",
-        number => integer(number).is_some_and(|(signed, bits)| integer_fits(signed, bits, to)),
+        DataType::FixedSizeBinary(16) => plain == "UUID",
+        number => integer(number).is_some_and(|(signed, bits)| integer_fits(signed, bits, plain)),
     }
 }
 
@@ -86,15 +133,19 @@ pub fn meeting_type(to: &str) -> Option<DataType> {
         "Float64" => DataType::Float64,
         "Bool" => DataType::Boolean,
         "Date" | "Date32" => DataType::Date32,
-        text if takes_text(text) => DataType::Utf8,
+        text if is_text(text) => DataType::Utf8,
         _ => return None,
     })
 }
 
-/// A value within an array or map: there a null never becomes a default.
+/// A value within an array or map.
 fn inner_fits(from: &Field, to: &str) -> bool {
-    let takes_null = !from.is_nullable() || is_nullable(to);
-    takes_null && fits(from.data_type(), to)
+    takes_null_of(from, to) && fits(from.data_type(), to)
+}
+
+/// Within arrays and maps a null never becomes a default.
+fn takes_null_of(from: &Field, to: &str) -> bool {
+    !from.is_nullable() || is_nullable(to)
 }
 
 fn is_nullable(to: &str) -> bool {
@@ -118,10 +169,20 @@ fn arguments<'a>(text: &'a str, outer: &str) -> Option<&'a str> {
         .map(str::trim)
 }
 
+/// Whether text is taken, and refused by the server where it cannot be parsed.
 fn takes_text(to: &str) -> bool {
+    let plain = bare(to);
+    let is_checked = plain == "String"
+        || ["Enum8(", "Enum16(", "JSON"]
+            .iter()
+            .any(|name| plain.starts_with(name));
+    is_text(plain) && (is_checked || !is_nullable(to))
+}
+
+fn is_text(plain: &str) -> bool {
     let parsed = ["FixedString(", "Enum8(", "Enum16(", "JSON("];
-    matches!(to, "String" | "UUID" | "IPv4" | "IPv6" | "JSON")
-        || parsed.iter().any(|name| to.starts_with(name))
+    matches!(plain, "String" | "UUID" | "IPv4" | "IPv6" | "JSON")
+        || parsed.iter().any(|name| plain.starts_with(name))
 }
 
 fn map_fits(entries: &DataType, to: &str) -> bool {
@@ -231,6 +292,61 @@ mod tests {
         DataType::List(Arc::new(Field::new("item", item, is_nullable)))
     }
 
+    fn marked(data_type: DataType, mark: &str) -> Field {
+        let mark = (TYPE_MARK.to_owned(), mark.to_owned());
+        Field::new("x", data_type, true).with_metadata([mark].into())
+    }
+
+    #[test]
+    fn a_column_s_mark_says_what_its_arrow_type_does_not() {
+        let texts = list(DataType::Utf8, true);
+        for (from, to, does_fit) in [
+            (marked(DataType::Utf8, "ipv6"), "Nullable(IPv6)", true),
+            (marked(DataType::Utf8, "ipv6"), "IPv4", false),
+            (marked(DataType::Utf8, "ipv4"), "Nullable(IPv6)", true),
+            (marked(DataType::Utf8, "ipv4"), "UUID", false),
+            (
+                marked(DataType::Utf8, "fixed_string(3)"),
+                "Nullable(FixedString(4))",
+                true,
+            ),
+            (marked(DataType::Utf8, "fixed_string(3)"), "FixedString(2)", false),
+            (marked(DataType::Utf8, "json"), "JSON", true),
+            (marked(DataType::Utf8, "json"), "UUID", false),
+            (marked(DataType::Date32, "date"), "Date", true),
+            (marked(DataType::Date32, "date"), "Date32", true),
+            (marked(DataType::Date32, "date32"), "Date", false),
+            (
+                marked(texts.clone(), "array(nullable(ipv6))"),
+                "Array(Nullable(IPv6))",
+                true,
+            ),
+            (
+                marked(texts.clone(), "array(nullable(ipv6))"),
+                "Array(IPv6)",
+                false,
+            ),
+            (
+                marked(texts, "array(nullable(ipv4))"),
+                "Array(Nullable(UUID))",
+                false,
+            ),
+            (
+                marked(map(DataType::Date32), "map(string,nullable(date32))"),
+                "Map(String, Nullable(Date))",
+                false,
+            ),
+            (
+                marked(map(DataType::Date32), "map(string,nullable(date32))"),
+                "Map(String, Nullable(Date32))",
+                true,
+            ),
+            (marked(DataType::Utf8, "of a later release"), "String", false),
+        ] {
+            assert_eq!(fits_field(&from, to), does_fit, "{:?} into {to}", from.metadata());
+        }
+    }
+
     #[test]
     fn versions_of_one_column_meet_in_the_table_s_type() {
         for (to, meeting) in [
@@ -268,7 +384,6 @@ mod tests {
             (DataType::Decimal256(60, 3), "Decimal(76, 19)"),
             (DataType::FixedSizeBinary(16), "Nullable(UUID)"),
             (DataType::Date32, "Date32"),
-            (DataType::Date32, "Date"),
             (list(DataType::UInt8, false), "Array(UInt64)"),
             (list(DataType::UInt8, true), "Array(Nullable(Int16))"),
             (
@@ -280,6 +395,7 @@ mod tests {
                 "Array(Map(String, LowCardinality(Nullable(String))))",
             ),
             (DataType::Utf8, "IPv6"),
+            (DataType::Utf8, "Nullable(Enum8('a' = 1))"),
         ] {
             assert!(fits(&from, to), "{from:?} into {to}");
         }
@@ -307,6 +423,11 @@ mod tests {
             (DataType::FixedSizeBinary(16), "IPv6"),
             (DataType::FixedSizeBinary(16), "FixedString(16)"),
             (DataType::Date32, "DateTime"),
+            (DataType::Date32, "Date"),
+            (DataType::Utf8, "Nullable(UUID)"),
+            (DataType::Utf8, "Nullable(IPv4)"),
+            (DataType::Utf8, "LowCardinality(Nullable(FixedString(3)))"),
+            (list(DataType::Utf8, true), "Array(Nullable(IPv6))"),
             (list(DataType::UInt8, true), "Array(UInt8)"),
             (list(DataType::Int64, false), "Array(Int32)"),
             (list(DataType::Utf8, false), "String"),

@@ -1,6 +1,6 @@
 //! The columns of one block: ours beside the records', by name, as the table takes them.
 
-use crate::adapt::{fits, meeting_type};
+use crate::adapt::{fits, fits_field, meeting_type};
 use crate::block::Piece;
 use crate::tables::Table;
 use arrow_array::cast::AsArray as _;
@@ -49,27 +49,52 @@ impl Refusal {
 
 type Fitted = Result<(Vec<Column>, Vec<String>), Refusal>;
 
-/// The columns of some pieces of records; with the names of those that the table lacks.
+/// The columns of some pieces of records, as far as the table has them; with the names of those that it
+/// lacks.
 pub(crate) fn rows(pieces: &[Piece<'_>], table: &Table) -> Fitted {
-    let mut columns = own(pieces);
+    let (mut kept, mut left_out) = fit(own(pieces), table)?;
     for name in names(pieces) {
         let Some(to) = table.column(&name) else {
-            // Left to `fit`, which lists it: its rows are not needed for that.
-            columns.push(Column {
-                name,
-                array: new_null_array(&DataType::Null, 0),
-            });
+            left_out.push(name);
             continue;
         };
-        let array = gather(pieces, &name, to).map_err(|error| {
+        let versions = versions(pieces, &name);
+        if let Some(unfit) = versions.iter().find(|version| !fits_field(version, to)) {
+            return Err(misfit(table, &name, unfit.data_type(), to));
+        }
+        let array = gather(pieces, &name, to, &versions).map_err(|error| {
             Refusal::new(
                 &table.name,
                 &format!("column {name} ({to}) cannot be built: {error}"),
             )
         })?;
-        columns.push(Column { name, array });
+        kept.push(Column { name, array });
     }
-    fit(columns, table)
+    Ok((kept, left_out))
+}
+
+/// What records of several schema versions say of one column, each once.
+fn versions<'p>(pieces: &[Piece<'p>], name: &str) -> Vec<&'p Field> {
+    let mut versions: Vec<&Field> = Vec::new();
+    for piece in pieces {
+        let found = piece.batch.schema_ref().fields().find(name);
+        if let Some((_, field)) = found
+            && !versions
+                .iter()
+                .any(|one| one.data_type() == field.data_type() && one.metadata() == field.metadata())
+        {
+            versions.push(field);
+        }
+    }
+    versions
+}
+
+fn misfit(table: &Table, name: &str, from: &DataType, to: &str) -> Refusal {
+    let why = format!(
+        "column {name} is {} in the dataset and {to} in the table",
+        shown(from)
+    );
+    Refusal::new(&table.name, &why)
 }
 
 /// Leaves out what the table lacks, and refuses what it would change.
@@ -80,14 +105,7 @@ pub(crate) fn fit(columns: Vec<Column>, table: &Table) -> Fitted {
         match table.column(&column.name) {
             None => left_out.push(column.name),
             Some(to) if fits(from, to) => kept.push(column),
-            Some(to) => {
-                let why = format!(
-                    "column {} is {} in the dataset and {to} in the table",
-                    column.name,
-                    shown(from)
-                );
-                return Err(Refusal::new(&table.name, &why));
-            }
+            Some(to) => return Err(misfit(table, &column.name, from, to)),
         }
     }
     Ok((kept, left_out))
@@ -116,22 +134,14 @@ fn names(pieces: &[Piece<'_>]) -> Vec<String> {
 }
 
 /// One column of all pieces; a record of another schema version may lack it, or have it narrower.
-fn gather(pieces: &[Piece<'_>], name: &str, to: &str) -> Result<ArrayRef, ArrowError> {
-    let mut types: Vec<&DataType> = Vec::new();
-    for array in pieces.iter().filter_map(|piece| piece.batch.column_by_name(name)) {
-        if !types.contains(&array.data_type()) {
-            types.push(array.data_type());
-        }
-    }
-    let meeting = match types.as_slice() {
-        [one] => (*one).clone(),
-        several => match several.iter().find(|one| !fits(one, to)) {
-            // Kept as it is, so that `fit` names the column that the table would change.
-            Some(unfit) => return Ok(new_null_array(unfit, 0)),
-            None => meeting_type(to).ok_or_else(|| {
-                ArrowError::CastError(format!("{} versions of it do not meet", several.len()))
-            })?,
-        },
+fn gather(pieces: &[Piece<'_>], name: &str, to: &str, versions: &[&Field]) -> Result<ArrayRef, ArrowError> {
+    let mut types = versions.iter().map(|version| version.data_type());
+    let first = types.next().unwrap_or(&DataType::Null);
+    let meeting = if types.all(|other| other == first) {
+        first.clone()
+    } else {
+        meeting_type(to)
+            .ok_or_else(|| ArrowError::CastError(format!("{} versions of it do not meet", versions.len())))?
     };
     let arrays = pieces
         .iter()

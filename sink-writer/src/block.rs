@@ -18,13 +18,13 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, RecordBatch};
 use arrow_ipc::reader::StreamReader;
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, Schema, TimeUnit};
 use bytes::{Buf, Bytes};
 use sluice_common::books::{LEDGER, LedgerRow};
 use sluice_common::fates::Fate;
 use sluice_common::ids::{LogId, Name, source_o};
 use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
-use sluice_common::record::Record;
+use sluice_common::record::{Holds, Record};
 use sluice_common::wire::sink::{RangeRecord, SubKey};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -179,6 +179,9 @@ fn decode(record: &Record) -> Result<RecordBatch, BadRange> {
         offset: record.place.offset,
         reason,
     };
+    if record.rows() == 0 {
+        return Ok(RecordBatch::new_empty(Arc::new(Schema::empty())));
+    }
     let mut stream =
         StreamReader::try_new(record.body().reader(), None).map_err(|error| bad(error.to_string()))?;
     let batch = stream.next().ok_or_else(|| bad("it has no batch".into()))?;
@@ -204,6 +207,12 @@ impl<'a> Routed<'a> {
     /// Sends each row of a record to its group, or to the dead letters.
     fn add(&mut self, one: &'a RangeRecord, batch: &'a RecordBatch, placement: Option<&Placement>) {
         let (record, partition) = (&one.record, self.partition);
+        if record.meta.holds == Holds::RejectedCopies {
+            let rows = 0..record.rows();
+            self.letters
+                .extend(rows.map(|row| Letter::rejected(record, partition, batch, row)));
+            return;
+        }
         let times = placement.and_then(|by| Times::of(record, batch, by).map(|times| (by, times)));
         let mut pieces: BTreeMap<i64, (String, Vec<u32>)> = BTreeMap::new();
         for (row, fate) in (0..record.rows()).zip(fates(one)) {

@@ -8,6 +8,7 @@ use clickhouse::{Client as Http, Compression, error::Error};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
+use sluice_common::config::Period;
 use sluice_common::ids::Name;
 use sluice_common::limits::MAX_INNER_ANSWER_BYTES;
 use sluice_common::secret::Secret;
@@ -30,6 +31,8 @@ pub struct Target {
     pub user: Option<String>,
     pub password: Option<Secret>,
     pub tls: Option<ClientTls>,
+    /// How long copies of rejected rows are kept, where we make the table.
+    pub letters_ttl: Period,
 }
 
 /// A request that did not end well.

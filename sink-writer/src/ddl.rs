@@ -1,7 +1,7 @@
 //! The statements that create our database and tables. Pure text: `ingestctl check --ddl` prints it.
 
 use sluice_common::books::LEDGER;
-use sluice_common::config::{Dataset, Field, FieldType, Kind, PartitionBy};
+use sluice_common::config::{Dataset, Field, FieldType, Kind, PartitionBy, Period, TablePlan};
 use sluice_common::ids::Name;
 use sluice_common::limits::TOKEN_WINDOW_BLOCKS;
 use std::fmt::Write;
@@ -14,12 +14,13 @@ pub fn database(database: &Name) -> String {
     format!("CREATE DATABASE IF NOT EXISTS `{database}`")
 }
 
-/// `CREATE TABLE` of a dataset.
+/// `CREATE TABLE` of a table with the columns of all its datasets.
 #[must_use]
-pub fn table(dataset: &Dataset, database: &Name) -> String {
+pub fn table(plan: &TablePlan<'_>, database: &Name) -> String {
+    let dataset = plan.layout();
     let mut columns = vec!["`tenant` LowCardinality(String)".to_owned()];
-    columns.extend(dataset.fields.iter().map(column));
-    let mut sql = create(database, dataset.table().as_str(), &columns);
+    columns.extend(plan.fields.iter().copied().map(column));
+    let mut sql = create(database, plan.name.as_str(), &columns);
     if dataset.partition_by != PartitionBy::None {
         let _ = write!(sql, "\nPARTITION BY {}", quoted_partition(&dataset.partition_by));
     }
@@ -42,21 +43,29 @@ pub fn dead_letters_partition() -> PartitionBy {
     Name::new("ingested_at").map_or(PartitionBy::None, PartitionBy::Month)
 }
 
-/// `CREATE TABLE` of the dead letters (R3, R15): what was acknowledged and cannot be stored as a row.
+/// `CREATE TABLE` of the dead letters (R3, R15): what was acknowledged and cannot be stored as a row, and
+/// copies of what was rejected, which alone expire after `ttl`.
 #[must_use]
-pub fn dead_letters(database: &Name) -> String {
+pub fn dead_letters(database: &Name, ttl: Period) -> String {
     let columns = [
         "`tenant` LowCardinality(String)",
         "`dataset` LowCardinality(String)",
         "`stage` LowCardinality(String)",
         "`code` LowCardinality(String)",
         "`message` String",
+        "`field` LowCardinality(String)",
+        "`event_index` Nullable(UInt32)",
+        "`request_id` String",
         "`payload` String CODEC(ZSTD(3))",
     ]
     .map(str::to_owned);
     let sql = create(database, DEAD_LETTERS, &columns);
-    sql + "\nPARTITION BY toYYYYMM(`ingested_at`)\nORDER BY (`tenant`, `dataset`, `ingested_at`)"
-        + &settings()
+    let seconds = ttl.ms().div_ceil(1_000);
+    format!(
+        "{sql}\nPARTITION BY toYYYYMM(`ingested_at`)\nORDER BY (`tenant`, `dataset`, `ingested_at`)\n\
+         TTL toDateTime(`ingested_at`) + toIntervalSecond({seconds}) DELETE WHERE `stage` = 'intake'{}",
+        settings()
+    )
 }
 
 /// How `ledger` is partitioned.
@@ -105,11 +114,7 @@ fn settings() -> String {
 }
 
 fn order_by(dataset: &Dataset) -> String {
-    let mut columns: Vec<String> = dataset.order_by.iter().map(|name| format!("`{name}`")).collect();
-    if columns.is_empty() {
-        columns.push("`tenant`".into());
-        columns.extend(dataset.time.as_ref().map(|time| format!("`{}`", time.field)));
-    }
+    let columns: Vec<String> = dataset.sorting().iter().map(|name| format!("`{name}`")).collect();
     columns.join(", ")
 }
 
@@ -197,7 +202,8 @@ mod tests {
     fn the_default_dataset_has_provenance_partition_ttl_and_a_token_window() {
         let loaded = Loaded::read(None, Path::new("/nowhere")).expect("the default config");
         let config = loaded.config;
-        let sql = table(&config.datasets[0], &config.clickhouse.database);
+        let plans = sluice_common::config::tables(&config.datasets);
+        let sql = table(&plans[0], &config.clickhouse.database);
         for part in [
             "`telemetry`.`events`",
             "`size_bytes` Nullable(UInt64)",

@@ -1,5 +1,5 @@
-//! What was acknowledged and cannot become a row of its table: one row each of `dead_letters`, with the
-//! provenance of the row that it stands for.
+//! What was acknowledged and cannot become a row of its table, and copies of what was rejected: one row
+//! each of `dead_letters`, with the provenance of the row that it stands for.
 
 use crate::assemble::{Column, milliseconds, runs, stamps, uuid_text};
 use crate::block::{Sights, placement_of};
@@ -8,15 +8,15 @@ use crate::place::ALL;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     TimestampMicrosecondType as Us, TimestampMillisecondType as Ms, TimestampNanosecondType as Ns,
-    TimestampSecondType as S,
+    TimestampSecondType as S, UInt32Type,
 };
-use arrow_array::{Array, RecordBatch, StringArray};
+use arrow_array::{Array, RecordBatch, StringArray, UInt32Array};
 use arrow_schema::{DataType, TimeUnit};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use sluice_common::ids::{LogId, Name, source_o};
 use sluice_common::limits::MAX_LETTER_BYTES;
-use sluice_common::record::{JSON_EXTENSION, Record};
+use sluice_common::record::{Record, TYPE_MARK};
 use sluice_common::wire::sink::SubKey;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,8 +32,13 @@ pub(crate) struct Letter<'a> {
     batch: &'a RecordBatch,
     row: u32,
     stage: &'static str,
-    code: &'static str,
-    message: &'static str,
+    code: &'a str,
+    message: &'a str,
+    field: &'a str,
+    /// Place of the event in its request, where it is known.
+    event_index: Option<u32>,
+    /// What the client sent; none where the row is decoded.
+    payload: Option<&'a str>,
 }
 
 impl<'a> Letter<'a> {
@@ -48,6 +53,33 @@ impl<'a> Letter<'a> {
             stage: "dedup",
             code: "idempotency_conflict",
             message,
+            field: "",
+            event_index: None,
+            payload: None,
+        }
+    }
+
+    /// The copy of a row that intake rejected: the record says all of it.
+    pub fn rejected(record: &'a Record, partition: u16, batch: &'a RecordBatch, row: u32) -> Self {
+        let text = |name: &str| {
+            let column = batch
+                .column_by_name(name)
+                .and_then(|column| column.as_string_opt::<i32>());
+            column.map_or("", |column| column.value(row as usize))
+        };
+        let index = batch.column_by_name("event_index");
+        let index = index.and_then(|column| column.as_primitive_opt::<UInt32Type>());
+        Self {
+            record,
+            partition,
+            batch,
+            row,
+            stage: "intake",
+            code: text("code"),
+            message: text("message"),
+            field: text("field"),
+            event_index: index.map(|column| column.value(row as usize)),
+            payload: Some(text("payload")),
         }
     }
 
@@ -62,7 +94,16 @@ impl<'a> Letter<'a> {
             stage: "sink",
             code: "time_out_of_range",
             message,
+            field: "",
+            event_index: None,
+            payload: None,
         }
+    }
+
+    /// The request that the row came with, in hex.
+    fn request_id(&self) -> String {
+        let request = self.record.request_of(self.row);
+        request.map_or_else(String::new, |request| request.to_string())
     }
 
     /// `_src_o`.
@@ -96,7 +137,8 @@ pub(crate) fn by_partition<'a>(letters: &[Letter<'a>], sights: &Sights) -> BTree
 fn payloads(letters: &[Letter<'_>]) -> Column {
     let share = MAX_LETTER_BYTES / letters.len().max(1);
     let cut = |letter: &Letter<'_>| {
-        let mut text = row_json(letter.batch, letter.row as usize);
+        let sent = letter.payload.map(str::to_owned);
+        let mut text = sent.unwrap_or_else(|| row_json(letter.batch, letter.row as usize));
         if text.len() > share {
             text.truncate(text.floor_char_boundary(share.saturating_sub(CUT_MARK.len())));
             text.push_str(CUT_MARK);
@@ -124,7 +166,15 @@ pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
         labels("dataset", |letter| letter.record.meta.dataset.to_string()),
         labels("stage", |letter| letter.stage.to_owned()),
         labels("code", |letter| letter.code.to_owned()),
-        labels("message", |letter| letter.message.to_owned()),
+        labels("field", |letter| letter.field.to_owned()),
+        texts("message", letters.iter().map(|letter| letter.message.to_owned())),
+        texts("request_id", letters.iter().map(Letter::request_id)),
+        Column {
+            name: "event_index".into(),
+            array: Arc::new(UInt32Array::from_iter(
+                letters.iter().map(|letter| letter.event_index),
+            )),
+        },
         payloads(letters),
     ];
     let times = letters
@@ -142,12 +192,21 @@ pub(crate) fn columns(letters: &[Letter<'_>]) -> Vec<Column> {
     columns
 }
 
+/// Texts of which few are the same.
+fn texts(name: &str, values: impl Iterator<Item = String>) -> Column {
+    Column {
+        name: name.into(),
+        array: Arc::new(StringArray::from_iter_values(values)),
+    }
+}
+
 /// One row as a JSON object, nulls left out.
 fn row_json(batch: &RecordBatch, row: usize) -> String {
     let mut members = Map::new();
     for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
         let mut value = cell(array.as_ref(), row);
-        if let (Some(JSON_EXTENSION), Value::String(text)) = (field.extension_type_name(), &value) {
+        let is_json = field.metadata().get(TYPE_MARK).is_some_and(|mark| mark == "json");
+        if let (true, Value::String(text)) = (is_json, &value) {
             value = serde_json::from_str(text).unwrap_or(value);
         }
         if !value.is_null() {
@@ -208,8 +267,42 @@ fn text(array: &dyn Array, row: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow_array::builder::{Int64Builder, MapBuilder, StringBuilder};
-    use arrow_array::{ArrayRef, Float64Array, TimestampMillisecondArray};
+    use arrow_array::builder::{Int64Builder, ListBuilder, MapBuilder, StringBuilder};
+    use arrow_array::{
+        ArrayRef, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float64Array, TimestampMillisecondArray,
+    };
+    use arrow_schema::{Field, Schema};
+
+    #[test]
+    fn every_type_is_written_as_it_is_sent() {
+        let json = Field::new("doc", DataType::Utf8, false)
+            .with_metadata([(TYPE_MARK.to_owned(), "json".to_owned())].into());
+        let decimal = Decimal128Array::from(vec![-1_250]).with_precision_and_scale(38, 2);
+        let decimal: ArrayRef = Arc::new(decimal.expect("it fits"));
+        let id = FixedSizeBinaryArray::try_from_iter([[0xab; 16]].into_iter()).expect("16 bytes");
+        let mut list = ListBuilder::new(Int64Builder::new());
+        list.append_value([Some(1), None]);
+        let columns: [(Field, ArrayRef); 5] = [
+            (json, Arc::new(StringArray::from(vec![r#"{"a":[1,null]}"#]))),
+            (Field::new("price", decimal.data_type().clone(), false), decimal),
+            (
+                Field::new("id", DataType::FixedSizeBinary(16), false),
+                Arc::new(id),
+            ),
+            (
+                Field::new("day", DataType::Date32, false),
+                Arc::new(Date32Array::from(vec![-1])),
+            ),
+            (
+                Field::new("list", DataType::new_list(DataType::Int64, true), false),
+                Arc::new(list.finish()),
+            ),
+        ];
+        let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).expect("columns");
+        let expected = r#"{"day":"1969-12-31","doc":{"a":[1,null]},"id":"abababab-abab-abab-abab-abababababab","list":[1,null],"price":"-12.50"}"#;
+        assert_eq!(row_json(&batch, 0), expected);
+    }
 
     #[test]
     fn a_row_is_written_as_the_event_that_a_client_would_send() {

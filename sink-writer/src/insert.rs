@@ -94,8 +94,6 @@ fn block_settings() -> Vec<(&'static str, String)> {
         ("max_insert_threads", on()),
         ("input_format_parallel_parsing", off()),
         ("input_format_null_as_default", on()),
-        // A time out of a column's range is an error, not another time.
-        ("date_time_overflow_behavior", "throw".into()),
         // Of a JSON column's values: texts that look like times stay texts, and `true` is no number.
         ("input_format_try_infer_dates", off()),
         ("input_format_try_infer_datetimes", off()),

@@ -2,13 +2,16 @@
 
 use crate::assemble::{Column, runs, stamps};
 use crate::block::{Sights, placement_of};
+use crate::client::{Client, ServerError};
 use crate::place::ALL;
 use arrow_array::{ArrayRef, Int64Array, TimestampSecondArray};
-use sluice_common::books::{LEDGER, LedgerRow};
-use sluice_common::ids::{LogId, Name};
+use serde_json::Value;
+use sluice_common::books::{BooksLine, BooksQuery, LEDGER, LedgerRow};
+use sluice_common::ids::{LogId, Name, TenantId};
 use sluice_common::wire::sink::{Piece, SubKey};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// Splits rows by the partition of `ledger` that they fall into, and by kind.
 pub(crate) fn by_partition<'a>(
@@ -67,6 +70,49 @@ pub(crate) fn columns(rows: &[&LedgerRow], log: LogId, partition: u16) -> Vec<Co
     let sources = rows.iter().map(|row| row.source_o).collect();
     columns.extend(stamps(times, log, partition, sources));
     columns
+}
+
+/// Sums of the books by tenant, dataset and minute, newest first.
+///
+/// # Errors
+/// The server's; a table that is missing has code 60.
+pub(crate) async fn sums(client: &Client, asked: &BooksQuery) -> Result<Vec<BooksLine>, ServerError> {
+    let tenant = asked.tenant.as_ref();
+    // Ids have no character that would need escaping.
+    let tenant = tenant.map_or_else(String::new, |tenant| format!(" AND tenant = '{tenant}'"));
+    let sql = format!(
+        "SELECT tenant, dataset, toUnixTimestamp(minute), sum(received), sum(stored), sum(duplicate), \
+         sum(dead_lettered), sum(rejected), sum(parked) FROM `{}`.`{LEDGER}` \
+         WHERE minute >= toDateTime({}) AND (_src_l != {} OR _src_p != {} OR _src_o < {}){tenant} \
+         GROUP BY tenant, dataset, minute ORDER BY minute DESC, tenant, dataset LIMIT {} \
+         SETTINGS select_sequential_consistency = 1",
+        client.database(),
+        asked.since_s,
+        asked.log.0,
+        asked.partition,
+        asked.below_o,
+        asked.limit,
+    );
+    let rows = client.rows(&sql, Instant::now() + asked.timeout).await?;
+    let lines = rows.iter().map(|row| line(row));
+    let odd = || ServerError::Uncertain("the answer is not what was asked".into());
+    lines.collect::<Option<_>>().ok_or_else(odd)
+}
+
+fn line(row: &[Value]) -> Option<BooksLine> {
+    let text = |at: usize| row.get(at)?.as_str();
+    let count = |at: usize| row.get(at)?.as_i64();
+    Some(BooksLine {
+        tenant: TenantId::new(text(0)?).ok()?,
+        dataset: Name::new(text(1)?).ok()?,
+        minute_s: row.get(2)?.as_u64()?,
+        received: count(3)?,
+        stored: count(4)?,
+        duplicate: count(5)?,
+        dead_lettered: count(6)?,
+        rejected: count(7)?,
+        in_flight: count(8)?,
+    })
 }
 
 fn seconds(row: &LedgerRow) -> i64 {

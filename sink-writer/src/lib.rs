@@ -20,6 +20,7 @@ pub mod place;
 pub mod report;
 pub mod service;
 pub mod settle;
+pub mod survey;
 pub mod tables;
 pub mod verify;
 

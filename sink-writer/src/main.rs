@@ -99,6 +99,7 @@ fn target(loaded: &Loaded) -> Result<Target, process::Failure> {
         database: loaded.config.clickhouse.database.clone(),
         user: loaded.clickhouse_user.clone(),
         password: loaded.clickhouse_password.clone(),
+        letters_ttl: loaded.config.dead_letters.ttl,
     })
 }
 

@@ -7,7 +7,7 @@ use crate::tables::{self, DescribeError};
 use serde_json::Value;
 use sluice_common::books::LEDGER;
 use sluice_common::clock::SharedClock;
-use sluice_common::config::Dataset;
+use sluice_common::config::{self, Dataset, Field};
 use sluice_common::ids::Name;
 use tokio::time::Instant;
 
@@ -54,12 +54,15 @@ pub(crate) async fn describe_all(
     deadline: Instant,
 ) -> ServerReport {
     let server = facts(client, clock, deadline).await;
-    let mut names: Vec<Name> = datasets.iter().map(|dataset| dataset.table().clone()).collect();
-    names.extend([DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new));
-    let mut tables = Vec::with_capacity(names.len());
-    for table in names {
-        let dataset = datasets.iter().find(|dataset| *dataset.table() == table);
-        let state = state(client, &table, dataset, deadline).await;
+    let mut wanted: Vec<(Name, Vec<&Field>)> = config::tables(datasets)
+        .into_iter()
+        .map(|plan| (plan.name.clone(), plan.fields))
+        .collect();
+    let own = [DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new);
+    wanted.extend(own.map(|table| (table, Vec::new())));
+    let mut tables = Vec::with_capacity(wanted.len());
+    for (table, fields) in wanted {
+        let state = state(client, &table, &fields, deadline).await;
         tables.push(TableReport { table, state });
     }
     ServerReport { server, tables }
@@ -87,13 +90,12 @@ async fn facts(client: &Client, clock: &SharedClock, deadline: Instant) -> Resul
     })
 }
 
-async fn state(client: &Client, name: &Name, dataset: Option<&Dataset>, deadline: Instant) -> TableState {
+async fn state(client: &Client, name: &Name, fields: &[&Field], deadline: Instant) -> TableState {
     let table = match tables::describe(client, name, deadline).await {
         Ok(table) => table,
         Err(DescribeError::Missing(_)) => return TableState::Missing,
         Err(DescribeError::Server(error)) => return TableState::Unreachable(error),
     };
-    let fields = dataset.map_or(&[][..], |dataset| dataset.fields.as_slice());
     let left_out = fields
         .iter()
         .filter(|field| table.column(field.name.as_str()).is_none());

@@ -7,8 +7,9 @@ use crate::client::{Client, ServerError, Target};
 use crate::insert::Origin;
 use crate::observe::Observer;
 use crate::settle::Settler;
+use crate::survey::Survey;
 use crate::tables::{DescribeError, Tables};
-use crate::{horizon, report};
+use crate::{horizon, ledger, report, survey};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sluice_common::clock::SharedClock;
@@ -47,7 +48,7 @@ impl SinkWriter {
     #[must_use]
     pub fn new(target: &Target, datasets: &[Dataset], metrics: &Metrics) -> Self {
         let client = Client::new(target);
-        let tables = Arc::new(Tables::new(client.clone(), datasets));
+        let tables = Arc::new(Tables::new(client.clone(), datasets, target.letters_ttl));
         let budget = Budget::default();
         Self {
             client,
@@ -79,6 +80,14 @@ impl SinkWriter {
         report::describe_all(&self.client, &self.datasets, clock, deadline).await
     }
 
+    /// What hangs on a dataset's table, and how it keeps rows; nothing where it does not exist.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub async fn survey(&self, dataset: &Dataset, timeout: Duration) -> Result<Option<Survey>, ServerError> {
+        survey::survey(&self.client, dataset, Instant::now() + timeout).await
+    }
+
     /// Bytes of records that calls hold now.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
@@ -105,6 +114,12 @@ impl SinkWriter {
             SinkRequest::Horizon(asked) => match horizon::ask(&self.client, &self.tables, &asked).await {
                 Ok(found) => SinkReply::Horizon(found),
                 Err(reason) => SinkReply::Failed { reason },
+            },
+            SinkRequest::Books(asked) => match ledger::sums(&self.client, &asked).await {
+                Ok(lines) => SinkReply::Books(lines),
+                Err(error) => SinkReply::Failed {
+                    reason: format!("table ledger: {error}"),
+                },
             },
         }
     }
@@ -243,6 +258,7 @@ fn span(request: &SinkRequest) -> tracing::Span {
             span
         }
         SinkRequest::Horizon(asked) => tracing::info_span!("horizon", partition = asked.partition),
+        SinkRequest::Books(asked) => tracing::info_span!("books", partition = asked.partition),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::place::Placement;
 use parking_lot::Mutex;
 use serde_json::Value;
 use sluice_common::books::LEDGER;
-use sluice_common::config::Dataset;
+use sluice_common::config::{Dataset, Period, tables};
 use sluice_common::ids::Name;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -59,6 +59,7 @@ impl Table {
 pub struct Tables {
     client: Client,
     datasets: Arc<[Dataset]>,
+    letters_ttl: Period,
     /// Whether the tables were made by this process. One that goes missing later was dropped by somebody,
     /// and is not made again behind their back.
     made: AtomicBool,
@@ -71,7 +72,7 @@ pub struct Tables {
 impl Tables {
     /// No table is described yet; the config's partitioning stands in for tables that are missing.
     #[must_use]
-    pub fn new(client: Client, datasets: &[Dataset]) -> Self {
+    pub fn new(client: Client, datasets: &[Dataset], letters_ttl: Period) -> Self {
         let configured = |dataset: &Dataset| {
             (
                 dataset.table().clone(),
@@ -88,6 +89,7 @@ impl Tables {
         Self {
             client,
             datasets: datasets.into(),
+            letters_ttl,
             made: AtomicBool::new(false),
             known: Mutex::default(),
             placements: Mutex::new(datasets.iter().map(configured).chain(own).collect()),
@@ -103,10 +105,11 @@ impl Tables {
         let database = self.client.database();
         let mut statements = vec![
             ddl::database(database),
-            ddl::dead_letters(database),
+            ddl::dead_letters(database, self.letters_ttl),
             ddl::ledger(database),
         ];
-        statements.extend(self.datasets.iter().map(|dataset| ddl::table(dataset, database)));
+        let plans = tables(&self.datasets);
+        statements.extend(plans.iter().map(|plan| ddl::table(plan, database)));
         for sql in statements {
             self.client.command(&sql, deadline).await?;
         }

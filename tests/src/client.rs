@@ -61,6 +61,12 @@ impl Client {
         }
     }
 
+    /// The address that it speaks to.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// The same over HTTP/2 with prior knowledge.
     #[must_use]
     pub fn over_http2(mut self) -> Self {

@@ -311,12 +311,18 @@ impl Deployment {
     /// Probes and metrics of a part (all in one: the edge's serve all).
     #[must_use]
     pub fn admin(&self, part: Part) -> Client {
+        Client::new(self.admin_url(part))
+    }
+
+    /// The same listener's address, `http://host:port`.
+    #[must_use]
+    pub fn admin_url(&self, part: Part) -> String {
         let port = match (self.shape, part) {
             (Shape::AllInOne, _) | (_, Part::Edge | Part::Up | Part::ClickHouse) => self.ports.edge_admin,
             (Shape::ThreeProcesses, Part::Normalizer) => self.ports.normalizer_admin,
             (Shape::ThreeProcesses, Part::SinkWriter) => self.ports.sink_admin,
         };
-        Client::new(format!("http://127.0.0.1:{port}"))
+        format!("http://127.0.0.1:{port}")
     }
 
     /// ClickHouse over HTTP.

@@ -8,7 +8,7 @@ pub mod pki;
 pub mod service;
 pub mod wait;
 
-pub use client::Client;
+pub use client::{Answer, Client};
 pub use deployment::{Deployment, Part, Shape};
 pub use wait::eventually;
 

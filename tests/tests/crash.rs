@@ -281,7 +281,11 @@ async fn tamper(trial: &mut Trial) {
     let gone = [place(0), place(1), place(2)].join(") OR (");
     let (tenant, events) = (acked[3].0, trial.oracle.ledger.new_events(2));
     let other = (tenant + 1) % trial.deployment.tenants.len();
-    let attempt = trial.oracle.ledger.sent(other, &events[1..]).expect("a ledger");
+    let attempt = trial
+        .oracle
+        .ledger
+        .sent(other, &events[1..], 1)
+        .expect("a ledger");
     let refused = oracle::request::Outcome::Refused;
     trial
         .oracle

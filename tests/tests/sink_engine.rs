@@ -3,10 +3,14 @@
 #[path = "../../sink-writer/tests/support/mod.rs"]
 mod support;
 
+use arrow_array::builder::{ListBuilder, UInt16Builder, UInt32Builder};
 use arrow_array::types::Int32Type;
 use arrow_array::{
-    ArrayRef, DictionaryArray, Int64Array, StringArray, TimestampMillisecondArray, UInt16Array, UInt32Array,
+    ArrayRef, Decimal128Array, DictionaryArray, FixedSizeBinaryArray, Int64Array, ListArray, StringArray,
+    TimestampMillisecondArray, UInt16Array, UInt32Array,
 };
+use arrow_buffer::OffsetBuffer;
+use arrow_schema::{DataType, Field};
 use ingestctl::clickhouse::{ClickHouse, Options};
 use sluice_common::books::{Entry, LedgerRow};
 use sluice_common::clock::{SharedClock, SystemClock};
@@ -349,6 +353,76 @@ async fn schema_versions_of_one_range_meet_in_one_block() {
     assert_eq!(engine.ask(sql).await, expected);
     let parts = "SELECT count() FROM system.parts WHERE database = 's' AND table = 'v' AND active";
     assert_eq!(engine.ask(parts).await, "1");
+}
+
+/// A dataset's strings became UUIDs, and its decimals wider, while rows of both were in the log.
+#[tokio::test]
+async fn new_types_meet_those_that_stood_for_them() {
+    let engine = Engine::start(&[]).await;
+    engine
+        .ask(
+            "CREATE TABLE s.m (u UUID, l Array(Nullable(UUID)), d Decimal(40, 3), a Array(UInt32), \
+             _src_l UInt64, _src_p UInt16, _src_o UInt64) ENGINE = MergeTree ORDER BY tuple() \
+             SETTINGS non_replicated_deduplication_window = 100",
+        )
+        .await;
+    let id: [u8; 16] = std::array::from_fn(|at| u8::try_from(at * 17).expect("a byte"));
+    let text = "00112233-4455-6677-8899-aabbccddeeff";
+    let decimals = |value: i128, precision, scale| {
+        let array = Decimal128Array::from(vec![value]).with_precision_and_scale(precision, scale);
+        Arc::new(array.expect("it fits")) as ArrayRef
+    };
+    let mut narrow = ListBuilder::new(UInt16Builder::new());
+    narrow.append_value([Some(1), Some(2)]);
+    let mut wide = ListBuilder::new(UInt32Builder::new());
+    wide.append_value([Some(70_000)]);
+    let ids = || FixedSizeBinaryArray::try_from_iter([id].into_iter()).expect("16 bytes");
+    let offsets = OffsetBuffer::from_lengths([1]);
+    let item = Arc::new(Field::new("item", DataType::FixedSizeBinary(16), true));
+    let list = ListArray::new(item, offsets, Arc::new(ids()), None);
+    let one: Columns = vec![
+        ("u", Arc::new(StringArray::from(vec![text]))),
+        ("d", decimals(-150, 5, 2)),
+        ("a", not_null(&narrow.finish())),
+    ];
+    let two: Columns = vec![
+        ("u", Arc::new(ids())),
+        ("l", Arc::new(list)),
+        ("d", decimals(1_234, 38, 3)),
+        ("a", not_null(&wide.finish())),
+    ];
+    let records = vec![record(1, "m", one, &[]), record(2, "m", two, &[])];
+    let reports = engine.write((1, 3), Steps::FIRST_VERIFIED, records).await;
+    assert_eq!(reports[0].verdict, Verdict::Done, "{reports:?}");
+    let sql = "SELECT u, l, d, a FROM s.m ORDER BY _src_o FORMAT TSV";
+    let expected = format!("{text}\t[]\t-1.5\t[1,2]\n{text}\t['{text}']\t1.234\t[70000]");
+    assert_eq!(engine.ask(sql).await, expected);
+
+    // Text that is no UUID would be NULL there, without a word: nothing is sent.
+    engine
+        .ask(
+            "CREATE TABLE s.nulls (u Nullable(UUID), _src_l UInt64, _src_p UInt16, _src_o UInt64) \
+             ENGINE = MergeTree ORDER BY tuple() SETTINGS non_replicated_deduplication_window = 100",
+        )
+        .await;
+    let columns: Columns = vec![("u", Arc::new(StringArray::from(vec!["no uuid"])))];
+    let records = vec![record(3, "nulls", columns, &[])];
+    let reports = engine.write((3, 4), Steps::FIRST, records).await;
+    assert!(
+        matches!(&reports[0].verdict, Verdict::Refused { code: 53, message, .. } if message.contains("Nullable(UUID)")),
+        "{reports:?}"
+    );
+}
+
+/// The same list, whose elements are never null.
+fn not_null(list: &ListArray) -> ArrayRef {
+    let item = Arc::new(Field::new("item", list.value_type(), false));
+    Arc::new(ListArray::new(
+        item,
+        list.offsets().clone(),
+        list.values().clone(),
+        None,
+    ))
 }
 
 #[tokio::test]

@@ -18,7 +18,11 @@ use http_body_util::Limited;
 use std::net::IpAddr;
 
 /// Control routes and the service that has them; for directions in a 404.
-const HOMES: [(&str, &str); 1] = [("tenants", "the edge (`edge.admin`, 127.0.0.1:9464)")];
+const HOMES: [(&str, &str); 3] = [
+    ("tenants", "the edge (`edge.admin`, 127.0.0.1:9464)"),
+    ("schema", "the normalizer (`normalizer.admin`, 127.0.0.1:9465)"),
+    ("ledger", "the normalizer (`normalizer.admin`, 127.0.0.1:9465)"),
+];
 /// Of an answer that is made into a problem document, what is read.
 const MAX_REASON_BYTES: usize = 4 * 1024;
 

@@ -121,12 +121,12 @@ impl Kind {
         self.is_scalar()
     }
 
-    /// Whether ClickHouse sorts a table by it: scalars and arrays of them.
+    /// Whether ClickHouse sorts a table by it: not by JSON, and not where a null lies within.
     #[must_use]
     pub fn can_sort(&self) -> bool {
-        match self {
-            Self::Array(inner) => inner.kind.can_sort(),
-            other => other.is_scalar(),
+        match self.inner() {
+            Some(inner) => !inner.nullable && inner.kind.can_sort(),
+            None => *self != Self::Json,
         }
     }
 

@@ -256,6 +256,13 @@ impl Loaded {
         })
     }
 
+    /// The tenants that commands keep.
+    #[must_use]
+    pub fn tenants_file(&self) -> PathBuf {
+        let file = self.config.tenants_file.as_deref();
+        self.data_dir.join(file.unwrap_or(Path::new("tenants.yaml")))
+    }
+
     /// The log's directory.
     #[must_use]
     pub fn log_dir(&self) -> PathBuf {
@@ -324,8 +331,6 @@ mod tests {
     fn a_key_of_a_feature_to_come_is_refused_with_that_reason() {
         for (yaml, key) in [
             ("log: {kind: kafka}", "log.kind"),
-            ("dead_letters: {ttl: 30d}", "dead_letters"),
-            ("tenants_file: t.yaml", "tenants_file"),
             (
                 "tenants: [{id: a, keys: [], quota: {events_per_second: 5}}]",
                 "quota",
@@ -337,6 +342,29 @@ mod tests {
                 "{yaml}: {text}"
             );
         }
+    }
+
+    #[test]
+    fn a_key_field_that_may_be_missing_or_null_is_refused() {
+        for field in ["type: string", "type: nullable(string), required: true"] {
+            let text = message(&format!(
+                "datasets: [{{name: a, fields: [{{name: id, {field}}}], dedup: {{key: [id]}}}}]"
+            ));
+            assert!(
+                text.contains("dedup.key: id must be `required: true` and not nullable"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn copies_of_rejected_rows_have_a_budget_and_a_ttl_that_outlives_the_log() {
+        let config = parse("dead_letters: {bytes_per_second: 1MiB, ttl: 48h}")
+            .expect("valid")
+            .config;
+        assert_eq!(config.dead_letters.bytes_per_second.0, 1 << 20);
+        assert!(message("dead_letters: {ttl: 47h}").contains("48h"));
+        assert!(!parse("{}").expect("valid").config.datasets[0].keep_rejected);
     }
 
     #[test]

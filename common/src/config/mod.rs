@@ -3,13 +3,16 @@
 //! What a key means stands beside it. Unknown keys are errors. A key whose feature is not there yet
 //! is refused with that reason ([`not_yet`]), never accepted and ignored.
 
+mod expiry;
 pub mod field_type;
 pub mod load;
 pub mod not_yet;
+pub mod overrides;
 pub mod partition;
 mod place;
 pub mod quantity;
 mod read;
+pub mod table;
 pub mod text;
 pub mod tls;
 mod tree;
@@ -17,12 +20,16 @@ mod type_text;
 mod validate;
 pub mod zone;
 
+pub use expiry::Expiry;
 pub use field_type::{EnumValues, FieldType, Kind};
 pub use load::{ConfigError, Loaded, Problem};
+pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
+pub use table::{TablePlan, tables};
 pub use text::Text;
 pub use tls::{CertificateName, EdgeTls, InternalTls};
+pub use validate::OWN_COLUMNS;
 pub use zone::Zone;
 
 use crate::ids::{Name, TenantId};
@@ -53,12 +60,12 @@ pub struct Config {
     pub clickhouse: ClickHouse,
     #[serde(default)]
     pub telemetry: Telemetry,
-    #[serde(default, deserialize_with = "not_yet::dead_letters")]
-    pub dead_letters: (),
+    #[serde(default)]
+    pub dead_letters: DeadLetters,
     /// Opens the control routes of admin listeners beyond loopback.
     pub admin_token: Option<Text>,
-    #[serde(default, deserialize_with = "not_yet::tenants_file")]
-    pub tenants_file: (),
+    /// The tenants that commands keep, relative to the data directory; default: `tenants.yaml`.
+    pub tenants_file: Option<PathBuf>,
     #[serde(default)]
     pub tenants: Vec<Tenant>,
     #[serde(default = "default_datasets")]
@@ -220,6 +227,25 @@ impl Default for ClickHouse {
     }
 }
 
+/// Copies of rejected rows, of datasets with `keep_rejected`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLetters {
+    /// What one tenant's copies may take of the log a second; over it they are counted and not kept.
+    pub bytes_per_second: ByteSize,
+    /// ClickHouse deletes copies older than this, where Sluice makes the table.
+    pub ttl: Period,
+}
+
+impl Default for DeadLetters {
+    fn default() -> Self {
+        Self {
+            bytes_per_second: ByteSize(64 * 1024),
+            ttl: Period::hours(30 * 24),
+        }
+    }
+}
+
 /// Where our own traces and metrics go besides `/metrics`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -251,6 +277,26 @@ pub struct Tenant {
 pub struct KeyHash {
     /// SHA-256 of the whole key (`slc_ID_SECRET`), 64 hex digits.
     pub sha256: String,
+    /// From then on it is not known any more; absent: it does not end.
+    #[serde(default)]
+    pub until: Option<Expiry>,
+}
+
+impl KeyHash {
+    /// A key that does not end.
+    #[must_use]
+    pub fn lasting(sha256: impl Into<String>) -> Self {
+        Self {
+            sha256: sha256.into(),
+            until: None,
+        }
+    }
+
+    /// Has it end at `ms`, unless it ends sooner.
+    pub fn end_by(&mut self, ms: u64) {
+        let until = Expiry::at(ms);
+        self.until = Some(self.until.map_or(until, |sooner| sooner.min(until)));
+    }
 }
 
 /// What happens to members of an event that the schema does not name.
@@ -292,8 +338,14 @@ pub struct Dataset {
     pub partition_by: PartitionBy,
     /// Rows older than this, by the time field, are deleted by ClickHouse.
     pub ttl: Option<Period>,
+    /// Rejected rows are also kept, as they were sent, in `dead_letters`.
+    #[serde(default)]
+    pub keep_rejected: bool,
     #[serde(default)]
     pub batch: Batch,
+    /// What is different for some tenants.
+    #[serde(default)]
+    pub overrides: Vec<Override>,
 }
 
 impl Dataset {
@@ -310,7 +362,18 @@ impl Dataset {
         }
     }
 
-    /// The target table.
+    /// The columns of the table's primary key.
+    #[must_use]
+    pub fn sorting(&self) -> Vec<Name> {
+        if !self.order_by.is_empty() {
+            return self.order_by.clone();
+        }
+        let tenant = Name::new("tenant").ok();
+        let time = self.time.as_ref().map(|time| time.field.clone());
+        tenant.into_iter().chain(time).collect()
+    }
+
+    /// The target table; other datasets may have the same.
     #[must_use]
     pub fn table(&self) -> &Name {
         self.table.as_ref().unwrap_or(&self.name)
@@ -335,13 +398,41 @@ pub struct Field {
     pub epoch: Option<EpochUnit>,
     /// Zone of a time sent as text without an offset: without it such text is rejected.
     pub timezone: Option<Zone>,
+    /// Least value, in the column's unit; for numbers and times.
+    pub min: Option<serde_json::Value>,
+    /// Largest value, in the column's unit.
+    pub max: Option<serde_json::Value>,
+    /// Least length: bytes of a string, entries of a map.
+    pub min_length: Option<Count>,
+    /// Largest length.
+    pub max_length: Option<Count>,
+    /// Regular expression that a string must match somewhere.
+    pub pattern: Option<String>,
+    /// The values that are allowed, as the column holds them.
+    pub values: Option<Vec<serde_json::Value>>,
+    /// Required where another field has one of these values.
+    pub required_if: Option<RequiredIf>,
 }
 
-/// A conversion, by UCUM names.
+/// When a field is required because of another.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequiredIf {
+    /// The other field.
+    pub field: Name,
+    /// Its values, as its column holds them.
+    pub is: Vec<serde_json::Value>,
+}
+
+/// A conversion, by UCUM names. One of `from` and `unit_from` must be given.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unit {
-    pub from: String,
+    /// The unit of what is sent; beside `unit_from`, of events that name none.
+    pub from: Option<String>,
+    /// The member of the event, a string, that names the unit.
+    pub unit_from: Option<String>,
+    /// The unit of the column.
     pub to: String,
 }
 

@@ -14,8 +14,6 @@ macro_rules! not_yet {
 }
 
 not_yet! {
-    dead_letters: "`dead_letters` is not there yet in this release: copies of rejected rows are not kept; take the key out";
-    tenants_file: "`tenants_file` is not there yet in this release: list the tenants under `tenants`";
     quota: "`quota` is not there yet in this release: tenants are not limited; take the key out";
     weight: "`weight` is not there yet in this release: tenants are served alike; take the key out";
 }

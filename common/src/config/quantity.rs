@@ -110,6 +110,16 @@ impl<'de> Deserialize<'de> for Period {
     }
 }
 
+impl std::str::FromStr for Period {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ms = parse(text.trim(), PERIODS);
+        ms.map(Self)
+            .ok_or_else(|| format!("{text:?} is not understood: write it like 500ms, 10s, 15m, 24h or 7d"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

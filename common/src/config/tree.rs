@@ -51,7 +51,9 @@ impl Node {
     /// # Errors
     /// [`Malformed`] with the line where the parser gave up.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let read: Result<Spanned<Raw>, _> = serde_saphyr::from_str(text);
+        // As in YAML 1.2: `y`, `no` and `on` are texts.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        let read: Result<Spanned<Raw>, _> = serde_saphyr::from_str_with_options(text, options);
         match read {
             Ok(raw) => Ok(node(raw, text)),
             Err(error) => Err(Malformed {
@@ -249,7 +251,7 @@ mod tests {
         let tree = Node::parse(text).expect("YAML");
         assert_eq!(
             show(&tree),
-            "{a@1=1:1(1) b@2=[3:\"64MiB\" {c@4=4:\"5\" d@4=4:16(0x10) e@5=5:true(yes)}] f@7=7:120000.0(12e4) \
+            "{a@1=1:1(1) b@2=[3:\"64MiB\" {c@4=4:\"5\" d@4=4:16(0x10) e@5=5:\"yes\"}] f@7=7:120000.0(12e4) \
              g@8=8:null h@9={i@9=9:\"j\"} k@10={i@10=10:\"j\"} l@11=11:7.0(007)}"
         );
     }

@@ -1,6 +1,7 @@
 //! What a parsed config may still get wrong. Every problem is found, not only the first.
 
-use super::{Config, Dataset, Field, Kind, UnknownFields, tls};
+use super::overrides;
+use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields, tls};
 use crate::ids::Name;
 use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
 use std::collections::HashSet;
@@ -26,6 +27,7 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
             found.push(format!("datasets: {} is defined twice", dataset.name));
         }
         check_dataset(dataset, &mut found);
+        overrides::problems(config, dataset, &mut found);
     }
     tables(config, &mut found);
     found
@@ -71,6 +73,9 @@ fn sizes(config: &Config, found: &mut Vec<String>) {
             "log.max_bytes is under {least}: four segments are the least to work with"
         ));
     }
+    if config.dead_letters.ttl.ms() < TTL_MARGIN_MS {
+        found.push("dead_letters.ttl is under 48h: copies could expire before they leave the log".into());
+    }
     if config.dedup.keys_per_tenant.0 == 0 {
         found.push("dedup.keys_per_tenant is 0: no event could be taken".into());
     }
@@ -102,7 +107,6 @@ fn tenants(config: &Config, found: &mut Vec<String>) {
 }
 
 fn tables(config: &Config, found: &mut Vec<String>) {
-    let mut tables = HashSet::new();
     for dataset in &config.datasets {
         if OWN_TABLES.contains(&dataset.table().as_str()) {
             found.push(format!(
@@ -111,17 +115,12 @@ fn tables(config: &Config, found: &mut Vec<String>) {
                 dataset.table()
             ));
         }
-        if !tables.insert(dataset.table().clone()) {
-            found.push(format!(
-                "datasets: {}: table {} has another dataset: several datasets to one table are not there yet",
-                dataset.name,
-                dataset.table()
-            ));
-        }
     }
+    let plans = super::tables(&config.datasets);
+    found.extend(plans.iter().flat_map(TablePlan::problems));
 }
 
-fn check_dataset(dataset: &Dataset, found: &mut Vec<String>) {
+pub(super) fn check_dataset(dataset: &Dataset, found: &mut Vec<String>) {
     let name = &dataset.name;
     let mut add = |text: String| found.push(format!("datasets: {name}: {text}"));
     if dataset.fields.is_empty() || dataset.fields.len() > MAX_FIELDS {

@@ -2,7 +2,7 @@
 //! deadline, and ends in one verdict a sub-batch (R13).
 
 use super::transport::{Answer, BadMessage, Call, Failure};
-use crate::books::{Entry, LedgerRow};
+use crate::books::{BooksLine, BooksQuery, Entry, LedgerRow};
 use crate::classify::Class;
 use crate::fates::Fates;
 use crate::ids::{LogId, Name, Offset};
@@ -172,6 +172,7 @@ pub struct Horizon {
 pub enum SinkRequest {
     Write(SinkCall),
     Horizon(Horizon),
+    Books(BooksQuery),
 }
 
 /// All that it answers.
@@ -180,6 +181,8 @@ pub enum SinkReply {
     Wrote(Vec<SubReport>),
     /// The highest `_src_o` at or past the one asked for, by table; absent where there is none.
     Horizon(Vec<(Name, u64)>),
+    /// The sums asked for, newest minute first.
+    Books(Vec<BooksLine>),
     /// Over its byte budget; nothing was begun. Over HTTP: 429.
     Busy {
         retry_after_ms: u64,
@@ -201,7 +204,7 @@ impl From<Failure> for SinkReply {
 impl Answer for SinkReply {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Wrote(_) | Self::Horizon(_) => StatusCode::OK,
+            Self::Wrote(_) | Self::Horizon(_) | Self::Books(_) => StatusCode::OK,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -222,6 +225,7 @@ enum Head {
         ledger: Vec<LedgerRow>,
     },
     Horizon(Horizon),
+    Books(BooksQuery),
 }
 
 impl SinkCall {
@@ -241,13 +245,14 @@ impl Call for SinkRequest {
         match self {
             Self::Write(call) => call.timeout,
             Self::Horizon(horizon) => horizon.timeout,
+            Self::Books(query) => query.timeout,
         }
     }
 
     fn trace(&self) -> TraceContext {
         match self {
             Self::Write(call) => call.trace,
-            Self::Horizon(_) => TraceContext::default(),
+            Self::Horizon(_) | Self::Books(_) => TraceContext::default(),
         }
     }
 
@@ -255,6 +260,7 @@ impl Call for SinkRequest {
         let (head, records) = match self {
             Self::Write(call) => split_call(call),
             Self::Horizon(horizon) => (Head::Horizon(horizon), Vec::new()),
+            Self::Books(query) => (Head::Books(query), Vec::new()),
         };
         let head = serde_json::to_vec(&head).expect("the head has no map with other keys than text");
         let frames: usize = records.iter().map(|record| record.frame().len()).sum();
@@ -271,6 +277,10 @@ impl Call for SinkRequest {
             Head::Horizon(mut horizon) => {
                 horizon.timeout = timeout;
                 Ok(Self::Horizon(horizon))
+            }
+            Head::Books(mut query) => {
+                query.timeout = timeout;
+                Ok(Self::Books(query))
             }
             Head::Write {
                 log,

@@ -34,8 +34,8 @@ pub async fn take(
     } = check(&edge, &parts.headers, &shown, &dataset)?;
     let body = body::read(wire, plan, &mut permit, Deadlines::from_head(head.at)).await?;
     let idempotency_key = idempotency_key(&parts.headers)?;
-    edge.metrics
-        .add(Counter::Bytes, body.len() as u64, &[("stage", "edge")]);
+    let bytes = body.len() as u64;
+    edge.metrics.add(Counter::Bytes, bytes, &[("stage", "edge")]);
     let call = IntakeRequest {
         tenant: tenant.id.clone(),
         dataset,
@@ -52,6 +52,8 @@ pub async fn take(
         .await;
     let (status, rows) = respond::reply(reply)?;
     count_rows(&edge, &rows);
+    let events = (rows.accepted, rows.rejected);
+    edge.tenant_labels.count(&edge.metrics, &tenant.id, events, bytes);
     Ok((status, Json(rows)).into_response())
 }
 

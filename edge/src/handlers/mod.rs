@@ -1,3 +1,4 @@
 //! One handler a kind of request.
 
 pub mod events;
+pub mod tenants;

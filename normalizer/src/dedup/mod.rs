@@ -5,7 +5,7 @@
 //! record's window before it. Every copy restarts the window, so an entry is `key → latest append
 //! time`. Time is the record's; one that steps back (Kafka) counts as the newest seen. An
 //! `Idempotency-Key` row whose live copy had other content is a conflict; the first content stays,
-//! the time is refreshed. The state is a pure function of the log: after a crash, the manifest and
+//! the time is refreshed. Copies of rejected rows have no identity: all are kept. The state is a pure function of the log: after a crash, the manifest and
 //! the log from its applied offset on repeat every decision.
 //!
 //! # In memory
@@ -82,7 +82,7 @@ use sealed::Sealed;
 use sluice_common::clock::UnixMs;
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::{LogId, Offset, TenantId};
-use sluice_common::record::{Identity, Record};
+use sluice_common::record::{Holds, Identity, Record};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
@@ -243,6 +243,10 @@ impl Dedup {
     pub fn decide(&mut self, record: &Record) -> Result<Fates, DedupError> {
         let question = self.take(record)?;
         let mut fates = Fates::new();
+        if record.meta.holds == Holds::RejectedCopies {
+            (0..record.rows()).for_each(|_| fates.push(Fate::Keep));
+            return Ok(fates);
+        }
         let mut prints = record.fingerprints();
         for key in record.keys() {
             let print = if question.compares {
@@ -279,9 +283,12 @@ impl Dedup {
             });
         }
         let now_ms = self.now_ms.max(place.append_ms);
-        self.rotate(place.offset, now_ms, record.rows() as usize)?;
-        self.active
-            .take(place.offset, now_ms, &record.meta.tenant, record.rows());
+        let keys = match record.meta.holds {
+            Holds::Events => record.rows(),
+            Holds::RejectedCopies => 0,
+        };
+        self.rotate(place.offset, now_ms, keys as usize)?;
+        self.active.take(place.offset, now_ms, &record.meta.tenant, keys);
         self.now_ms = now_ms;
         self.next = Some(place.offset + 1);
         self.widest_ms = self.widest_ms.max(record.meta.window_ms);

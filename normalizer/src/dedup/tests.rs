@@ -4,7 +4,7 @@ use super::*;
 use bytes::Bytes;
 use proptest::prelude::*;
 use sluice_common::ids::{Name, RequestId};
-use sluice_common::record::{Placement, RecordContent, RecordMeta, RequestSpan};
+use sluice_common::record::{Holds, Placement, RecordContent, RecordMeta, RequestSpan};
 use std::path::Path;
 
 const LOG: LogId = LogId(77);
@@ -35,6 +35,7 @@ struct Draft {
     at_ms: UnixMs,
     identity: Identity,
     window_ms: u64,
+    holds: Holds,
     rows: Vec<(u8, u32)>,
 }
 
@@ -46,6 +47,7 @@ impl Draft {
             at_ms,
             identity: Identity::Key,
             window_ms: WINDOW,
+            holds: Holds::Events,
             rows,
         }
     }
@@ -63,6 +65,7 @@ impl Draft {
             schema_version: 1,
             identity: self.identity,
             window_ms: self.window_ms,
+            holds: self.holds,
         };
         let rows = self.rows.len() as u32;
         let span = RequestSpan {
@@ -116,6 +119,10 @@ impl Model {
         let compares = draft.identity == Identity::IdempotencyKey;
         let mut fates = Fates::new();
         for (key, print) in &draft.rows {
+            if draft.holds == Holds::RejectedCopies {
+                fates.push(Fate::Keep);
+                continue;
+            }
             let print = if compares { *print } else { 0 };
             let live = self
                 .seen
@@ -141,6 +148,7 @@ enum Step {
         back_ms: u64,
         identity: Identity,
         window_ms: u64,
+        holds: Holds,
         rows: Vec<(u8, u32)>,
     },
     /// Commit up to so many records behind the newest, without waiting for the work it starts.
@@ -162,17 +170,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let after = prop_oneof![12 => 0..40u64, 4 => 0..200u64, 1 => 990..1_010u64, 1 => Just(20_000u64)];
     let back = prop_oneof![9 => Just(0u64), 1 => 0..300u64];
     let window = prop_oneof![Just(WINDOW), Just(300), Just(1)];
+    let holds = prop_oneof![9 => Just(Holds::Events), 1 => Just(Holds::RejectedCopies)];
     let rows = prop::collection::vec((0..24u8, 0..3u32), 0..5);
-    let append =
-        (after, back, identity, window, rows).prop_map(|(after_ms, back_ms, identity, window_ms, rows)| {
-            Step::Append {
-                after_ms,
-                back_ms,
-                identity,
-                window_ms,
-                rows,
-            }
-        });
+    let append = (after, back, identity, window, holds, rows).prop_map(
+        |(after_ms, back_ms, identity, window_ms, holds, rows)| Step::Append {
+            after_ms,
+            back_ms,
+            identity,
+            window_ms,
+            holds,
+            rows,
+        },
+    );
     let step = prop_oneof![
         12 => append,
         3 => (0..3u64).prop_map(Step::Commit),
@@ -252,6 +261,7 @@ impl Partition {
                 back_ms,
                 identity,
                 window_ms,
+                holds,
                 rows,
             } => {
                 self.now_ms += after_ms;
@@ -261,6 +271,7 @@ impl Partition {
                     at_ms,
                     identity,
                     window_ms,
+                    holds,
                     rows,
                 };
                 let (record, expected) = (draft.record(), self.model.decide(&draft));

@@ -2,14 +2,15 @@
 //!
 //! Decisions, each of which ClickHouse takes without loss *(measured, 26.7)*: enums are their names, as
 //! a dictionary; fixed strings are strings without their zeros; UUIDs are 16 bytes as written; addresses
-//! and JSON are text. Within arrays and maps nothing is a dictionary, because joining records could put
+//! and JSON are text. What an Arrow type does not tell apart has the field's type beside it, because
+//! ClickHouse makes NULL of a text that it cannot parse into a nullable column, and moves a day into the
+//! range of `Date`, both without a word. Within arrays and maps nothing is a dictionary, because joining records could put
 //! a value into one twice, which ClickHouse refuses.
 
 use super::schema::FieldPlan;
-use arrow_schema::extension::EXTENSION_TYPE_NAME_KEY;
 use arrow_schema::{DataType, Field as ArrowField, Fields, TimeUnit};
 use sluice_common::config::{FieldType, Kind};
-use sluice_common::record::JSON_EXTENSION;
+use sluice_common::record::TYPE_MARK;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -17,12 +18,24 @@ use std::sync::Arc;
 #[must_use]
 pub fn arrow_field(field: &FieldPlan) -> ArrowField {
     let column = ArrowField::new(field.name.as_str(), arrow_type(&field.kind), field.nullable);
-    if matches!(field.kind, Kind::Json) {
-        // Tells it from a string, for whoever writes a row as JSON again.
-        let mark = (EXTENSION_TYPE_NAME_KEY.to_owned(), JSON_EXTENSION.to_owned());
-        return column.with_metadata(HashMap::from([mark]));
+    if !is_marked(&field.kind) {
+        return column;
     }
-    column
+    let mark = (TYPE_MARK.to_owned(), field.kind.to_string());
+    column.with_metadata(HashMap::from([mark]))
+}
+
+/// Whether other fields have the same Arrow type and other values.
+fn is_marked(kind: &Kind) -> bool {
+    match kind.innermost() {
+        Kind::FixedString(_) | Kind::Ipv4 | Kind::Ipv6 | Kind::Json | Kind::Date | Kind::Date32 => true,
+        Kind::String | Kind::LowCardinalityString | Kind::Enum(_) | Kind::Bool | Kind::Uuid => false,
+        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => false,
+        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => false,
+        Kind::Float32 | Kind::Float64 | Kind::Decimal { .. } => false,
+        Kind::DateTime(_) | Kind::DateTime64(..) => false,
+        Kind::MapStringString | Kind::Map(_) | Kind::Array(_) => false,
+    }
 }
 
 /// The Arrow type of a field's column.
@@ -57,11 +70,12 @@ pub fn arrow_type(kind: &Kind) -> DataType {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "Arrow has many types")]
 fn inner_field(name: &str, inner: &FieldType) -> ArrowField {
-    let plain = match arrow_type(&inner.kind) {
-        DataType::Dictionary(_, values) => *values,
-        other => other,
-    };
+    let mut plain = arrow_type(&inner.kind);
+    if let DataType::Dictionary(_, values) = plain {
+        plain = *values;
+    }
     ArrowField::new(name, plain, inner.nullable)
 }
 

@@ -2,7 +2,8 @@
 
 use super::arrow::{arrow_type, time_unit};
 use super::convert::Cell;
-use super::strings::{Maps, Texts, as_i32, hashed_bytes};
+use super::hashed::{hashed_address, hashed_bytes, hashed_decimal, hashed_float, hashed_whole};
+use super::strings::{Maps, Texts, as_i32};
 use arrow_array::builder::BooleanBufferBuilder;
 use arrow_array::types::{
     Date32Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
@@ -223,6 +224,18 @@ impl Column {
             keys.push(key);
         }
         key.len() + 4
+    }
+
+    /// Entries of the array or map that was written last; 0 in a column of other things.
+    #[must_use]
+    pub fn last_length(&self) -> usize {
+        let (Values::List(offsets, ..) | Values::Entries(offsets, ..)) = &self.values else {
+            return 0;
+        };
+        match offsets.as_slice() {
+            [.., start, end] => usize::try_from(end - start).unwrap_or_default(),
+            _ => 0,
+        }
     }
 
     /// The maps of a map column, to add entries before [`Self::push`] closes the row.
@@ -447,39 +460,6 @@ fn per_second(unit: TimeUnit) -> i64 {
         TimeUnit::Microsecond => 1_000_000,
         TimeUnit::Nanosecond => 1_000_000_000,
     }
-}
-
-fn hashed_whole(value: i128, out: &mut Vec<u8>) {
-    out.push(3);
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-fn hashed_float(value: f64, out: &mut Vec<u8>) {
-    out.push(4);
-    // Adding zero turns -0 into 0: they are equal, so they are one.
-    out.extend_from_slice(&(value + 0.0).to_bits().to_le_bytes());
-}
-
-/// Without its last zeros, so that more digits behind the point make no other number.
-fn hashed_decimal(mut value: i256, mut scale: u8, out: &mut Vec<u8>) {
-    let ten = i256::from_i128(10);
-    while scale > 0 && value.wrapping_rem(ten) == i256::ZERO {
-        value = value.wrapping_div(ten);
-        scale -= 1;
-    }
-    out.extend_from_slice(&[7, scale]);
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-/// An IPv4 address as the IPv6 address that stands for it: both types hash it alike.
-fn hashed_address(text: &[u8], out: &mut Vec<u8>) {
-    let address = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-    let address = match address.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    };
-    out.push(10);
-    out.extend_from_slice(&address.octets());
 }
 
 fn primitive<T: ArrowPrimitiveType>(

@@ -16,11 +16,13 @@ use super::fault::Fault;
 use super::literal::{self, DATE_DAYS, DATE32_DAYS};
 use super::schema::{AgeBounds, FieldPlan};
 use super::time::Moment;
+use super::units::Factor;
+use super::units::seen::UnitPlan;
 use arrow_buffer::i256;
 use arrow_schema::TimeUnit;
 use simd_json::{Node, StaticNode};
 use sluice_common::config::{EnumValues, EpochUnit, Kind};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A value that fits its column.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,6 +49,20 @@ const WHOLE_LIMIT: f64 = 1e30;
 /// # Errors
 /// [`Fault`] saying why the value does not fit.
 pub fn cell<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<'t>, Fault> {
+    let factor = field.unit.as_ref().and_then(UnitPlan::fixed);
+    cell_with(field, factor, node, now_ms)
+}
+
+/// As [`cell`], with a unit's conversion that the event itself decides.
+///
+/// # Errors
+/// As [`cell`].
+pub fn cell_with<'t>(
+    field: &FieldPlan,
+    factor: Option<Factor>,
+    node: &Node<'t>,
+    now_ms: u64,
+) -> Result<Cell<'t>, Fault> {
     match &field.kind {
         Kind::String | Kind::LowCardinalityString => Ok(Cell::Text(text(node)?)),
         Kind::Bool => match node {
@@ -55,9 +71,9 @@ pub fn cell<'t>(field: &FieldPlan, node: &Node<'t>, now_ms: u64) -> Result<Cell<
                 Err(Fault::WrongType)
             }
         },
-        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => integer(field, node),
-        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => integer(field, node),
-        Kind::Float32 | Kind::Float64 => float(field, node),
+        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => integer(field, factor, node),
+        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => integer(field, factor, node),
+        Kind::Float32 | Kind::Float64 => float(field, factor, node),
         Kind::DateTime(_) | Kind::DateTime64(..) => moment(field, node, now_ms),
         Kind::Decimal { precision, scale } => literal::decimal(node, *precision, *scale).map(Cell::Decimal),
         Kind::Date => literal::date(text(node)?, DATE_DAYS).map(Cell::Date),
@@ -114,24 +130,22 @@ pub fn bounds(kind: &Kind) -> Option<(i128, i128)> {
     })
 }
 
-fn integer<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
+fn integer<'t>(field: &FieldPlan, factor: Option<Factor>, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
     let is_wide = matches!(field.kind, Kind::Int64 | Kind::UInt64);
     let whole = match node {
         Node::Static(StaticNode::I64(value)) => i128::from(*value),
         Node::Static(StaticNode::U64(value)) => i128::from(*value),
-        Node::Static(StaticNode::F64(value)) => return float_to_integer(field, *value),
+        Node::Static(StaticNode::F64(value)) => return float_to_integer(field, factor, *value),
         Node::String(text) if is_wide => digits(text)?,
         Node::Static(StaticNode::Bool(_) | StaticNode::Null) => return Err(Fault::WrongType),
         Node::Object { .. } | Node::Array { .. } | Node::String(_) => return Err(Fault::WrongType),
     };
-    in_bounds(
-        &field.kind,
-        field.factor.map_or(whole, |factor| factor.of_whole(whole)),
-    )
+    let whole = factor.map_or(Some(whole), |factor| factor.of_whole(whole));
+    in_bounds(&field.kind, whole.ok_or(Fault::OutOfRange)?)
 }
 
-fn float_to_integer(field: &FieldPlan, value: f64) -> Result<Cell<'static>, Fault> {
-    let value = match field.factor {
+fn float_to_integer(field: &FieldPlan, factor: Option<Factor>, value: f64) -> Result<Cell<'static>, Fault> {
+    let value = match factor {
         Some(factor) => factor.of_float(value).round(),
         None if value.fract() == 0.0 => value,
         None => return Err(Fault::NotWhole),
@@ -161,9 +175,9 @@ fn digits(text: &str) -> Result<i128, Fault> {
     text.parse().map_err(|_| Fault::OutOfRange)
 }
 
-fn float<'t>(field: &FieldPlan, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
+fn float<'t>(field: &FieldPlan, factor: Option<Factor>, node: &Node<'t>) -> Result<Cell<'t>, Fault> {
     let value = number(node).ok_or(Fault::WrongType)?;
-    let value = field.factor.map_or(value, |factor| factor.of_float(value));
+    let value = factor.map_or(value, |factor| factor.of_float(value));
     let fits = if field.kind == Kind::Float32 {
         (value as f32).is_finite()
     } else {
@@ -257,4 +271,26 @@ fn check_age(time: Moment, bounds: AgeBounds, now_ms: u64) -> Result<(), Fault> 
         return Err(Fault::TooNew);
     }
     Ok(())
+}
+
+/// The value of a field that is neither sent nor nullable, as ClickHouse has it: empty, false, zero.
+#[must_use]
+pub fn zero(kind: &Kind) -> Cell<'_> {
+    match kind {
+        Kind::String | Kind::LowCardinalityString | Kind::FixedString(_) => Cell::Text(""),
+        Kind::Enum(values) => Cell::Text(values.first()),
+        Kind::Json => Cell::Text("{}"),
+        Kind::Bool => Cell::Bool(false),
+        Kind::Float32 | Kind::Float64 => Cell::Float(0.0),
+        Kind::DateTime(_) | Kind::DateTime64(..) => Cell::Time(Moment::default()),
+        Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => Cell::Int(0),
+        Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => Cell::Int(0),
+        Kind::Decimal { .. } => Cell::Decimal(i256::ZERO),
+        Kind::Date | Kind::Date32 => Cell::Date(0),
+        Kind::Uuid => Cell::Uuid([0; 16]),
+        Kind::Ipv4 => Cell::Address(Ipv4Addr::UNSPECIFIED.into()),
+        Kind::Ipv6 => Cell::Address(Ipv6Addr::UNSPECIFIED.into()),
+        // Nothing lies in it.
+        Kind::MapStringString | Kind::Map(_) | Kind::Array(_) => Cell::Bool(true),
+    }
 }

@@ -3,6 +3,9 @@
 //! Pendings of one template are joined in their order. They are packed by their bytes before
 //! compression, of which a record takes as many as fit it even where nothing compresses; so the size
 //! is right by construction, and checked: a frame over the limit is halved by rows.
+//!
+//! A pending without rows is the mark of a request of which every row was rejected (R20): it adds its
+//! span, to the rows of others where there are any.
 
 use super::Pending;
 use arrow_array::{Array, ArrayRef, RecordBatch};
@@ -82,11 +85,8 @@ fn pack(group: &[Pending], pack_bytes: usize) -> Vec<Vec<usize>> {
     let mut packs: Vec<Open> = Vec::new();
     // The newest pack of each template; a group has few templates.
     let mut newest: Vec<usize> = Vec::new();
-    for (at, pending) in group
-        .iter()
-        .enumerate()
-        .filter(|(_, pending)| !pending.keys.is_empty())
-    {
+    let says = |pending: &Pending| !pending.keys.is_empty() || pending.span.rejected > 0;
+    for (at, pending) in group.iter().enumerate().filter(|(_, pending)| says(pending)) {
         let (rows, bytes) = (pending.keys.len(), pending.bytes + SPAN_BYTES);
         let same = |pack: &&mut usize| same_template(&group[packs[**pack].members[0]], pending);
         let open = newest.iter_mut().find(same);
@@ -120,9 +120,14 @@ fn same_template(a: &Pending, b: &Pending) -> bool {
 
 fn join(group: &[Pending], pack: &[usize]) -> Result<Draft, EncodeError> {
     let first = &group[pack[0]];
-    let batches: Vec<&RecordBatch> = pack.iter().map(|at| &group[*at].batch).collect();
+    let with_rows = pack.iter().filter(|at| !group[**at].keys.is_empty());
+    let batches: Vec<&RecordBatch> = with_rows.map(|at| &group[*at].batch).collect();
     let mut draft = Draft {
-        batch: join_batches(&batches, &first.template.inner_key)?,
+        batch: if batches.is_empty() {
+            first.batch.clone()
+        } else {
+            join_batches(&batches, &first.template.inner_key)?
+        },
         keys: Vec::new(),
         fingerprints: Vec::new(),
         spans: Vec::with_capacity(pack.len()),
@@ -172,7 +177,11 @@ impl Draft {
             keys: self.keys.clone(),
             fingerprints: self.fingerprints.clone(),
             column_bytes: u32::try_from(column_bytes(&self.batch)?).unwrap_or(u32::MAX),
-            body: ipc(&self.batch)?.into(),
+            body: if self.keys.is_empty() {
+                bytes::Bytes::new()
+            } else {
+                ipc(&self.batch)?.into()
+            },
         })
     }
 
@@ -192,6 +201,7 @@ impl Draft {
 
     /// Rows `from..to`, with dictionaries that hold only what these use.
     fn part(&self, from: usize, to: usize, key: &[u8; 16]) -> Result<Self, EncodeError> {
+        let rows = self.keys.len();
         let batch = self.batch.slice(from, to - from);
         let columns = batch.columns().iter().map(|column| {
             if is_dictionary(column) {
@@ -211,15 +221,23 @@ impl Draft {
             spans: self
                 .spans
                 .iter()
-                .filter_map(|(span, at)| Some((clip(span, from, to)?, *at)))
+                .filter_map(|(span, at)| Some((clip(span, from, to, rows)?, *at)))
                 .collect(),
         })
     }
 }
 
-/// The part of a span within rows `from..to`. The totals of its request stay with its first row.
-fn clip(span: &RequestSpan, from: usize, to: usize) -> Option<RequestSpan> {
+/// The part of a span within rows `from..to` of `all`. The totals of its request stay with its first row;
+/// a span without rows goes to the part that has the row after it, or the last.
+fn clip(span: &RequestSpan, from: usize, to: usize, all: usize) -> Option<RequestSpan> {
     let (start, end) = (span.first_row as usize, (span.first_row + span.rows) as usize);
+    if start == end {
+        let here = start >= from && (start < to || to == all);
+        return here.then(|| RequestSpan {
+            first_row: as_u32(start - from),
+            ..*span
+        });
+    }
     let (first, last) = (start.max(from), end.min(to));
     let (taken, rejected) = if start >= from {
         (span.taken, span.rejected)

@@ -2,6 +2,7 @@
 //! got, what is expected and what to do. Faults carry no text: it is made for those that are told.
 
 use super::schema::FieldPlan;
+use super::units::seen::UnitPlan;
 use super::{convert, json};
 use simd_json::{Node, StaticNode};
 use sluice_common::config::{EnumValues, Kind};
@@ -38,6 +39,17 @@ pub enum Fault {
     OverFixedLength,
     TooOld,
     TooNew,
+    /// Required by the value of another field.
+    RequiredIf,
+    BelowMin,
+    AboveMax,
+    TooShort,
+    TooLong,
+    PatternMismatch,
+    ValueNotAllowed,
+    /// The event names a unit that there is not, or that measures something else.
+    UnknownUnit,
+    MissingUnit,
     UnknownField,
     DuplicateField,
     /// Two members of a JSON value that are one path to ClickHouse.
@@ -73,7 +85,7 @@ impl Fault {
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
-            Self::MissingField => "missing_field",
+            Self::MissingField | Self::RequiredIf => "missing_field",
             Self::NullNotAllowed => "null_not_allowed",
             Self::WrongType | Self::NotWhole => "wrong_type",
             Self::OutOfRange | Self::NumberTooLarge => "out_of_range",
@@ -88,6 +100,14 @@ impl Fault {
             Self::OverFixedLength => "over_fixed_length",
             Self::TooOld => "too_old",
             Self::TooNew => "too_new",
+            Self::BelowMin => "below_min",
+            Self::AboveMax => "above_max",
+            Self::TooShort => "too_short",
+            Self::TooLong => "too_long",
+            Self::PatternMismatch => "pattern_mismatch",
+            Self::ValueNotAllowed => "value_not_allowed",
+            Self::UnknownUnit => "unknown_unit",
+            Self::MissingUnit => "missing_unit",
             Self::UnknownField => "unknown_field",
             Self::DuplicateField | Self::DuplicatePath => "duplicate_field",
             Self::TooDeep => "too_deep",
@@ -191,6 +211,15 @@ impl RowFault {
                     .and_then(|field| field.bounds)
                     .map_or(0, |bounds| bounds.future_ms / 1_000)
             ),
+            Fault::BelowMin
+            | Fault::AboveMax
+            | Fault::TooShort
+            | Fault::TooLong
+            | Fault::PatternMismatch
+            | Fault::ValueNotAllowed
+            | Fault::RequiredIf
+            | Fault::UnknownUnit
+            | Fault::MissingUnit => demanded(self.fault, field, (&got, &expected)),
             Fault::UnknownField => {
                 "the dataset has no such field and rejects unknown ones; leave it out or correct its name"
                     .to_owned()
@@ -218,7 +247,7 @@ impl RowFault {
 
 fn expected(field: &FieldPlan) -> String {
     if let Some((low, high)) = convert::bounds(&field.kind) {
-        let unit = if field.factor.is_some() {
+        let unit = if field.unit.is_some() {
             " after the unit's conversion"
         } else {
             ""
@@ -245,6 +274,41 @@ fn expected(field: &FieldPlan) -> String {
         Kind::String | Kind::LowCardinalityString => "a string".to_owned(),
         Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => "a whole number".to_owned(),
         Kind::UInt8 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 => "a whole number".to_owned(),
+    }
+}
+
+/// Faults against a unit, a check or another field's demand.
+fn demanded(fault: Fault, field: Option<&FieldPlan>, (got, expected): (&str, &str)) -> String {
+    let (member, to) = unit_of(field);
+    if fault == Fault::RequiredIf {
+        let other = field.and_then(|field| field.required_if.as_ref());
+        let other = other.map_or("", |other| other.as_str());
+        format!("the field is required by the value of `{other}` and was not sent; send {expected}")
+    } else if fault == Fault::UnknownUnit {
+        format!("`{member}` is {got}, expected a UCUM unit that converts into {to}, like \"{to}\"")
+    } else if fault == Fault::MissingUnit {
+        format!("`{member}` names no unit; send a UCUM unit that converts into {to}, like \"{to}\"")
+    } else {
+        check_failed(fault, field, got)
+    }
+}
+
+fn check_failed(fault: Fault, field: Option<&FieldPlan>, got: &str) -> String {
+    let checks = field.and_then(|field| field.checks.as_ref());
+    let why = checks.map_or_else(String::new, |checks| checks.describe(fault));
+    let unit = if field.is_some_and(|field| field.unit.is_some()) {
+        " after the unit's conversion"
+    } else {
+        ""
+    };
+    format!("got {got}, which{unit} {why}")
+}
+
+/// The member that names the field's unit, and the unit of its column.
+fn unit_of(field: Option<&FieldPlan>) -> (&str, &str) {
+    match field.and_then(|field| field.unit.as_ref()) {
+        Some(UnitPlan::Named(named)) => (cut(&named.member), named.to()),
+        Some(UnitPlan::Fixed(_)) | None => ("", ""),
     }
 }
 

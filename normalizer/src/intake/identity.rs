@@ -33,8 +33,9 @@ use super::schema::Schema;
 use bytes::Bytes;
 use siphasher::sip::SipHasher13;
 use siphasher::sip128::{Hasher128, SipHasher24};
-use sluice_common::ids::{RequestId, TenantId};
-use sluice_common::record::{Identity, RecordMeta};
+use sluice_common::books::DEAD_LETTERS;
+use sluice_common::ids::{self, Name, RequestId, TenantId};
+use sluice_common::record::{Holds, Identity, RecordMeta};
 use std::hash::Hasher;
 
 /// What all records of a tenant, dataset schema and kind of identity share.
@@ -61,16 +62,40 @@ impl RecordTemplate {
             schema_version: schema.version(),
             identity,
             window_ms: schema.window_ms(identity),
+            holds: Holds::Events,
         };
+        Self::of(&meta, secret)
+    }
+
+    /// The template of copies of rejected rows: rows of `dead_letters` that have no identity.
+    pub(super) fn for_copies(
+        schema: &Schema,
+        tenant: &TenantId,
+        secret: &[u8; 32],
+    ) -> Result<Self, ids::BadName> {
+        let meta = RecordMeta {
+            tenant: tenant.clone(),
+            dataset: schema.name().clone(),
+            table: Name::new(DEAD_LETTERS)?,
+            schema_version: schema.version(),
+            identity: Identity::Request,
+            window_ms: 0,
+            holds: Holds::RejectedCopies,
+        };
+        Ok(Self::of(&meta, secret))
+    }
+
+    fn of(meta: &RecordMeta, secret: &[u8; 32]) -> Self {
+        let identity = meta.identity;
         let (outer, inner) = halves(secret);
         let mut prefix = SipHasher24::new_with_key(&outer);
         prefix.write(&[kind(identity)]);
-        for name in [tenant.as_str(), schema.name().as_str()] {
+        for name in [meta.tenant.as_str(), meta.dataset.as_str()] {
             prefix.write(&[name.len() as u8]);
             prefix.write(name.as_bytes());
         }
         Self {
-            meta: serde_json::to_vec(&meta)
+            meta: serde_json::to_vec(meta)
                 .expect("names and numbers have a JSON form")
                 .into(),
             identity,

@@ -12,7 +12,7 @@
 //!
 //! | code | the row |
 //! |---|---|
-//! | `missing_field` | lacks a required field |
+//! | `missing_field` | lacks a field that is required, always or by another's value |
 //! | `null_not_allowed` | has null in a required field that is not nullable |
 //! | `wrong_type` | has a value of another JSON type than its field takes, or a fraction in an integer |
 //! | `out_of_range` | has a number or time that its type cannot hold, after its unit's conversion |
@@ -23,6 +23,12 @@
 //! | `not_in_enum` | has a value that its enum does not list |
 //! | `over_fixed_length` | has a string longer than its fixed length |
 //! | `too_old`, `too_new` | is outside of `time.max_past`, `time.max_future` |
+//! | `below_min`, `above_max` | has a number or time outside of its field's range |
+//! | `too_short`, `too_long` | has a string or map outside of its field's lengths |
+//! | `pattern_mismatch` | has a string that does not match its field's pattern |
+//! | `value_not_allowed` | has a value that is none of its field's `values` |
+//! | `unknown_unit` | names a unit that there is not, or that measures something else |
+//! | `missing_unit` | names no unit where its field needs one |
 //! | `unknown_field` | has a member that the schema does not know, and the dataset rejects these |
 //! | `duplicate_field` | has a field, or a path of JSON, twice |
 //! | `too_deep` | is nested deeper than 32 |
@@ -34,40 +40,53 @@
 //!
 //! # Why a request is refused whole
 //! 404 `unknown_dataset`; 400 `empty_body`, `malformed_json` (an object or array that is broken
-//! anywhere), `not_an_object` (a lone scalar); 413 `too_many_events`, `too_many_partitions`.
+//! anywhere), `not_an_object` (a lone scalar); 413 `too_many_events`, `too_many_partitions`,
+//! `columns_too_large`.
 //! An element of an array that is too large or too deep is only a rejected row: it is not parsed to
 //! its end, so whether it is JSON behind that point is not known.
 
 mod arrow;
 pub mod body;
+mod check;
 mod column;
 mod convert;
+mod copies;
+mod drift;
 pub mod encode;
+mod entries;
 mod fault;
+mod hashed;
 pub mod identity;
 mod json;
 mod literal;
 mod nested;
+mod observed;
 mod request;
 mod row;
 pub mod schema;
 mod strings;
 pub mod time;
 pub mod units;
+mod version;
 
 #[cfg(test)]
 mod tests;
 
+pub use drift::{DatasetDrift, Drift, DriftReport, Proposal, RejectedRows, UnknownField, types_of};
 pub use encode::{EncodeError, build_records};
 pub use identity::RecordTemplate;
+pub use observed::{Observed, Shape};
 pub use schema::Schema;
 
+use crate::tenant_rate::TenantRate;
 use arrow_array::RecordBatch;
 use hashbrown::HashMap;
 use json::Parser;
 use parking_lot::Mutex;
-use sluice_common::config::Dataset;
+use sluice_common::config::overrides::names_of;
+use sluice_common::config::{self, Dataset};
 use sluice_common::error::Problem;
+use sluice_common::ids::{Name, TenantId};
 use sluice_common::record::RequestSpan;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
 use std::sync::Arc;
@@ -94,22 +113,91 @@ pub struct Pending {
 /// A request, parsed.
 #[derive(Debug)]
 pub struct Parsed {
-    /// Each within the rows of a record and [`sluice_common::limits::TARGET_RECORD_BYTES`], unless a
-    /// single row is larger. Empty where no row was taken.
+    /// Rows, and copies of rejected ones. Each within the rows of a record and [`sluice_common::limits::TARGET_RECORD_BYTES`], unless a
+    /// single row is larger. Empty where no row was taken and no copy is kept.
     pub pending: Vec<Pending>,
+    /// The mark of a request of which every row was rejected: no rows, and how many were (R20).
+    pub mark: Option<Pending>,
+    /// Rejected rows of which no copy is kept for want of budget, or of room in one request.
+    pub copies_dropped: [(&'static str, u64); 2],
     /// What the client is told once all pendings are durable.
     pub answer: RowsAnswer,
     /// Members of taken events that `unknown_fields: drop` dropped.
     pub dropped_members: u64,
+    /// Values of taken events that were converted from one unit into another, by field.
+    pub conversions: Vec<(Name, u64)>,
+    /// What the drift report counts.
+    pub observed: Observed,
     /// Taken events that are older than [`sluice_common::limits::LATE_EVENT`].
     pub late_events: u64,
 }
 
+/// Why nothing of a request is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotParsed {
+    /// The request as a whole is wrong.
+    Refused(Problem),
+    /// There is no room for its columns now.
+    Full,
+}
+
+impl From<Problem> for NotParsed {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+/// A dataset's schemas: one for all tenants, and those of tenants that it treats otherwise.
+struct Family {
+    common: Arc<Schema>,
+    own: HashMap<TenantId, Arc<Schema>>,
+}
+
+impl Family {
+    fn compile(dataset: &Dataset) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut own = HashMap::new();
+        let common = Schema::compile(dataset);
+        for over in &dataset.overrides {
+            match Schema::compile(&dataset.overridden(over)) {
+                Ok(schema) => {
+                    let schema = Arc::new(schema);
+                    own.extend(
+                        over.tenants
+                            .iter()
+                            .map(|tenant| (tenant.clone(), Arc::clone(&schema))),
+                    );
+                }
+                Err(found) => {
+                    // What is wrong with the dataset itself is told once.
+                    let known = common.as_ref().err();
+                    let new = found
+                        .into_iter()
+                        .filter(|text| known.is_none_or(|known| !known.contains(text)));
+                    problems.extend(new.map(|text| format!("{text} ({})", names_of(over))));
+                }
+            }
+        }
+        match common {
+            Ok(common) if problems.is_empty() => Ok(Self {
+                common: Arc::new(common),
+                own,
+            }),
+            Ok(_) => Err(problems),
+            Err(mut found) => {
+                found.extend(problems);
+                Err(found)
+            }
+        }
+    }
+}
+
 /// All datasets, and the secret of the log.
 pub struct Intake {
-    schemas: HashMap<String, Arc<Schema>>,
+    schemas: HashMap<String, Family>,
     secret: [u8; 32],
     spare: Mutex<Vec<Parser>>,
+    copy_budget: TenantRate,
 }
 
 impl Intake {
@@ -120,9 +208,9 @@ impl Intake {
     pub fn new(datasets: &[Dataset], secret: [u8; 32]) -> Result<Self, Vec<String>> {
         let (mut schemas, mut problems) = (HashMap::new(), Vec::new());
         for dataset in datasets {
-            match Schema::compile(dataset) {
-                Ok(schema) => {
-                    schemas.insert(dataset.name.as_str().to_owned(), Arc::new(schema));
+            match Family::compile(dataset) {
+                Ok(family) => {
+                    schemas.insert(dataset.name.as_str().to_owned(), family);
                 }
                 Err(found) => problems.extend(found),
             }
@@ -134,27 +222,42 @@ impl Intake {
             schemas,
             secret,
             spare: Mutex::new(Vec::new()),
+            copy_budget: TenantRate::new(config::DeadLetters::default().bytes_per_second.0),
         })
     }
 
-    /// The dataset of that name.
+    /// The same with another budget for copies of rejected rows, in bytes a second of each tenant.
     #[must_use]
-    pub fn schema(&self, dataset: &str) -> Option<&Arc<Schema>> {
-        self.schemas.get(dataset)
+    pub fn with_copy_budget(mut self, bytes_per_second: u64) -> Self {
+        self.copy_budget = TenantRate::new(bytes_per_second);
+        self
     }
 
-    /// The names of all datasets.
-    pub fn datasets(&self) -> impl Iterator<Item = &str> {
-        self.schemas.keys().map(String::as_str)
+    /// The dataset of that name, as that tenant has it.
+    #[must_use]
+    pub fn schema(&self, dataset: &str, tenant: &TenantId) -> Option<&Arc<Schema>> {
+        let family = self.schemas.get(dataset)?;
+        Some(family.own.get(tenant).unwrap_or(&family.common))
     }
 
-    /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events.
+    /// All datasets, as all tenants have them.
+    pub fn schemas(&self) -> impl Iterator<Item = &Arc<Schema>> {
+        self.schemas.values().map(|family| &family.common)
+    }
+
+    /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events. `room`
+    /// is asked for the bytes by which the columns outgrow the body, and says whether there are so many.
     ///
     /// # Errors
-    /// A [`Problem`] where the request as a whole is wrong: nothing of it is taken then.
-    pub fn parse(&self, request: &IntakeRequest, now_ms: u64) -> Result<Parsed, Problem> {
+    /// [`NotParsed`]: nothing of the request is taken then.
+    pub fn parse(
+        &self,
+        request: &IntakeRequest,
+        now_ms: u64,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Parsed, NotParsed> {
         let mut parser = self.spare.lock().pop().unwrap_or_default();
-        let parsed = request::parse(self, request, now_ms, &mut parser);
+        let parsed = request::parse(self, request, now_ms, (&mut parser, room));
         let mut spare = self.spare.lock();
         if parser.is_worth_keeping() && spare.len() < SPARE_PARSERS {
             spare.push(parser);

@@ -12,9 +12,9 @@
 use super::arrow::fixed_bytes;
 use super::column::Column;
 use super::convert::{self, Cell};
+use super::entries::{keep_last, name_at};
 use super::fault::{Fault, RowFault};
 use super::json;
-use super::row::{keep_last, name_at};
 use super::schema::{Default as FieldDefault, FieldPlan};
 use simd_json::Node;
 use sluice_common::config::Kind;
@@ -83,6 +83,9 @@ fn value(
             Err(here(Fault::NullNotAllowed))
         };
     }
+    if matches!(field.kind, Kind::MapStringString) {
+        return texts((nodes, at), column, allowance);
+    }
     let Some(inner) = field.inner.as_deref() else {
         let cell = convert::cell(field, &nodes[at], allowance.now_ms).map_err(here)?;
         return allowance.take_bytes(column.push(cell)).map_err(here);
@@ -97,6 +100,40 @@ fn value(
     };
     column.push(Cell::Bool(true));
     Ok(bytes)
+}
+
+/// A map of strings, as fields of that type are read.
+fn texts(
+    (nodes, at): (&[Node<'_>], usize),
+    column: &mut Column,
+    allowance: &mut Allowance,
+) -> Result<usize, Found> {
+    let (Node::Object { len, .. }, Some(maps)) = (&nodes[at], column.maps()) else {
+        return Err((Fault::WrongType, at));
+    };
+    allowance.take_members(*len).map_err(|fault| (fault, at))?;
+    let mut bytes = 0;
+    for name in names((nodes, at, *len), false) {
+        bytes += maps.add(name_at(nodes, name), |out| {
+            json::write_text(&nodes[name + 1..], out)
+        });
+    }
+    column.push(Cell::Bool(true));
+    allowance.take_bytes(bytes).map_err(|fault| (fault, at))
+}
+
+/// The nodes of an object's names: of equal ones the last, and those of nulls only where `keeps_null`.
+fn names((nodes, at, len): (&[Node<'_>], usize, usize), keeps_null: bool) -> Vec<usize> {
+    let mut names = Vec::with_capacity(len);
+    let mut name = at + 1;
+    for _ in 0..len {
+        if keeps_null || !json::is_null(&nodes[name + 1]) {
+            names.push(name);
+        }
+        name += 1 + json::width(&nodes[name + 1]);
+    }
+    keep_last(&mut names, nodes);
+    names
 }
 
 fn elements(
@@ -125,17 +162,8 @@ fn entries(
     column: &mut Column,
     allowance: &mut Allowance,
 ) -> Result<usize, Found> {
-    let mut names = Vec::with_capacity(len);
-    let mut name = at + 1;
-    for _ in 0..len {
-        if inner.nullable || !json::is_null(&nodes[name + 1]) {
-            names.push(name);
-        }
-        name += 1 + json::width(&nodes[name + 1]);
-    }
-    keep_last(&mut names, nodes);
     let mut bytes = 0;
-    for name in names {
+    for name in names((nodes, at, len), inner.nullable) {
         let taken = column.push_key(name_at(nodes, name)) + fixed_bytes(&inner.kind);
         bytes += allowance.take_bytes(taken).map_err(|fault| (fault, name))?;
         let Some(values) = column.inner() else {
@@ -153,8 +181,14 @@ pub fn write_default(field: &FieldPlan, default: &FieldDefault, column: &mut Col
     match default {
         FieldDefault::Cell(cell) => return column.push(*cell),
         FieldDefault::Text(text) => return column.push(Cell::Text(text)),
-        // Written with the maps of strings.
-        FieldDefault::Map(_) => {}
+        FieldDefault::Map(entries) => {
+            if let Some(maps) = column.maps() {
+                let add = |(key, value): &(Box<str>, Box<str>)| {
+                    maps.add(key, |out| out.extend_from_slice(value.as_bytes()))
+                };
+                bytes = entries.iter().map(add).sum();
+            }
+        }
         FieldDefault::List(items) => {
             for item in items {
                 if let (Some(inner), Some(column)) = (inner, column.inner()) {

@@ -2,13 +2,15 @@
 
 use super::body::{EventText, Events, Shape};
 use super::column::Column;
+use super::copies::Copies;
 use super::fault::{Fault, RowFault};
 use super::identity::{RecordTemplate, RowHasher};
 use super::json::Parser;
 use super::row::RowWriter;
 use super::schema::Schema;
-use super::{Intake, Parsed, Pending};
+use super::{Intake, NotParsed, Parsed, Pending};
 use arrow_array::RecordBatch;
+use arrow_schema::ArrowError;
 use http::StatusCode;
 use simd_json::Node;
 use sluice_common::error::Problem;
@@ -17,30 +19,34 @@ use sluice_common::limits::{
     MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
 };
 use sluice_common::record::RequestSpan;
-use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
+use sluice_common::wire::intake::{IntakeRequest, RowError, RowsAnswer};
 use std::sync::Arc;
+
+/// Asked for bytes of columns beyond the body's; says whether they are there.
+type Room<'r> = &'r mut dyn FnMut(usize) -> bool;
 
 /// Parses a request with a parser of its own.
 pub(super) fn parse(
     intake: &Intake,
     request: &IntakeRequest,
     now_ms: u64,
-    parser: &mut Parser,
-) -> Result<Parsed, Problem> {
+    (parser, room): (&mut Parser, Room<'_>),
+) -> Result<Parsed, NotParsed> {
     let schema = intake
-        .schema(&request.dataset)
+        .schema(&request.dataset, &request.tenant)
         .ok_or_else(|| unknown_dataset(&request.dataset))?;
     if request.body.is_empty() {
         return Err(refusal(
             "empty_body",
             "the body is empty; send at least one event".to_owned(),
-        ));
+        )
+        .into());
     }
     let events = Events::new(&request.body, request.format);
     if events.shape() == Shape::Single && !events.begins_object() {
-        return Err(scalar(&request.body, parser));
+        return Err(scalar(&request.body, parser).into());
     }
-    let mut run = Run::new(intake, schema, request, now_ms);
+    let mut run = Run::new(intake, schema, request, (now_ms, room));
     let shape = events.shape();
     for event in events {
         let event = event.map_err(|broken| malformed(broken.at))?;
@@ -93,7 +99,7 @@ fn unknown_dataset(name: &str) -> Problem {
 }
 
 /// A request on its way.
-struct Run<'s> {
+struct Run<'s, 'r> {
     schema: &'s Arc<Schema>,
     template: Arc<RecordTemplate>,
     writer: RowWriter<'s>,
@@ -107,6 +113,14 @@ struct Run<'s> {
     /// Events taken that came late.
     late: u64,
     partitions: Partitions,
+    room: Room<'r>,
+    /// Column bytes of the pendings.
+    columns: usize,
+    /// Column bytes that are paid for.
+    charged: usize,
+    copies: Option<Copies<'s>>,
+    /// Why the event in hand was rejected, where a copy of it is to be kept.
+    fault: Option<RowError>,
 }
 
 /// Rows of the next pending.
@@ -137,8 +151,13 @@ impl Open {
     }
 }
 
-impl<'s> Run<'s> {
-    fn new(intake: &Intake, schema: &'s Arc<Schema>, request: &IntakeRequest, now_ms: u64) -> Self {
+impl<'s, 'r> Run<'s, 'r> {
+    fn new(
+        intake: &'s Intake,
+        schema: &'s Arc<Schema>,
+        request: &'s IntakeRequest,
+        (now_ms, room): (u64, Room<'r>),
+    ) -> Self {
         let key = request.idempotency_key.as_deref();
         let identity = schema.identity(key.is_some());
         let template = schema.template(&request.tenant, identity, &intake.secret);
@@ -162,16 +181,38 @@ impl<'s> Run<'s> {
             events: 0,
             late: 0,
             partitions: Partitions::default(),
+            room,
+            columns: 0,
+            charged: request.body.len(),
+            copies: schema
+                .keeps_rejected()
+                .then(|| Copies::new(intake, schema, request, now_ms)),
+            fault: None,
         }
     }
 
     /// Takes one event, or rejects it, or refuses the whole request.
-    fn take(&mut self, event: EventText<'_>, shape: Shape, parser: &mut Parser) -> Result<(), Problem> {
+    fn take(&mut self, event: EventText<'_>, shape: Shape, parser: &mut Parser) -> Result<(), NotParsed> {
+        let text = event.text;
+        let taken = self.take_or_reject(event, shape, parser);
+        if let (Some(copies), Some(fault)) = (&mut self.copies, self.fault.take()) {
+            copies.keep(fault, text);
+        }
+        taken
+    }
+
+    fn take_or_reject(
+        &mut self,
+        event: EventText<'_>,
+        shape: Shape,
+        parser: &mut Parser,
+    ) -> Result<(), NotParsed> {
         if self.events == MAX_EVENTS_PER_REQUEST {
             return Err(too_large(
                 "too_many_events",
                 format!("a request has at most {MAX_EVENTS_PER_REQUEST} events; send several"),
-            ));
+            )
+            .into());
         }
         self.events += 1;
         if event.text.len() > MAX_EVENT_BYTES {
@@ -180,8 +221,8 @@ impl<'s> Run<'s> {
         }
         match parser.parse(event.text, |nodes| self.write(nodes)) {
             Ok(written) => written,
-            Err(Fault::MalformedJson { at }) if shape != Shape::Lines => Err(malformed(event.at + at)),
-            Err(Fault::NotUtf8) if shape != Shape::Lines => Err(malformed(event.at)),
+            Err(Fault::MalformedJson { at }) if shape != Shape::Lines => Err(malformed(event.at + at).into()),
+            Err(Fault::NotUtf8) if shape != Shape::Lines => Err(malformed(event.at).into()),
             Err(fault) => {
                 self.reject(fault.of_row(), &[]);
                 Ok(())
@@ -189,7 +230,7 @@ impl<'s> Run<'s> {
         }
     }
 
-    fn write(&mut self, nodes: &[Node<'_>]) -> Result<(), Problem> {
+    fn write(&mut self, nodes: &[Node<'_>]) -> Result<(), NotParsed> {
         let row = self.open.keys.len();
         match self.writer.write(nodes, &mut self.open.columns) {
             Ok(bytes) if row > 0 && self.is_full(bytes) => {
@@ -197,7 +238,7 @@ impl<'s> Run<'s> {
                 self.close()?;
                 self.write(nodes)
             }
-            Ok(bytes) => self.accept(row, bytes),
+            Ok(bytes) => Ok(self.accept(row, bytes)?),
             Err(fault) => {
                 self.reject(fault, nodes);
                 Ok(())
@@ -227,18 +268,52 @@ impl<'s> Run<'s> {
 
     fn reject(&mut self, fault: RowFault, nodes: &[Node<'_>]) {
         self.answer.rejected += 1;
-        if self.answer.errors.len() == MAX_ROW_ERRORS {
+        self.writer.observed.rejected(&fault);
+        let told = self.answer.errors.len() < MAX_ROW_ERRORS;
+        if !told {
             self.answer.errors_omitted += 1;
+        }
+        if !told && self.copies.is_none() {
             return;
         }
         let index = u32::try_from(self.events - 1).unwrap_or(u32::MAX);
-        self.answer
-            .errors
-            .push(fault.describe(index, &self.schema.fields, nodes));
+        let error = fault.describe(index, &self.schema.fields, nodes);
+        if self.copies.is_some() {
+            self.fault = Some(error.clone());
+        }
+        if told {
+            self.answer.errors.push(error);
+        }
+    }
+
+    /// Pays for the open rows.
+    fn charge(&mut self) -> Result<(), NotParsed> {
+        self.columns += self.open.bytes;
+        let most = self.schema.max_request_bytes;
+        if self.columns > most {
+            let rows = usize::try_from(self.answer.accepted).unwrap_or(usize::MAX).max(1);
+            let fitting = most / (self.columns / rows).max(1);
+            return Err(too_large(
+                "columns_too_large",
+                format!(
+                    "the events of a request take at most {most} bytes as columns, whatever their JSON takes; send \
+                     at most {fitting} such events at once"
+                ),
+            )
+            .into());
+        }
+        if self.columns > self.charged {
+            if !(self.room)(self.columns - self.charged) {
+                return Err(NotParsed::Full);
+            }
+            self.charged = self.columns;
+        }
+        Ok(())
     }
 
     /// Makes the open rows a pending.
-    fn close(&mut self) -> Result<(), Problem> {
+    fn close(&mut self) -> Result<(), NotParsed> {
+        self.charge()?;
         let open = std::mem::replace(&mut self.open, Open::new(self.schema, &self.template));
         let columns = open
             .columns
@@ -247,12 +322,7 @@ impl<'s> Run<'s> {
             .collect::<Result<_, _>>();
         let batch =
             columns.and_then(|columns| RecordBatch::try_new(Arc::clone(self.schema.arrow_schema()), columns));
-        let batch = batch.map_err(|error| {
-            let detail = format!(
-                "the columns contradict each other ({error}); this is a fault of ours, please report it"
-            );
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "internal", detail)
-        })?;
+        let batch = batch.map_err(contradiction)?;
         self.pending.push(Pending {
             template: Arc::clone(&self.template),
             batch,
@@ -267,21 +337,59 @@ impl<'s> Run<'s> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Parsed, Problem> {
+    /// The totals of the request go into its first rows, or into a mark of their own where there are none.
+    fn count_whole_request(&mut self) -> Option<Pending> {
+        let (taken, rejected) = (self.answer.accepted, self.answer.rejected);
+        let whole = RequestSpan {
+            taken: u32::try_from(taken).unwrap_or(u32::MAX),
+            rejected: u32::try_from(rejected).unwrap_or(u32::MAX),
+            ..self.span
+        };
+        if let Some(first) = self.pending.first_mut() {
+            (first.span.taken, first.span.rejected) = (whole.taken, whole.rejected);
+            return None;
+        }
+        (rejected > 0).then(|| Pending {
+            template: Arc::clone(&self.template),
+            batch: RecordBatch::new_empty(Arc::clone(self.schema.arrow_schema())),
+            keys: Vec::new(),
+            fingerprints: Vec::new(),
+            span: whole,
+            bytes: 0,
+        })
+    }
+
+    fn finish(mut self) -> Result<Parsed, NotParsed> {
         if !self.open.keys.is_empty() {
             self.close()?;
         }
-        if let Some(first) = self.pending.first_mut() {
-            first.span.taken = u32::try_from(self.answer.accepted).unwrap_or(u32::MAX);
-            first.span.rejected = u32::try_from(self.answer.rejected).unwrap_or(u32::MAX);
+        let mark = self.count_whole_request();
+        let span = RequestSpan {
+            rejected: 0,
+            ..self.span
+        };
+        let mut copies_dropped = [("budget", 0), ("request", 0)];
+        if let Some(copies) = self.copies {
+            (copies_dropped[0].1, copies_dropped[1].1) = (copies.over_budget, copies.over_request);
+            self.pending.extend(copies.finish(span).map_err(contradiction)?);
         }
         Ok(Parsed {
             pending: self.pending,
+            mark,
+            copies_dropped,
             answer: self.answer,
             dropped_members: self.writer.dropped,
+            conversions: self.writer.conversions(),
+            observed: self.writer.observed,
             late_events: self.late,
         })
     }
+}
+
+fn contradiction(error: ArrowError) -> Problem {
+    let detail =
+        format!("the columns contradict each other ({error}); this is a fault of ours, please report it");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "internal", detail)
 }
 
 impl Partitions {

@@ -1,12 +1,14 @@
 //! A dataset as intake works with it: compiled once from the config, shared by all requests.
 
 use super::arrow::{arrow_field, fixed_bytes};
+use super::check::{Checks, Rule, rules};
 use super::convert::{self, Cell};
 use super::fault::Fault;
 use super::identity::RecordTemplate;
 use super::json::{self, Parser};
 use super::nested::{self, Allowance};
-use super::units::Factor;
+use super::units::seen::{UnitMembers, UnitPlan};
+use super::version;
 use arrow_schema::{Schema as ArrowSchema, SchemaRef};
 use hashbrown::HashMap;
 use jiff::tz::TimeZone;
@@ -15,7 +17,9 @@ use sluice_common::config::{
     Batch, Dataset, EpochUnit, Field, Kind, PartitionBy, TimeBounds, UnknownFields, Zone,
 };
 use sluice_common::ids::{Name, TenantId};
-use sluice_common::limits::{MAX_RECORD_BYTES, REQUEST_WINDOW};
+use sluice_common::limits::{
+    MAX_RECORD_BYTES, MAX_REQUEST_COLUMN_BYTES, REQUEST_WINDOW, TARGET_RECORD_BYTES,
+};
 use sluice_common::record::Identity;
 use std::sync::Arc;
 
@@ -37,6 +41,7 @@ pub struct Schema {
     arrow: SchemaRef,
     batch: Batch,
     partition_by: PartitionBy,
+    keep_rejected: bool,
     window_ms: u64,
     pub(super) fields: Vec<FieldPlan>,
     /// The event's member → its field.
@@ -45,6 +50,8 @@ pub struct Schema {
     pub(super) unknown: UnknownPlan,
     /// The map fields.
     pub(super) maps: Vec<u16>,
+    pub(super) units: UnitMembers,
+    pub(super) required_if: Vec<Rule>,
     /// Fields of the dedup key; empty where requests identify their events.
     pub(super) key: Vec<u16>,
     pub(super) partition_field: Option<u16>,
@@ -52,6 +59,8 @@ pub struct Schema {
     pub(super) fixed_row_bytes: usize,
     /// Most column bytes of one row.
     pub(super) max_row_bytes: usize,
+    /// Most column bytes of one request.
+    pub(super) max_request_bytes: usize,
     pub(super) templates: Templates,
 }
 
@@ -62,12 +71,15 @@ pub struct FieldPlan {
     pub kind: Kind,
     pub nullable: bool,
     pub required: bool,
-    pub factor: Option<Factor>,
+    pub unit: Option<UnitPlan>,
     pub epoch: Option<EpochUnit>,
     /// Of a time without an offset.
     pub zone: Option<TimeZone>,
     pub bounds: Option<AgeBounds>,
     pub default: Option<Default>,
+    pub checks: Option<Box<Checks>>,
+    /// The field whose value may make this one required.
+    pub required_if: Option<Name>,
     /// What lies in an array or map.
     pub inner: Option<Box<FieldPlan>>,
 }
@@ -149,26 +161,37 @@ impl Schema {
         let arrow = Arc::new(ArrowSchema::new(
             fields.iter().map(arrow_field).collect::<Vec<_>>(),
         ));
-        let max_row_bytes = row_room(&arrow)?;
+        let schema_bytes = schema_bytes(&arrow)?;
+        let mut member_names: Vec<Box<str>> =
+            dataset.fields.iter().map(|field| member(field).into()).collect();
+        let units = UnitMembers::find(&fields, &mut member_names);
+        let members = (0u16..)
+            .zip(&member_names)
+            .map(|(slot, name)| (name.clone(), slot))
+            .collect();
         Ok(Self {
             name: dataset.name.clone(),
             table: dataset.table().clone(),
-            version: version(dataset),
+            version: version::of(dataset),
             arrow,
             batch: dataset.batch.clone(),
             partition_by: dataset.partition_by.clone(),
+            keep_rejected: dataset.keep_rejected,
             window_ms: dataset
                 .dedup
                 .as_ref()
                 .map_or(DEFAULT_WINDOW_MS, |dedup| dedup.window.ms()),
-            members: members(dataset),
-            member_names: dataset.fields.iter().map(|field| member(field).into()).collect(),
+            members,
+            member_names,
+            units,
+            required_if: rules(dataset, &fields)?,
             maps: maps(&fields),
             unknown,
             key,
             partition_field,
             fixed_row_bytes: 16 + fields.iter().map(|field| fixed_bytes(&field.kind)).sum::<usize>(),
-            max_row_bytes,
+            max_row_bytes: MAX_RECORD_BYTES - ROW_ROOM - schema_bytes,
+            max_request_bytes: request_room(schema_bytes),
             templates: Templates::default(),
             fields,
         })
@@ -184,6 +207,23 @@ impl Schema {
     #[must_use]
     pub fn table(&self) -> &Name {
         &self.table
+    }
+
+    /// The name of a field; empty where there is none.
+    pub(super) fn field_name(&self, slot: u16) -> &str {
+        let field = self.fields.get(usize::from(slot));
+        field.map_or("", |field| field.name.as_str())
+    }
+
+    /// Whether there is a field of that name.
+    pub(super) fn has_field(&self, name: &Name) -> bool {
+        self.fields.iter().any(|field| field.name == *name)
+    }
+
+    /// Fields whose values are converted from one unit into another.
+    pub fn fields_with_units(&self) -> impl Iterator<Item = &Name> {
+        let with = self.fields.iter().filter(|field| field.unit.is_some());
+        with.map(|field| &field.name)
     }
 
     /// The columns of a record's body.
@@ -202,6 +242,12 @@ impl Schema {
     #[must_use]
     pub fn batch(&self) -> &Batch {
         &self.batch
+    }
+
+    /// Whether copies of rejected rows are kept.
+    #[must_use]
+    pub fn keeps_rejected(&self) -> bool {
+        self.keep_rejected
     }
 
     /// How the table is partitioned.
@@ -257,14 +303,9 @@ impl Schema {
 /// Window of an `Idempotency-Key` where the dataset says nothing of dedup.
 const DEFAULT_WINDOW_MS: u64 = 24 * 3_600_000;
 
-fn slot_of(fields: &[FieldPlan], name: &str) -> Option<u16> {
+pub(super) fn slot_of(fields: &[FieldPlan], name: &str) -> Option<u16> {
     let at = fields.iter().position(|field| field.name.as_str() == name)?;
     u16::try_from(at).ok()
-}
-
-fn members(dataset: &Dataset) -> HashMap<Box<str>, u16> {
-    let named = (0u16..).zip(&dataset.fields);
-    named.map(|(slot, field)| (member(field).into(), slot)).collect()
 }
 
 fn maps(fields: &[FieldPlan]) -> Vec<u16> {
@@ -275,7 +316,7 @@ fn maps(fields: &[FieldPlan]) -> Vec<u16> {
         .collect()
 }
 
-fn member(field: &Field) -> &str {
+pub(super) fn member(field: &Field) -> &str {
     field.from.as_deref().unwrap_or(field.name.as_str())
 }
 
@@ -289,17 +330,20 @@ fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> 
         kind: field.field_type.kind.clone(),
         nullable: field.field_type.nullable,
         required: field.required,
-        factor: compile_unit(field)?,
+        unit: compile_unit(field)?,
         epoch: field.epoch,
         zone: field.timezone.as_ref().map(Zone::rules),
         bounds: None,
         default: None,
+        checks: None,
+        required_if: field.required_if.as_ref().map(|rule| rule.field.clone()),
         inner: None,
     };
     plan.inner = compile_inner(&plan);
     if let Some(value) = &field.default {
         plan.default = Some(compile_default(&plan, value)?);
     }
+    plan.checks = Checks::compile(&plan, field)?;
     plan.bounds = dataset
         .time
         .as_ref()
@@ -308,12 +352,12 @@ fn compile_field(dataset: &Dataset, field: &Field) -> Result<FieldPlan, String> 
     Ok(plan)
 }
 
-fn compile_unit(field: &Field) -> Result<Option<Factor>, String> {
+fn compile_unit(field: &Field) -> Result<Option<UnitPlan>, String> {
     let Some(unit) = &field.unit else { return Ok(None) };
     if !is_number(&field.field_type.kind) {
         return Err(format!("a unit is for numbers, and {} is none", field.field_type));
     }
-    Factor::between(&unit.from, &unit.to).map(Some)
+    UnitPlan::compile(field, unit).map(Some)
 }
 
 /// What lies in an array or map is converted as a field of that type would be: with the same epoch
@@ -325,11 +369,13 @@ fn compile_inner(outer: &FieldPlan) -> Option<Box<FieldPlan>> {
         kind: typed.kind.clone(),
         nullable: typed.nullable,
         required: true,
-        factor: None,
+        unit: None,
         epoch: outer.epoch,
         zone: outer.zone.clone(),
         bounds: None,
         default: None,
+        checks: None,
+        required_if: None,
         inner: None,
     };
     plan.inner = compile_inner(&plan);
@@ -421,41 +467,19 @@ fn default_map(value: &serde_json::Value) -> Result<Default, String> {
     entries.collect::<Option<_>>().map(Default::Map).ok_or_else(wrong)
 }
 
-/// Bytes that one row may take so that its record keeps the limit with any content.
-fn row_room(arrow: &SchemaRef) -> Result<usize, String> {
+/// Bytes of a record's schema and of the footers that repeat it.
+fn schema_bytes(arrow: &SchemaRef) -> Result<usize, String> {
     let empty = arrow_array::RecordBatch::new_empty(Arc::clone(arrow));
     let schema =
         super::encode::ipc(&empty).map_err(|error| format!("its schema cannot be encoded: {error}"))?;
-    let taken = ROW_ROOM + 2 * schema.len();
-    if taken > MAX_RECORD_BYTES / 2 {
+    let bytes = 2 * schema.len();
+    if ROW_ROOM + bytes > MAX_RECORD_BYTES / 2 {
         return Err("its field names fill half a record: use fewer or shorter ones".into());
     }
-    Ok(MAX_RECORD_BYTES - taken)
+    Ok(bytes)
 }
 
-fn version(dataset: &Dataset) -> u64 {
-    let mut text = format!(
-        "1|{}|{}|{:?}|{:?}|{}",
-        dataset.name,
-        dataset.table(),
-        dataset.unknown_fields,
-        dataset.dedup,
-        dataset.partition_by
-    );
-    for field in &dataset.fields {
-        let default = field.default.as_ref().map(ToString::to_string);
-        text.push_str(&format!(
-            "|{}|{}|{}|{}|{default:?}|{:?}|{:?}",
-            field.name,
-            field.field_type,
-            field.required,
-            member(field),
-            field.unit.as_ref().map(|unit| (&unit.from, &unit.to)),
-            field.epoch
-        ));
-        if let Some(zone) = &field.timezone {
-            text.push_str(&format!("|timezone {zone}"));
-        }
-    }
-    xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+/// Column bytes of one request: each of its records has the schema besides.
+fn request_room(schema_bytes: usize) -> usize {
+    MAX_REQUEST_COLUMN_BYTES / (TARGET_RECORD_BYTES + schema_bytes) * TARGET_RECORD_BYTES
 }

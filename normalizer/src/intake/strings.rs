@@ -1,6 +1,7 @@
 //! Strings, and maps of strings, of one column: end to end, with the places where each ends.
 
 use super::arrow::map_fields;
+use super::hashed::hashed_bytes;
 use arrow_array::{ArrayRef, MapArray, StringArray, StructArray};
 use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, Field as ArrowField};
@@ -135,11 +136,4 @@ impl Maps {
 /// A length as Arrow's offsets have it.
 pub fn as_i32(length: usize) -> i32 {
     i32::try_from(length).expect("a batch's bytes are far below 2 GiB")
-}
-
-/// The hashed form of a string: see [`super::identity`].
-pub fn hashed_bytes(bytes: &[u8], out: &mut Vec<u8>) {
-    out.push(1);
-    out.extend_from_slice(&as_i32(bytes.len()).to_le_bytes());
-    out.extend_from_slice(bytes);
 }

@@ -11,12 +11,15 @@
 //! All of it is a function of the records `[a, b)` and their fates, which are the same again (R8). The
 //! row's provenance is that of the first record it counts, which no other row of the range has.
 //!
+//! Copies of rejected rows are no events and are not counted: their event is counted as rejected.
+//!
 //! # What is only claimed
 //! Kept rows count as stored, because the range's row goes out together with them. What ClickHouse
 //! refuses is corrected by further entries. [`Evidence`] holds what was claimed against what was proven.
 
 use sluice_common::books::{DEAD_LETTERS, Entry, LEDGER, LedgerRow};
 use sluice_common::ids::{Name, TenantId, source_o};
+use sluice_common::record::Holds;
 use sluice_common::wire::sink::{RangeRecord, SubKey, SubReport, Verdict};
 use std::collections::BTreeMap;
 
@@ -24,6 +27,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Books {
     rows: BTreeMap<(TenantId, Name, u64), LedgerRow>,
+    copies: u64,
 }
 
 impl Books {
@@ -31,6 +35,10 @@ impl Books {
     pub fn add(&mut self, one: &RangeRecord) {
         let (record, fates) = (&one.record, &one.fates);
         let meta = &record.meta;
+        if meta.holds == Holds::RejectedCopies {
+            self.copies += u64::from(record.rows());
+            return;
+        }
         let fresh = LedgerRow::new(
             Entry::Range,
             meta.tenant.clone(),
@@ -53,6 +61,12 @@ impl Books {
     #[must_use]
     pub fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// Copies of rejected rows so far: they go to dead letters and are in no book.
+    #[must_use]
+    pub fn copies(&self) -> u64 {
+        self.copies
     }
 
     /// All rows, by tenant, dataset and minute.
@@ -85,9 +99,10 @@ impl Evidence {
     }
 
     /// Events by which the rows of the books miss what was proven, or do not balance in themselves.
+    /// `copies` of rejected rows are proven with the range and counted nowhere.
     #[must_use]
-    pub fn imbalance(&self, books: &[LedgerRow]) -> u64 {
-        let (mut stored, mut dead, mut uneven) = (0, 0, 0);
+    pub fn imbalance(&self, books: &[LedgerRow], copies: u64) -> u64 {
+        let (mut stored, mut dead, mut uneven) = (0, i64::try_from(copies).unwrap_or(i64::MAX), 0);
         for row in books {
             stored += row.stored;
             dead += row.dead_lettered;
@@ -138,6 +153,7 @@ mod tests {
             schema_version: 1,
             identity: Identity::Key,
             window_ms: 1_000,
+            holds: Holds::Events,
         };
         let (mut spans, mut fates, mut rows) = (Vec::new(), Fates::new(), 0);
         for (row_fates, rejected) in requests {
@@ -235,7 +251,7 @@ mod tests {
             prop_assert_eq!(rows.iter().map(|row| row.rejected).sum::<i64>(), rejected);
             let mut evidence = Evidence::default();
             evidence.note(true, &reports(&all));
-            prop_assert_eq!(evidence.imbalance(&rows), 0);
+            prop_assert_eq!(evidence.imbalance(&rows, 0), 0);
         }
     }
 
@@ -246,16 +262,16 @@ mod tests {
         let mut reports = reports(&[one]);
         let mut evidence = Evidence::default();
         evidence.note(true, &reports);
-        assert_eq!(evidence.imbalance(&rows), 0);
+        assert_eq!(evidence.imbalance(&rows, 0), 0);
         // The kept row was found to be a dead letter after all.
         (reports[0].rows, reports[1].rows) = (0, 2);
         evidence.note(true, &reports);
-        assert_eq!(evidence.imbalance(&rows), 1);
+        assert_eq!(evidence.imbalance(&rows, 0), 1);
         let mut wrong = rows.clone();
         wrong[0].received += 3;
         reports[1].rows = 1;
         reports[0].rows = 1;
         evidence.note(false, &reports);
-        assert_eq!(evidence.imbalance(&wrong), 3);
+        assert_eq!(evidence.imbalance(&wrong, 0), 3);
     }
 }

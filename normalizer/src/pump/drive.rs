@@ -126,7 +126,7 @@ impl Driver {
                 settling.busy(Duration::from_millis(retry_after_ms))
             }
             Ok(Ok(SinkReply::Failed { reason })) => settling.failed(format!("the sink-writer: {reason}")),
-            Ok(Ok(SinkReply::Horizon(_))) => {
+            Ok(Ok(SinkReply::Horizon(_) | SinkReply::Books(_))) => {
                 settling.failed("the sink-writer answers another question".into())
             }
             Ok(Err(never)) => match never {},

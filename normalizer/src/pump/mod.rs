@@ -134,7 +134,8 @@ impl Pump {
             metrics: metrics.clone(),
             in_trouble,
         };
-        let tables = config.datasets.iter().map(|one| one.table().clone()).collect();
+        let plans = sluice_common::config::tables(&config.datasets);
+        let tables = plans.iter().map(|plan| plan.name.clone()).collect();
         Self {
             log,
             dedup,
@@ -153,6 +154,12 @@ impl Pump {
             ranges: 0,
             told: None,
         }
+    }
+
+    /// The progress that it keeps, for those who show it.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Mutex<Store>> {
+        Arc::clone(&self.store)
     }
 
     /// Runs until it is told to stop: recover, then read, decide, declare, settle, commit.
@@ -314,7 +321,7 @@ impl Pump {
             self.metrics.record(Histogram::Freshness, age.as_secs_f64(), &[]);
         }
         let conflicts: usize = closed.records.iter().map(|one| one.fates.conflicts().len()).sum();
-        let stored = closed.proof.rows - conflicts as u64;
+        let stored = closed.proof.rows - conflicts as u64 - closed.copies;
         self.metrics.add(
             Counter::Events,
             stored,
@@ -327,13 +334,15 @@ impl Pump {
             conflicts as u64,
             &[("reason", "idempotency_conflict")],
         );
+        self.metrics
+            .add(Counter::DeadLetters, closed.copies, &[("reason", "rejected")]);
         self.balance(&closed, evidence);
         self.commit(&closed)
     }
 
     /// Holds what the books say of the range against what was proven.
     fn balance(&self, closed: &ClosedRange, evidence: &Evidence) {
-        let events = evidence.imbalance(&closed.ledger);
+        let events = evidence.imbalance(&closed.ledger, closed.copies);
         if events == 0 {
             return;
         }
@@ -413,7 +422,9 @@ fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     }
     metrics.announce(Histogram::Freshness, &[]);
     metrics.add(Counter::GenerationBumps, 0, &[]);
-    metrics.add(Counter::DeadLetters, 0, &[("reason", "idempotency_conflict")]);
+    for reason in ["idempotency_conflict", "rejected"] {
+        metrics.add(Counter::DeadLetters, 0, &[("reason", reason)]);
+    }
     for reason in ["unsettled_range", "dedup_state"] {
         metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
     }

@@ -11,7 +11,7 @@ use sluice_common::limits::{
     MAX_BLOCK_ROWS, MAX_RANGE_BYTES, MAX_RANGE_ENTRIES, MAX_RANGE_FRAME_BYTES, MAX_RANGE_LETTERS,
     ROWLESS_RANGE_AGE,
 };
-use sluice_common::record::Record;
+use sluice_common::record::{Holds, Record};
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::BTreeMap;
 
@@ -47,6 +47,8 @@ pub struct ClosedRange {
     pub proof: Proof,
     /// The range's rows of the books.
     pub ledger: Vec<LedgerRow>,
+    /// Of the rows, those that are copies of rejected ones.
+    pub copies: u64,
 }
 
 impl OpenRange {
@@ -114,6 +116,9 @@ impl OpenRange {
         self.column_bytes += record.column_bytes();
         self.frame_bytes += record.frame().len();
         self.letters += one.fates.conflicts().len();
+        if record.meta.holds == Holds::RejectedCopies {
+            self.letters += record.rows() as usize;
+        }
         prove(&mut self.proof, &one);
         self.books.add(&one);
         let policy = batching.of(&record.meta.dataset);
@@ -163,6 +168,7 @@ impl OpenRange {
             range: self.range,
             records: self.records,
             proof: self.proof,
+            copies: self.books.copies(),
             ledger: self.books.close(),
         }
     }

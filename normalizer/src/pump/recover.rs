@@ -217,7 +217,9 @@ impl Pump {
                 }
                 Ok(SinkReply::Failed { reason }) => reason,
                 Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-                Ok(SinkReply::Wrote(_)) => "the sink-writer answers another question".into(),
+                Ok(SinkReply::Wrote(_) | SinkReply::Books(_)) => {
+                    "the sink-writer answers another question".into()
+                }
                 Err(never) => match never {},
             };
             self.driver.in_trouble.store(true, Ordering::Relaxed);

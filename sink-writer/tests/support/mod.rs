@@ -3,12 +3,13 @@
 use arrow_array::builder::{MapBuilder, StringBuilder};
 use arrow_array::{Array, ArrayRef, RecordBatch, StringArray, TimestampMillisecondArray, UInt16Array};
 use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{DataType, Field};
 use bytes::Bytes;
 use sluice_common::config::{Dataset, Loaded};
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::{LogId, Name, RequestId, TenantId};
 use sluice_common::metrics::Metrics;
-use sluice_common::record::{Identity, Placement, Record, RecordContent, RecordMeta, RequestSpan};
+use sluice_common::record::{Holds, Identity, Placement, Record, RecordContent, RecordMeta, RequestSpan};
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::{
     Range, RangeRecord, SinkCall, SinkReply, SinkRequest, Steps, SubReport, SubTask,
@@ -41,6 +42,7 @@ pub fn writer(url: &str, database: &str, datasets: &[Dataset]) -> SinkWriter {
         user: None,
         password: None,
         tls: None,
+        letters_ttl: sluice_common::config::Period::hours(720),
     };
     SinkWriter::new(&target, datasets, &Metrics::detached())
 }
@@ -51,7 +53,9 @@ pub type Columns = Vec<(&'static str, ArrayRef)>;
 pub fn rows(times: &[i64]) -> Columns {
     let ids = StringArray::from_iter_values((0..times.len()).map(|n| format!("id-{n}")));
     let services = StringArray::from_iter_values(times.iter().map(|_| "api"));
-    let mut attributes = MapBuilder::new(None, StringBuilder::new(), StringBuilder::new());
+    let value = Field::new("values", DataType::Utf8, false);
+    let mut attributes =
+        MapBuilder::new(None, StringBuilder::new(), StringBuilder::new()).with_values_field(value);
     for n in 0..times.len() {
         attributes.keys().append_value("n");
         attributes.values().append_value(n.to_string());
@@ -84,6 +88,7 @@ pub fn record(offset: u64, table: &str, columns: Columns, fates: &[Fate]) -> Ran
         schema_version: 1,
         identity: Identity::Key,
         window_ms: 1_000,
+        holds: Holds::Events,
     };
     let count = u32::try_from(rows).expect("small");
     let span = RequestSpan {
@@ -148,7 +153,10 @@ pub fn call(
 pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
     match ask(writer, call).await {
         SinkReply::Wrote(reports) => reports,
-        other @ (SinkReply::Horizon(_) | SinkReply::Busy { .. } | SinkReply::Failed { .. }) => {
+        other @ (SinkReply::Horizon(_)
+        | SinkReply::Books(_)
+        | SinkReply::Busy { .. }
+        | SinkReply::Failed { .. }) => {
             panic!("not written: {other:?}")
         }
     }

@@ -50,11 +50,24 @@ struct Book {
     attempts: u64,
     next_event: u64,
     surprises: Vec<String>,
+    /// Events of all attempts, by tenant: repeats count.
+    attempted: HashMap<usize, Attempted>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Attempted {
+    sent: u64,
+    acked: u64,
+    refused: u64,
 }
 
 /// An attempt that waits for its outcome.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt(u64);
+pub struct Attempt {
+    number: u64,
+    /// Events of its body: some may be in it twice.
+    in_body: u64,
+}
 
 impl Ledger {
     /// An empty one in a new file.
@@ -70,6 +83,7 @@ impl Ledger {
             attempts: 0,
             next_event: 1,
             surprises: Vec::new(),
+            attempted: HashMap::new(),
         };
         Ok(Self {
             book: Mutex::new(book),
@@ -85,21 +99,24 @@ impl Ledger {
         (first..book.next_event).collect()
     }
 
-    /// Notes, before it is sent, that `tenant` sends `events`.
+    /// Notes, before it is sent, that `tenant` sends `events`, in a body of `in_body`.
     ///
     /// # Errors
     /// Where it cannot be synced.
-    pub fn sent(&self, tenant: usize, events: &[u64]) -> io::Result<Attempt> {
+    pub fn sent(&self, tenant: usize, events: &[u64], in_body: usize) -> io::Result<Attempt> {
+        let in_body = in_body as u64;
         let attempt = {
             let mut book = self.book();
             book.attempts += 1;
             let ids: Vec<String> = events.iter().map(u64::to_string).collect();
             let line = format!("sent {} {tenant} {}\n", book.attempts, ids.join(","));
             book.file.write_all(line.as_bytes())?;
+            book.attempted.entry(tenant).or_default().sent += in_body;
             for event in events {
                 book.fates.entry((tenant, *event)).or_default().open += 1;
             }
-            Attempt(book.attempts)
+            let number = book.attempts;
+            Attempt { number, in_body }
         };
         self.sync.sync_data()?;
         Ok(attempt)
@@ -112,7 +129,13 @@ impl Ledger {
     pub fn ended(&self, attempt: Attempt, tenant: usize, events: &[u64], outcome: Outcome) -> io::Result<()> {
         {
             let mut book = self.book();
-            writeln!(book.file, "{} {}", outcome.word(), attempt.0)?;
+            writeln!(book.file, "{} {}", outcome.word(), attempt.number)?;
+            let attempted = book.attempted.entry(tenant).or_default();
+            match outcome {
+                Outcome::Acked => attempted.acked += attempt.in_body,
+                Outcome::Refused => attempted.refused += attempt.in_body,
+                Outcome::Unknown => {}
+            }
             for event in events {
                 let fate = book.fates.entry((tenant, *event)).or_default();
                 fate.open = fate.open.saturating_sub(1);
@@ -124,6 +147,14 @@ impl Ledger {
             }
         }
         self.sync.sync_data()
+    }
+
+    /// How many of a tenant's events, repeats included, must and may be in the log: those of acknowledged
+    /// attempts, and those of all that were not refused.
+    pub fn appended(&self, tenant: usize) -> (u64, u64) {
+        let book = self.book();
+        let attempted = book.attempted.get(&tenant).copied().unwrap_or_default();
+        (attempted.acked, attempted.sent - attempted.refused)
     }
 
     /// Notes an answer that no client should ever get.

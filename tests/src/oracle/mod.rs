@@ -1,11 +1,13 @@
 //! The oracle: it sends events, writes down what it was told of each, and holds the tables to it.
 //!
+//! - [`books`]: the books of a drained Sluice, held against its tables and against what was sent.
 //! - [`ledger`]: event → sent, acknowledged, refused, unknown; on disk and synced, so that it knows what it was
 //!   promised even where its own process dies.
 //! - [`request`]: one request and what its answer means to a client.
 //! - [`load`]: concurrent writers of several tenants that repeat, overlap, give up and disconnect.
 //! - [`verdict`]: the promise, checked against the rows; what it says is meant for people.
 
+pub mod books;
 pub mod ledger;
 pub mod load;
 pub mod request;
@@ -112,6 +114,7 @@ impl Oracle {
         let mut verdict = self
             .ledger
             .with_fates(|fates| verdict::judge(&tenants, fates, rows));
+        verdict.complaints.extend(self.books(deployment, &tenants).await);
         verdict.complaints.extend(self.ledger.surprises());
         verdict.complaints.extend(panics(deployment));
         let fat = self.peaks.iter().filter(|(_, peak)| **peak > MEMORY_BUDGET);
@@ -125,6 +128,29 @@ impl Oracle {
         verdict.seed = self.seed;
         verdict.last_words = deployment.last_words();
         verdict
+    }
+
+    /// What is wrong with the books: in themselves, against the tables, and against what was sent.
+    async fn books(&self, deployment: &Deployment, tenants: &[String]) -> Vec<String> {
+        let clickhouse = deployment.clickhouse();
+        let read = eventually("the books", DRAIN_DEADLINE, async || {
+            let accounts = books::accounts(&clickhouse, &[("events", "events")]).await.ok()?;
+            let complaints = books::complaints(&clickhouse, &accounts).await.ok()?;
+            Some((accounts, complaints))
+        });
+        let (accounts, mut complaints) = read.await;
+        let received = books::received(&accounts);
+        for (place, tenant) in tenants.iter().enumerate() {
+            let (least, most) = self.ledger.appended(place);
+            let received = received.get(tenant.as_str()).copied().unwrap_or_default();
+            if !(least..=most).contains(&received.unsigned_abs()) {
+                complaints.push(format!(
+                    "{tenant}: the books say {received} events received; {least} were acknowledged, {most} sent and \
+                     not refused"
+                ));
+            }
+        }
+        complaints
     }
 
     /// The highest resident memory of any process so far, in MiB.

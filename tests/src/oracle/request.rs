@@ -122,7 +122,8 @@ pub async fn attempt(client: &Client, ledger: &Ledger, batch: &Batch) -> Outcome
     for (name, value) in &batch.headers {
         client = client.with(name, value);
     }
-    let attempt = block_in_place(|| ledger.sent(batch.tenant, &batch.events)).expect("a ledger");
+    let attempt =
+        block_in_place(|| ledger.sent(batch.tenant, &batch.events, batch.in_body)).expect("a ledger");
     let answer = client.post("/v1/events/events", batch.body.clone()).await;
     let (outcome, surprise) = batch.read(&answer);
     if let Some(surprise) = surprise {

@@ -40,3 +40,11 @@ pub fn with_env(args: &[&str], variables: &[(&str, &str)]) -> Outcome {
 pub fn run(args: &[&str]) -> Outcome {
     with_env(args, &[])
 }
+
+/// Lines of `count` events of the default dataset.
+pub fn events(name: &str, count: usize) -> String {
+    let now = sluice_tests::now_ms();
+    let lines = (0..count)
+        .map(|n| format!("{{\"event_id\":\"{name}-{n}\",\"timestamp\":{now},\"service\":\"s\"}}\n"));
+    lines.collect()
+}

@@ -28,7 +28,7 @@ fn every_verb_is_in_the_docs_has_a_page_and_says_its_exit_codes() {
     assert!(verbs.len() >= 4, "{verbs:?}");
     for verb in &verbs {
         let words: Vec<&str> = verb.split(' ').collect();
-        let named = docs.contains(&format!("`{verb}")) || docs.contains(&format!("`ingestctl {verb}"));
+        let named = docs.contains(&format!("`{verb}")) || docs.contains(&format!("`{verb} "));
         assert!(named, "docs/cli.md does not name `{verb}`");
         let help = run(&[words.as_slice(), &["--help"]].concat());
         assert_eq!(help.code, 0, "{verb}");

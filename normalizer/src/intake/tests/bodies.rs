@@ -108,7 +108,7 @@ fn a_broken_line_is_one_rejected_row_and_a_broken_element_refuses_the_body() {
 fn a_dataset_that_is_not_there_is_404() {
     let mut request = request(BodyFormat::Json, "[]");
     request.dataset = "é".repeat(100);
-    let problem = default_intake().parse(&request, NOW_MS).expect_err("refused");
+    let problem = parse_request(&default_intake(), &request).expect_err("refused");
     assert_eq!(
         (problem.status(), problem.code.as_ref()),
         (StatusCode::NOT_FOUND, "unknown_dataset")
@@ -251,4 +251,61 @@ fn json_test_suite_ends_as_its_file_names_say() {
             _ => {}
         }
     }
+}
+
+#[test]
+fn a_small_body_of_wide_rows_is_413_with_a_number_that_fits() {
+    let names: Vec<_> = (0..300)
+        .map(|n| format!("{{name: f{n}, type: uint64}}"))
+        .collect();
+    let intake = fields(&names.join(","));
+    let problem = parse(&intake, BodyFormat::Ndjson, "{}\n".repeat(65_536)).expect_err("refused");
+    assert_eq!(
+        (problem.status().as_u16(), problem.code.as_ref()),
+        (413, "columns_too_large")
+    );
+    let number = problem.detail.split("at most ").nth(2).expect("a number");
+    let number: usize = number
+        .split(' ')
+        .next()
+        .expect("a number")
+        .parse()
+        .expect("a number");
+    assert!(number > 20_000, "{number}");
+    assert_eq!(
+        lines(&intake, "{}\n".repeat(number)).answer.accepted,
+        number as u64
+    );
+}
+
+#[test]
+fn columns_that_outgrow_the_body_are_paid_for_as_they_are_made() {
+    let names: Vec<_> = (0..300)
+        .map(|n| format!("{{name: f{n}, type: uint64}}"))
+        .collect();
+    let intake = fields(&names.join(","));
+    let request = request(BodyFormat::Ndjson, "{}\n".repeat(4_000));
+    let mut paid = 0;
+    let parsed = intake.parse(&request, NOW_MS, &mut |more| {
+        paid += more;
+        true
+    });
+    let columns: usize = parsed.expect("taken").pending.iter().map(|one| one.bytes).sum();
+    assert!(columns > 10_000_000);
+    assert_eq!(paid, columns - request.body.len());
+    let mut room = 2_000_000usize;
+    let refused = intake.parse(&request, NOW_MS, &mut |more| {
+        let left = room.checked_sub(more);
+        room = left.unwrap_or(room);
+        left.is_some()
+    });
+    assert_eq!(refused.err(), Some(NotParsed::Full));
+    assert!(
+        room < 1_000_000,
+        "it stopped as soon as there was no room: {room}"
+    );
+    // What is as large as its body is not asked for.
+    let body = format!("{{\"f0\":1,\"f1\":\"{}\"}}", "1".repeat(10));
+    let small = super::request(BodyFormat::Json, format!("{body}{}", " ".repeat(4_000)));
+    assert!(intake.parse(&small, NOW_MS, &mut |_| false).is_ok());
 }

@@ -15,7 +15,11 @@ fn dataset(dataset: &str) -> Intake {
 fn pending(intake: &Intake, body: &str, change: impl FnOnce(&mut IntakeRequest)) -> Pending {
     let mut request = request(BodyFormat::Ndjson, body.to_owned());
     change(&mut request);
-    intake.parse(&request, NOW_MS).expect("taken").pending.remove(0)
+    intake
+        .parse(&request, NOW_MS, &mut |_| true)
+        .expect("taken")
+        .pending
+        .remove(0)
 }
 
 fn meta(pending: &Pending) -> RecordMeta {
@@ -151,7 +155,7 @@ fn templates_are_made_once_and_the_version_follows_the_schema() {
     let body = r#"{"id":"a","n":1}"#;
     let (a, b) = (pending(&intake, body, |_| {}), pending(&intake, body, |_| {}));
     assert!(std::sync::Arc::ptr_eq(&a.template, &b.template));
-    let version = |yaml: &str| dataset(yaml).schema("events").expect("there").version();
+    let version = |yaml: &str| dataset(yaml).schema("events", &acme()).expect("there").version();
     assert_eq!(version(KEYED), version(KEYED));
     assert_ne!(version(KEYED), version(&KEYED.replace("float64", "float32")));
     assert_ne!(

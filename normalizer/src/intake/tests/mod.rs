@@ -1,12 +1,18 @@
 //! What intake promises, by property.
 
 mod bodies;
+mod checks;
+mod copies;
+mod drift;
 mod identities;
 mod model;
+mod overrides;
 mod records;
 mod rows;
+mod types;
+mod units;
 
-use super::{Intake, Parsed, Pending};
+use super::{Intake, NotParsed, Parsed, Pending};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, TimestampMillisecondType};
 use arrow_array::{Array, RecordBatch};
@@ -41,9 +47,13 @@ fn fields(fields: &str) -> Intake {
     intake(&format!("datasets: [{{name: events, fields: [{fields}]}}]"))
 }
 
+fn acme() -> TenantId {
+    TenantId::new("acme").expect("valid")
+}
+
 fn request(format: BodyFormat, body: impl Into<Bytes>) -> IntakeRequest {
     IntakeRequest {
-        tenant: TenantId::new("acme").expect("valid"),
+        tenant: acme(),
         dataset: "events".into(),
         request: RequestId(7),
         idempotency_key: None,
@@ -55,7 +65,15 @@ fn request(format: BodyFormat, body: impl Into<Bytes>) -> IntakeRequest {
 }
 
 fn parse(intake: &Intake, format: BodyFormat, body: impl Into<Bytes>) -> Result<Parsed, Problem> {
-    intake.parse(&request(format, body), NOW_MS)
+    parse_request(intake, &request(format, body))
+}
+
+fn parse_request(intake: &Intake, request: &IntakeRequest) -> Result<Parsed, Problem> {
+    let parsed = intake.parse(request, NOW_MS, &mut |_| true);
+    parsed.map_err(|not| match not {
+        NotParsed::Refused(problem) => problem,
+        NotParsed::Full => panic!("there is room"),
+    })
 }
 
 fn lines(intake: &Intake, body: impl Into<Bytes>) -> Parsed {
@@ -85,8 +103,9 @@ fn table(batch: &RecordBatch) -> Vec<Vec<Option<String>>> {
 )]
 fn text(column: &dyn Array, row: usize) -> Option<String> {
     use arrow_array::types::{
-        Float32Type, Float64Type, Int8Type, Int16Type, Int64Type, TimestampMicrosecondType,
-        TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+        Date32Type, Decimal128Type, Decimal256Type, Float32Type, Float64Type, Int8Type, Int16Type, Int64Type,
+        TimestampMicrosecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type,
+        UInt32Type, UInt64Type,
     };
     use arrow_schema::{DataType, TimeUnit};
     if column.is_null(row) {
@@ -131,13 +150,25 @@ fn text(column: &dyn Array, row: usize) -> Option<String> {
             .to_string(),
         DataType::Map(_, _) => {
             let entries = column.as_map().value(row);
-            let (keys, values) = (
-                entries.column(0).as_string::<i32>(),
-                entries.column(1).as_string::<i32>(),
-            );
-            let entry = |at| format!("{}={}", keys.value(at), values.value(at));
+            let (keys, values) = (entries.column(0).as_string::<i32>(), entries.column(1));
+            let value = |at| text(values.as_ref(), at).unwrap_or_else(|| "null".to_owned());
+            let entry = |at| format!("{}={}", keys.value(at), value(at));
             (0..keys.len()).map(entry).collect::<Vec<_>>().join(";")
         }
+        DataType::List(_) => {
+            let items = column.as_list::<i32>().value(row);
+            let item = |at| text(items.as_ref(), at).unwrap_or_else(|| "null".to_owned());
+            format!("[{}]", (0..items.len()).map(item).collect::<Vec<_>>().join(","))
+        }
+        DataType::Decimal128(..) => column.as_primitive::<Decimal128Type>().value(row).to_string(),
+        DataType::Decimal256(..) => column.as_primitive::<Decimal256Type>().value(row).to_string(),
+        DataType::Date32 => column.as_primitive::<Date32Type>().value(row).to_string(),
+        DataType::FixedSizeBinary(_) => column
+            .as_fixed_size_binary()
+            .value(row)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
         other => panic!("no column is {other}"),
     })
 }

@@ -11,17 +11,69 @@ const FIELDS: &str = "{name: s, type: nullable(string)}, {name: l, type: nullabl
     {name: i32, type: nullable(int32)}, {name: i64, type: nullable(int64)}, {name: u8, type: nullable(uint8)}, \
     {name: u16, type: nullable(uint16)}, {name: u32, type: nullable(uint32)}, {name: u64, type: nullable(uint64)}, \
     {name: f32, type: nullable(float32)}, {name: f64, type: nullable(float64)}, \
-    {name: t, type: nullable(datetime64(6)), epoch: us}, {name: m, type: \"map(string,string)\"}";
-const NAMES: [&str; 14] = [
-    "s", "l", "b", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f32", "f64", "t",
+    {name: t, type: nullable(datetime64(6)), epoch: us}, {name: dec, type: \"nullable(decimal(12,3))\"}, \
+    {name: day, type: nullable(date)}, {name: uuid, type: nullable(uuid)}, {name: ip, type: nullable(ipv6)}, \
+    {name: enum, type: \"nullable(enum(a,'b c'))\"}, {name: fix, type: nullable(fixed_string(4))}, \
+    {name: list, type: array(nullable(int16))}, {name: map, type: \"map(string,uint8)\"}, {name: json, type: json}, \
+    {name: m, type: \"map(string,string)\"}";
+const NAMES: [&str; 23] = [
+    "s", "l", "b", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f32", "f64", "t", "dec", "day",
+    "uuid", "ip", "enum", "fix", "list", "map", "json",
 ];
 
 /// The column's text of a value, or that it must be rejected.
 fn model(field: &str, value: &Value) -> Result<Option<String>, ()> {
     if value.is_null() {
-        return Ok(None);
+        return Ok(nothing(field));
     }
     let text = match field {
+        "dec" => decimal(value)?,
+        "day" => {
+            let text = value.as_str().filter(|text| text.len() == 10).ok_or(())?;
+            let date = jiff::civil::Date::strptime("%Y-%m-%d", text).map_err(|_| ())?;
+            let days = (date - jiff::civil::date(1970, 1, 1)).get_days();
+            (0..=65_535).contains(&days).then(|| days.to_string()).ok_or(())?
+        }
+        "uuid" => {
+            let text = value.as_str().ok_or(())?.to_lowercase();
+            let digits = text.replace('-', "");
+            let forms = [digits.clone(), hyphenated(&digits)];
+            let is_hex = digits.len() == 32 && digits.bytes().all(|c| c.is_ascii_hexdigit());
+            (is_hex && forms.contains(&text)).then_some(digits).ok_or(())?
+        }
+        "ip" => {
+            let address: std::net::IpAddr = value.as_str().ok_or(())?.parse().map_err(|_| ())?;
+            match address {
+                std::net::IpAddr::V4(address) => format!("::ffff:{address}"),
+                std::net::IpAddr::V6(address) => address.to_string(),
+            }
+        }
+        "enum" => {
+            let text = value.as_str().ok_or(())?;
+            ["a", "b c"].contains(&text).then(|| text.to_owned()).ok_or(())?
+        }
+        "fix" => {
+            let text = value.as_str().ok_or(())?.trim_end_matches('\0');
+            (text.len() <= 4).then(|| text.to_owned()).ok_or(())?
+        }
+        "list" => {
+            let items = value.as_array().ok_or(())?.iter();
+            let items = items.map(|item| match item {
+                Value::Null => Ok("null".to_owned()),
+                other => integer("i16", other).map(|number| number.to_string()),
+            });
+            format!("[{}]", items.collect::<Result<Vec<_>, _>>()?.join(","))
+        }
+        "map" => {
+            let entries = value
+                .as_object()
+                .ok_or(())?
+                .iter()
+                .filter(|(_, value)| !value.is_null());
+            let entries = entries.map(|(key, value)| Ok(format!("{key}={}", integer("u8", value)?)));
+            entries.collect::<Result<Vec<_>, ()>>()?.join(";")
+        }
+        "json" => value.as_object().map(|_| value.to_string()).ok_or(())?,
         "s" | "l" => value.as_str().ok_or(())?.to_owned(),
         "b" => value.as_bool().ok_or(())?.to_string(),
         "f32" => {
@@ -44,6 +96,62 @@ fn model(field: &str, value: &Value) -> Result<Option<String>, ()> {
         _ => integer(field, value)?.to_string(),
     };
     Ok(Some(text))
+}
+
+/// What is stored where nothing, or null, was sent.
+fn nothing(field: &str) -> Option<String> {
+    match field {
+        "list" => Some("[]".to_owned()),
+        "map" => Some(String::new()),
+        "json" => Some("{}".to_owned()),
+        _ => None,
+    }
+}
+
+fn hyphenated(digits: &str) -> String {
+    let part = |from: usize, to: usize| digits.get(from..to).unwrap_or_default().to_owned();
+    [
+        part(0, 8),
+        part(8, 12),
+        part(12, 16),
+        part(16, 20),
+        part(20, digits.len().max(20)),
+    ]
+    .join("-")
+}
+
+/// Thousandths, of at most 12 digits: the number is written out in full, then cut at its point.
+fn decimal(value: &Value) -> Result<String, ()> {
+    let written = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) if number.is_f64() => {
+            let text = format!("{}", number.as_f64().ok_or(())?);
+            let digits = text.replace(['-', '.'], "");
+            let digits = digits.trim_start_matches('0').trim_end_matches('0');
+            (digits.len() <= 15).then_some(text).ok_or(())?
+        }
+        Value::Number(number) => number.to_string(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return Err(()),
+    };
+    let magnitude = written.strip_prefix('-').unwrap_or(&written);
+    let (whole, fraction) = magnitude.split_once('.').unwrap_or((magnitude, "0"));
+    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    let fraction = fraction.to_owned() + "000";
+    if !is_digits(whole)
+        || !is_digits(&fraction)
+        || magnitude.ends_with('.')
+        || fraction[3..].contains(|c| c != '0')
+    {
+        return Err(());
+    }
+    let thousandths = format!("{whole}{}", &fraction[..3]);
+    let thousandths = thousandths.trim_start_matches('0');
+    match (thousandths.len(), written.len() > magnitude.len()) {
+        (0, _) => Ok("0".to_owned()),
+        (13.., _) => Err(()),
+        (_, true) => Ok(format!("-{thousandths}")),
+        (_, false) => Ok(thousandths.to_owned()),
+    }
 }
 
 fn whole_float(value: &Value) -> Option<i128> {
@@ -92,7 +200,11 @@ fn model_map(value: Option<&Value>) -> Result<String, ()> {
 fn model_row(event: &Map<String, Value>) -> Result<Vec<Option<String>>, ()> {
     let mut row = Vec::new();
     for name in NAMES {
-        row.push(event.get(name).map_or(Ok(None), |value| model(name, value))?);
+        row.push(
+            event
+                .get(name)
+                .map_or(Ok(nothing(name)), |value| model(name, value))?,
+        );
     }
     row.push(Some(model_map(event.get("m"))?));
     Ok(row)
@@ -122,6 +234,12 @@ fn value() -> impl Strategy<Value = Value> {
         1 => Just(Value::Null),
         1 => Just(json!({})),
         1 => Just(json!([1])),
+        1 => Just(json!([null, 70_000])),
+        1 => Just(json!({"a": 1, "b": 256})),
+        1 => "-?[0-9]{0,10}[.]?[0-9]{0,5}".prop_map(Value::from),
+        1 => "[0-9]{4}-[0-9]{2}-[0-9]{2}".prop_map(Value::from),
+        1 => "[0-9a-fA-F]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}".prop_map(Value::from),
+        1 => "[0-9a-f:.]{0,12}".prop_map(Value::from),
     ]
 }
 
@@ -130,6 +248,46 @@ fn fitting(name: &'static str) -> BoxedStrategy<Value> {
         "s" | "l" => "\\PC{0,12}".prop_map(Value::from).boxed(),
         "b" => any::<bool>().prop_map(Value::from).boxed(),
         "f32" | "f64" => number().boxed(),
+        "dec" => prop_oneof![
+            (-999_999_999_999i64..=999_999_999_999).prop_map(|n| Value::from(format!(
+                "{}.{:03}",
+                n / 1_000,
+                n.abs() % 1_000
+            ))),
+            (-1_000_000i64..1_000_000).prop_map(|n| json!(n as f64 / 1_000.0)),
+            (-9_999_999i64..9_999_999).prop_map(Value::from),
+        ]
+        .boxed(),
+        "day" => (0..65_536i64)
+            .prop_map(|days| {
+                let day = jiff::civil::date(1970, 1, 1) + jiff::Span::new().days(days);
+                Value::from(day.to_string())
+            })
+            .boxed(),
+        "uuid" => any::<u128>()
+            .prop_map(|bits| Value::from(hyphenated(&format!("{bits:032x}"))))
+            .boxed(),
+        "ip" => any::<u128>()
+            .prop_map(|bits| Value::from(std::net::Ipv6Addr::from(bits).to_string()))
+            .boxed(),
+        "enum" => prop_oneof![Just(json!("a")), Just(json!("b c"))].boxed(),
+        "fix" => "[a-z\u{0}]{0,4}".prop_map(Value::from).boxed(),
+        "list" => prop::collection::vec(
+            prop_oneof![any::<i16>().prop_map(Value::from), Just(Value::Null)],
+            0..5,
+        )
+        .prop_map(Value::from)
+        .boxed(),
+        "map" => prop::collection::btree_map("[a-z]{1,2}", any::<u8>().prop_map(Value::from), 0..4)
+            .prop_map(|map| Value::Object(map.into_iter().collect()))
+            .boxed(),
+        "json" => prop::collection::btree_map(
+            "[a-z]{1,2}",
+            prop_oneof![Just(json!([1, null])), Just(json!({"k": true}))],
+            0..4,
+        )
+        .prop_map(|map| Value::Object(map.into_iter().collect()))
+        .boxed(),
         "t" => (0..2_000_000_000_000_000i64).prop_map(Value::from).boxed(),
         _ => (0..128i64).prop_map(Value::from).boxed(),
     }

@@ -24,7 +24,13 @@ fn check(group: &[Pending], built: &Built) {
     for (content, members) in built {
         assert!(content.rows() <= MAX_RECORD_ROWS && content.frame_bytes() <= MAX_RECORD_BYTES);
         assert_eq!(members.len(), content.spans.len());
-        let (batch, mut next) = (table(&decode(content)), 0);
+        let batch = if content.rows() == 0 {
+            assert!(content.body.is_empty());
+            Vec::new()
+        } else {
+            table(&decode(content))
+        };
+        let mut next = 0;
         for (span, member) in content.spans.iter().zip(members) {
             assert_eq!(span.first_row, next);
             next += span.rows;
@@ -66,6 +72,7 @@ fn noise(seed: u64, size: usize) -> String {
         .collect()
 }
 
+/// A request of so many good events; of none, one that was rejected whole.
 fn sample(intake: &Intake, tenant: &str, first: usize, events: usize) -> Vec<Pending> {
     let body: String = (first..first + events)
         .map(|n| {
@@ -78,7 +85,41 @@ fn sample(intake: &Intake, tenant: &str, first: usize, events: usize) -> Vec<Pen
     let mut request = request(BodyFormat::Ndjson, body);
     request.tenant = TenantId::new(tenant).expect("valid");
     request.request = RequestId(first as u128);
-    intake.parse(&request, NOW_MS).expect("taken").pending
+    if events == 0 {
+        request.body = "{}\n{}\n".into();
+    }
+    let parsed = intake.parse(&request, NOW_MS, &mut |_| true).expect("taken");
+    assert_eq!(parsed.mark.is_some(), events == 0);
+    parsed.pending.into_iter().chain(parsed.mark).collect()
+}
+
+#[test]
+fn a_request_rejected_whole_leaves_a_mark_that_joins_the_rows_of_others() {
+    let intake = default_intake();
+    let marks: Vec<_> = (0..3).flat_map(|n| sample(&intake, "acme", n, 0)).collect();
+    let alone = build(&marks);
+    assert_eq!(
+        (alone.len(), alone[0].0.rows(), alone[0].0.spans.len()),
+        (1, 0, 3)
+    );
+    assert!(alone[0].0.frame_bytes() < 500, "{}", alone[0].0.frame_bytes());
+    let group = [
+        marks,
+        sample(&intake, "acme", 9, 4),
+        sample(&intake, "beta", 10, 0),
+    ]
+    .concat();
+    let built = build(&group);
+    assert_eq!(built.iter().map(|one| one.0.rows()).collect::<Vec<_>>(), [4, 0]);
+    assert_eq!(
+        built[0]
+            .0
+            .spans
+            .iter()
+            .map(|span| span.rejected)
+            .collect::<Vec<_>>(),
+        [2, 2, 2, 0]
+    );
 }
 
 #[test]
@@ -184,8 +225,11 @@ fn a_thousand_columns_leave_room_for_their_largest_row() {
 fn a_record_over_its_limit_is_halved_until_its_parts_fit() {
     let intake = default_intake();
     let group = [
+        sample(&intake, "acme", 8_000, 0),
         sample(&intake, "acme", 0, 700),
+        sample(&intake, "acme", 8_001, 0),
         sample(&intake, "acme", 9_000, 500),
+        sample(&intake, "acme", 8_002, 0),
     ]
     .concat();
     let built = build_within(&group, usize::MAX, 8_000).expect("records");
@@ -219,7 +263,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn any_group_reads_back_as_it_was(sizes in prop::collection::vec((0usize..3, 1usize..400), 1..12), limit in 20_000usize..900_000) {
+    fn any_group_reads_back_as_it_was(sizes in prop::collection::vec((0usize..3, prop_oneof![Just(0), 1usize..400]), 1..12), limit in 20_000usize..900_000) {
         let intake = default_intake();
         let group: Vec<_> = sizes.iter().enumerate()
             .flat_map(|(n, (tenant, size))| sample(&intake, ["acme", "beta", "core"][*tenant], n * 1_000, *size))

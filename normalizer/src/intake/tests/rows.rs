@@ -402,6 +402,18 @@ fn a_dataset_that_cannot_work_is_refused_with_dataset_and_field() {
             ["numbers", "string"],
         ),
         (
+            "{name: n, type: uint8, unit: {to: By}}",
+            ["`from`", "`unit_from`"],
+        ),
+        (
+            "{name: n, type: uint8, unit: {unit_from: u, to: KB}}",
+            ["\"KB\"", "not known"],
+        ),
+        (
+            "{name: n, type: uint8, unit: {unit_from: u, to: By}, default: 1}",
+            ["default has no unit", "`from`"],
+        ),
+        (
             "{name: n, type: uint8, default: 256}",
             ["default 256", "out_of_range"],
         ),

@@ -27,6 +27,7 @@ pub fn record(key: u128, bytes: usize) -> RecordContent {
         schema_version: 7,
         identity: Identity::Key,
         window_ms: 1,
+        holds: sluice_common::record::Holds::Events,
     };
     RecordContent {
         column_bytes: 0,

@@ -1,0 +1,236 @@
+//! `GET /admin/v1/ledger`: the books as they stand now, what is in flight included.
+//!
+//! One committed offset is taken first. ClickHouse is asked for the sums of all rows of the books but
+//! those of this log at or past it; the log is read from it on. So each event is seen on one side
+//! only, whatever is settled meanwhile. What is past the offset is not decided yet: its rows are in
+//! flight, its rejected ones are rejected.
+
+use crate::log::EmbeddedLog;
+use crate::progress::store::Store;
+use axum::extract::{RawQuery, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::StatusCode;
+use parking_lot::Mutex;
+use serde::Serialize;
+use sluice_common::admin::Refused;
+use sluice_common::books::{BooksLine, BooksQuery, MINUTE_MS};
+use sluice_common::clock::SharedClock;
+use sluice_common::config::Period;
+use sluice_common::ids::{Name, Offset, TenantId, source_o};
+use sluice_common::limits::{BOOKS_READ_BYTES, MAX_BOOKS_LINES};
+use sluice_common::record::{Holds, Record};
+use sluice_common::wire::sink::{SinkReply, SinkRequest};
+use sluice_common::wire::transport::Seam;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tower::ServiceExt as _;
+
+/// Embedded: one partition.
+const PARTITION: u16 = 0;
+/// Log bytes read at once.
+const READ_BYTES: usize = 4 * 1024 * 1024;
+/// How long ClickHouse may take for the sums.
+const SUMS_DEADLINE: Duration = Duration::from_secs(5);
+const DEFAULT_SINCE: Period = Period::hours(1);
+
+/// What the route stands on.
+pub struct Ledger {
+    pub log: Arc<EmbeddedLog>,
+    pub progress: Arc<Mutex<Store>>,
+    pub sink: Seam<SinkRequest>,
+    pub clock: SharedClock,
+    /// One question at a time: each may read [`BOOKS_READ_BYTES`].
+    pub gate: Semaphore,
+}
+
+/// The route's answer.
+#[derive(Debug, Serialize)]
+struct Told {
+    /// Newest minute first.
+    lines: Vec<BooksLine>,
+    /// What is not in the lines, each a sentence; empty where they are complete.
+    notes: Vec<String>,
+}
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    since: Period,
+    tenant: Option<TenantId>,
+}
+
+type Lines = BTreeMap<(TenantId, Name, u64), BooksLine>;
+
+impl Ledger {
+    /// The route.
+    pub fn routes(self) -> Router {
+        Router::new()
+            .route("/admin/v1/ledger", get(answer))
+            .with_state(Arc::new(self))
+    }
+
+    async fn tell(&self, asked: Asked) -> Result<Told, Refused> {
+        let minute_s = MINUTE_MS / 1_000;
+        let since_s = self.clock.now_ms().saturating_sub(asked.since.ms()) / 1_000 / minute_s * minute_s;
+        let committed = self.progress.lock().state().committed;
+        let query = BooksQuery {
+            log: self.log.id(),
+            partition: PARTITION,
+            below_o: source_o(committed, 0),
+            since_s,
+            tenant: asked.tenant.clone(),
+            limit: u32::try_from(MAX_BOOKS_LINES).unwrap_or(u32::MAX),
+            timeout: SUMS_DEADLINE,
+        };
+        let sums = self.sums(query).await?;
+        let mut notes = Vec::new();
+        if sums.len() == MAX_BOOKS_LINES {
+            notes.push(format!(
+                "only the newest {MAX_BOOKS_LINES} lines are told: ask with a shorter `since` or for one tenant"
+            ));
+        }
+        let mut lines: Lines = sums.into_iter().map(|line| (key(&line), line)).collect();
+        tokio::task::block_in_place(|| {
+            self.add_in_flight(&mut lines, committed, (since_s, &asked), &mut notes)
+        })?;
+        let mut lines: Vec<BooksLine> = lines.into_values().collect();
+        // Stable: within a minute they stay in order of tenant and dataset.
+        lines.sort_by_key(|line| std::cmp::Reverse(line.minute_s));
+        Ok(Told { lines, notes })
+    }
+
+    async fn sums(&self, query: BooksQuery) -> Result<Vec<BooksLine>, Refused> {
+        let answer = self.sink.clone().oneshot(SinkRequest::Books(query)).await;
+        let reason = match answer {
+            Ok(SinkReply::Books(lines)) => return Ok(lines),
+            Ok(SinkReply::Failed { reason }) => reason,
+            Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
+            Ok(SinkReply::Wrote(_) | SinkReply::Horizon(_)) => {
+                "the sink-writer answers another question".into()
+            }
+            Err(never) => match never {},
+        };
+        let detail =
+            format!("the books cannot be read from ClickHouse now: {reason}; ask again once it is there");
+        Err(Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "books_unreadable",
+            detail,
+        ))
+    }
+
+    /// Adds what the log holds from `from` on.
+    fn add_in_flight(
+        &self,
+        lines: &mut Lines,
+        from: Offset,
+        (since_s, asked): (u64, &Asked),
+        notes: &mut Vec<String>,
+    ) -> Result<(), Refused> {
+        let end = *self.log.durable_end().borrow();
+        let (mut at, mut bytes) = (from, 0);
+        while at < end {
+            let records = self.log.read(at, READ_BYTES).map_err(|error| {
+                let detail = format!("what is in flight cannot be read from the log: {error}");
+                Refused::new(StatusCode::SERVICE_UNAVAILABLE, "books_unreadable", detail)
+            })?;
+            for record in records.iter().filter(|record| record.place.offset < end) {
+                at = record.place.offset + 1;
+                bytes += record.frame().len();
+                let wanted = asked
+                    .tenant
+                    .as_ref()
+                    .is_none_or(|tenant| *tenant == record.meta.tenant);
+                if wanted && record.place.append_ms / 1_000 >= since_s {
+                    add(lines, record);
+                }
+            }
+            if bytes >= BOOKS_READ_BYTES || lines.len() >= 2 * MAX_BOOKS_LINES {
+                let left = end - at;
+                notes.push(format!(
+                    "of the backlog {left} records were not read: their events are in no line yet"
+                ));
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key(line: &BooksLine) -> (TenantId, Name, u64) {
+    (line.tenant.clone(), line.dataset.clone(), line.minute_s)
+}
+
+fn add(lines: &mut Lines, record: &Record) {
+    if record.meta.holds == Holds::RejectedCopies {
+        return;
+    }
+    let meta = &record.meta;
+    let minute_s = record.place.append_ms / MINUTE_MS * (MINUTE_MS / 1_000);
+    let fresh = BooksLine::new(meta.tenant.clone(), meta.dataset.clone(), minute_s);
+    let line = lines.entry(key(&fresh)).or_insert(fresh);
+    for span in record.spans() {
+        line.received += i64::from(span.rows) + i64::from(span.rejected);
+        line.in_flight += i64::from(span.rows);
+        line.rejected += i64::from(span.rejected);
+    }
+}
+
+async fn answer(State(ledger): State<Arc<Ledger>>, RawQuery(query): RawQuery) -> Result<Json<Told>, Refused> {
+    let asked = parse(query.as_deref().unwrap_or_default())
+        .map_err(|detail| Refused::new(StatusCode::BAD_REQUEST, "bad_admin_request", detail))?;
+    let _turn = ledger.gate.acquire().await.map_err(|_| {
+        Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "books_unreadable",
+            "the normalizer is stopping",
+        )
+    })?;
+    ledger.tell(asked).await.map(Json)
+}
+
+/// `since=1h&tenant=acme`, both optional.
+fn parse(query: &str) -> Result<Asked, String> {
+    let mut asked = Asked {
+        since: DEFAULT_SINCE,
+        tenant: None,
+    };
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("since", text)) => {
+                let since = text.parse::<Period>();
+                asked.since = since.map_err(|error| format!("`since` {text:?}: {error}"))?;
+            }
+            Some(("tenant", text)) => {
+                asked.tenant = Some(TenantId::new(text).map_err(|error| format!("`tenant`: {error}"))?);
+            }
+            Some(_) | None => return Err("the books are asked for with `since` and `tenant` only".into()),
+        }
+    }
+    Ok(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_question_is_a_time_and_a_tenant_and_nothing_else() {
+        let hour = Asked {
+            since: Period::hours(1),
+            tenant: None,
+        };
+        assert_eq!(parse(""), Ok(hour));
+        let asked = parse("since=30d&tenant=acme").expect("a question");
+        assert_eq!(
+            (asked.since, asked.tenant.expect("named").as_str()),
+            (Period::hours(720), "acme")
+        );
+        for bad in ["since=yesterday", "tenant=%27", "limit=5", "since"] {
+            parse(bad).expect_err(bad);
+        }
+    }
+}
