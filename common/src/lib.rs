@@ -14,6 +14,7 @@ pub mod metered;
 pub mod metrics;
 pub mod process;
 pub mod record;
+pub mod reload;
 pub mod secret;
 pub mod serve;
 pub mod shutdown;

@@ -76,6 +76,8 @@ names! {
         /// `reason` budget, request.
         DeadLettersDropped = "sluice_dead_letters_dropped_total", "Rejected rows of which no copy was kept.";
         Unbooked = "sluice_ledger_unbooked_events_total", "Rejected events of requests rejected whole, over what a tenant's requests may leave in the books.";
+        /// `outcome` applied, refused, unchanged.
+        ConfigReloads = "sluice_config_reloads_total", "Config files read again, by what became of them.";
         /// `reason`.
         Alarms = "sluice_alarms_total", "Times that something needed an operator; the log line says what to do.";
     }
@@ -113,6 +115,7 @@ names! {
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
         /// `certificate` edge, internal.
         TlsCertificateExpiry = "sluice_tls_certificate_expiry_seconds", "When the certificate that is shown expires, as a Unix time.";
+        ConfigRestartPending = "sluice_config_restart_pending", "1 while the config file has changes that wait for the next start.";
         LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";

@@ -1,11 +1,14 @@
 //! Handing a request to the normalizer, and waiting where it has no room.
 //!
 //! Each request is carried by a task of its own, which a client's going away does not end (R4): what
-//! was begun is finished, and its bytes stay charged until then. "Busy" is the only answer after
-//! which it is tried again, because then it is certain that nothing was appended.
+//! was begun is finished, and its bytes stay charged until then. It is tried again only where it is
+//! certain that nothing was appended: after "busy", and after "unknown dataset" where this edge's config has
+//! the dataset. Then the normalizer has yet to take the config that the edge took a moment ago.
 
 use crate::admission::{BodyPermit, TenantAdmission};
+use crate::auth::Tenants;
 use crate::health::Health;
+use sluice_common::error::Problem;
 use sluice_common::limits::{EDGE_FORWARD_DEADLINE, EDGE_QUEUE_DEADLINE};
 use sluice_common::wire::intake::{IntakeReply, IntakeRequest};
 use sluice_common::wire::transport::Seam;
@@ -21,6 +24,7 @@ use tracing::Instrument as _;
 pub struct Forwarder {
     seam: Seam<IntakeRequest>,
     health: Arc<Health>,
+    tenants: Arc<Tenants>,
     tasks: TaskTracker,
 }
 
@@ -34,16 +38,22 @@ impl std::fmt::Debug for Forwarder {
 
 /// Least wait before a busy normalizer is asked again.
 const LEAST_WAIT: Duration = Duration::from_millis(20);
+/// How long a request waits for the normalizer to know a dataset that this edge knows: each looks at the
+/// config file every second.
+const CONFIG_DEADLINE: Duration = Duration::from_secs(3);
+/// Between two looks whether it does.
+const CONFIG_WAIT: Duration = Duration::from_millis(100);
 /// Beyond the queue's and the call's own deadlines, which end first where all is well.
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Forwarder {
     /// A way that leads to `seam`.
     #[must_use]
-    pub fn new(seam: Seam<IntakeRequest>, health: Arc<Health>) -> Self {
+    pub fn new(seam: Seam<IntakeRequest>, health: Arc<Health>, tenants: Arc<Tenants>) -> Self {
         Self {
             seam,
             health,
+            tenants,
             tasks: TaskTracker::new(),
         }
     }
@@ -56,14 +66,14 @@ impl Forwarder {
         tenant: Arc<TenantAdmission>,
         permit: BodyPermit,
     ) -> IntakeReply {
-        let carried = carry(self.seam.clone(), request, tenant, Arc::clone(&self.health));
+        let this = self.clone();
         let task = async move {
-            let reply = carried.await;
+            let reply = this.carry(request, tenant).await;
             drop(permit);
             reply
         };
         let task = self.tasks.spawn(task.in_current_span());
-        let wait = EDGE_QUEUE_DEADLINE + EDGE_FORWARD_DEADLINE + GRACE;
+        let wait = EDGE_QUEUE_DEADLINE + CONFIG_DEADLINE + EDGE_FORWARD_DEADLINE + GRACE;
         match timeout(wait, task).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(panic)) => {
@@ -72,6 +82,48 @@ impl Forwarder {
             }
             Err(_) => unknown(format!("no answer within {} s", wait.as_secs())),
         }
+    }
+
+    async fn carry(&self, request: IntakeRequest, tenant: Arc<TenantAdmission>) -> IntakeReply {
+        let begun = Instant::now();
+        loop {
+            let reply = match self.seam.clone().oneshot(request.clone()).await {
+                Ok(reply) => reply,
+                Err(never) => match never {},
+            };
+            let now = Instant::now();
+            self.health.saw(&reply, now);
+            let (wait, deadline) = match &reply {
+                IntakeReply::Busy { retry_after_ms, .. } => {
+                    let hint = Duration::from_millis(*retry_after_ms);
+                    tenant.gate.busy(now, hint);
+                    (hint, begun + EDGE_QUEUE_DEADLINE)
+                }
+                IntakeReply::Refused(problem) if self.is_ahead(problem, &request) => {
+                    tenant.gate.open();
+                    if now >= begun + CONFIG_DEADLINE {
+                        return not_yet_known();
+                    }
+                    (CONFIG_WAIT, begun + CONFIG_DEADLINE)
+                }
+                IntakeReply::Rows(_) | IntakeReply::Refused(_) => {
+                    tenant.gate.open();
+                    return reply;
+                }
+                IntakeReply::Unavailable { .. } => return reply,
+            };
+            if now >= deadline {
+                return reply;
+            }
+            // A hint past the deadline still gets a last try at it: the normalizer may be faster.
+            let wait = spread(wait.max(LEAST_WAIT), request.request.0);
+            sleep_until((now + wait).min(deadline)).await;
+        }
+    }
+
+    /// Whether the normalizer refuses a dataset that this edge's config has.
+    fn is_ahead(&self, problem: &Problem, request: &IntakeRequest) -> bool {
+        problem.code == "unknown_dataset" && self.tenants.dataset_exists(&request.dataset)
     }
 
     /// Waits until no request is under way. Requests may still come meanwhile.
@@ -89,35 +141,11 @@ fn unknown(reason: String) -> IntakeReply {
     }
 }
 
-async fn carry(
-    seam: Seam<IntakeRequest>,
-    request: IntakeRequest,
-    tenant: Arc<TenantAdmission>,
-    health: Arc<Health>,
-) -> IntakeReply {
-    let deadline = Instant::now() + EDGE_QUEUE_DEADLINE;
-    loop {
-        let reply = match seam.clone().oneshot(request.clone()).await {
-            Ok(reply) => reply,
-            Err(never) => match never {},
-        };
-        let now = Instant::now();
-        health.saw(&reply, now);
-        let hint = match &reply {
-            IntakeReply::Busy { retry_after_ms, .. } => Duration::from_millis(*retry_after_ms),
-            IntakeReply::Rows(_) | IntakeReply::Refused(_) => {
-                tenant.gate.open();
-                return reply;
-            }
-            IntakeReply::Unavailable { .. } => return reply,
-        };
-        tenant.gate.busy(now, hint);
-        if now >= deadline {
-            return reply;
-        }
-        // A hint past the deadline still gets a last try at it: the normalizer may be faster.
-        let wait = spread(hint.max(LEAST_WAIT), request.request.0);
-        sleep_until((now + wait).min(deadline)).await;
+/// The two read different configs: a client that tries again is answered once they agree.
+fn not_yet_known() -> IntakeReply {
+    IntakeReply::Busy {
+        reason: "the dataset is new, and not all services have taken the config that has it".into(),
+        retry_after_ms: 1_000,
     }
 }
 

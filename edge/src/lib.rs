@@ -36,6 +36,7 @@ use sluice_common::config::Config;
 use sluice_common::limits::EDGE_BODY_BYTES;
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Histogram, Metrics};
+use sluice_common::reload::Part;
 use sluice_common::tenants_file::TenantsFile;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::transport::Seam;
@@ -60,10 +61,11 @@ impl Edge {
     pub fn new(config: &Config, seam: Seam<IntakeRequest>, metrics: Metrics) -> Self {
         show_zeros(&metrics);
         let health = Arc::new(Health::default());
+        let tenants = Arc::new(Tenants::new(config));
         Self {
-            tenants: Arc::new(Tenants::new(config)),
             admission: Admission::new(ByteBudget::new(EDGE_BODY_BYTES).shown(&metrics, "edge")),
-            forwarder: Forwarder::new(seam, Arc::clone(&health)),
+            forwarder: Forwarder::new(seam, Arc::clone(&health), Arc::clone(&tenants)),
+            tenants,
             health,
             metrics,
             tenant_labels: Arc::default(),
@@ -84,6 +86,16 @@ impl Edge {
     pub fn follow_tenants_file(&self, path: PathBuf) -> Result<Arc<FiledTenants>, NotInForce> {
         let (tenants, metrics) = (Arc::clone(&self.tenants), self.metrics.clone());
         FiledTenants::open(TenantsFile::at(path), tenants, metrics, Arc::new(SystemClock))
+    }
+
+    /// Follows the config: its tenants and the names of its datasets.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        let tenants = Arc::clone(&self.tenants);
+        Box::new(move |loaded| {
+            let (tenants, config) = (Arc::clone(&tenants), loaded.config.clone());
+            Ok(Box::new(move || tenants.replace(&config)))
+        })
     }
 
     /// Whether requests can be acknowledged, for `/readyz`. A ClickHouse outage alone does not

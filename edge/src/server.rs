@@ -3,9 +3,11 @@
 use crate::{Edge, NotInForce, stack, tenants_routes};
 use serde::Serialize;
 use sluice_common::admin::{self, Control};
+use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::Loaded;
 use sluice_common::error;
 use sluice_common::metrics::{Metrics, MetricsError};
+use sluice_common::reload::Reloader;
 use sluice_common::serve::{Bounds, Door, ListenError, listen, serve};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::tls::client::{ClientTls, ClientTlsError};
@@ -116,13 +118,18 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
         .transpose()?;
     let server = EdgeServer::bind(edge.clone(), &own.listen, tls.clone()).await?;
     let admin = listen(&own.admin).await?;
-    say_ready(&server, admin.local_addr()?, json)?;
     let (stop, probing) = (Stop::new(), Stop::new());
+    let clock: SharedClock = Arc::new(SystemClock);
+    let reloader = Reloader::new(config, &metrics, &clock).with(edge.part());
+    let control = Control::new(config.admin_token.clone()).with(tenants_routes(Arc::clone(&filed)));
+    let control = reloader.mount(control);
+    let reloading = reloader.start(stop.clone())?;
+    say_ready(&server, admin.local_addr()?, json)?;
     let admin = tokio::spawn(admin::run(
         admin,
         metrics.clone(),
         edge.readiness(),
-        Control::new(config.admin_token.clone()).with(tenants_routes(Arc::clone(&filed))),
+        control,
         probing.clone(),
     ));
     let watched = tls
@@ -139,6 +146,7 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
     let drained = within_deadline(async {
         log_panic(serving.await);
         log_panic(watch.await);
+        log_panic(reloading.await);
     });
     if !drained.await {
         tracing::warn!("not all requests were finished in time; their clients will retry");

@@ -12,11 +12,12 @@ use clap::Args;
 use finding::{Findings, Level};
 use serde_json::json;
 use sluice_common::clock::{Clock as _, SystemClock};
-use sluice_common::config::Loaded;
+use sluice_common::config::{Loaded, schema};
 use sluice_common::ids::Name;
 use sluice_common::process::Failure;
 use sluice_common::tenants_file::{self, TenantsFile};
 use sluice_normalizer::start::compile;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 /// Validates the config, asks ClickHouse, and says what is degraded.
@@ -55,6 +56,9 @@ pub struct CheckArgs {
     /// With --ddl: on every server of this cluster.
     #[arg(long, value_name = "NAME", requires = "ddl", value_parser = cluster)]
     on_cluster: Option<Name>,
+    /// Print the JSON Schema of config files and end.
+    #[arg(long)]
+    schema: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -65,6 +69,9 @@ impl CheckArgs {
     /// # Errors
     /// Where stdout cannot be written.
     pub async fn run(self) -> Result<Exit, Failure> {
+        if self.schema {
+            return print_schema();
+        }
         let mut findings = Findings::default();
         match Loaded::read(self.config.as_deref(), &self.data_dir) {
             Err(error) => findings.unusable("config", error.to_string()),
@@ -156,4 +163,12 @@ fn certificates(loaded: &Loaded, findings: &mut Findings) {
 
 fn cluster(text: &str) -> Result<Name, String> {
     Name::new(text).map_err(|error| error.to_string())
+}
+
+fn print_schema() -> Result<Exit, Failure> {
+    let schema = serde_json::to_string_pretty(&schema::json())?;
+    match writeln!(std::io::stdout().lock(), "{schema}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Ok(()) | Err(_) => Ok(Exit::Good),
+    }
 }

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod clickhouse;
 pub mod completions;
+pub mod config;
 pub mod demo;
 pub mod exit;
 pub mod http;

@@ -6,7 +6,9 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use ingestctl::{check, clickhouse, completions, exit, ledger, man, schema, status, tenants, top, up};
+use ingestctl::{
+    check, clickhouse, completions, config, exit, ledger, man, schema, status, tenants, top, up,
+};
 use sluice_common::process::{self, Failure};
 
 /// Runs, checks and inspects Sluice.
@@ -30,6 +32,7 @@ enum Verb {
     Status(status::StatusArgs),
     Top(top::TopArgs),
     Tenants(tenants::TenantsArgs),
+    Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     /// Becomes the ClickHouse of the process that calls it.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Status(args) => exit::run(args.run()),
         Verb::Top(args) => exit::run(args.run()),
         Verb::Tenants(args) => exit::run(args.run()),
+        Verb::Config(args) => exit::finish(args.run()),
         Verb::Completions(args) => exit::finish(args.run(CommandLine::command())),
         Verb::Man(args) => exit::finish(args.run(CommandLine::command())),
         Verb::ClickhouseChild(args) => exit::finish(

@@ -7,6 +7,7 @@ use sluice_common::config::Loaded;
 use sluice_common::limits::SERVER_DEADLINE;
 use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
+use sluice_common::reload::Reloader;
 use sluice_common::serve::listen;
 use sluice_common::shutdown::Stop;
 use sluice_common::tls::client::{ClientTls, ClientTlsError};
@@ -63,15 +64,23 @@ impl Pipeline {
         make_tables(&sink, given.wait_for_tables).await;
         let (taking, pumping) = (Stop::new(), Stop::new());
         let environment = Environment {
-            sink: sink.seam(),
+            sink: sink.clone().seam(),
             metrics: given.metrics.clone(),
             clock: given.clock,
             stop: pumping.clone(),
             accept_window_loss: given.accept_window_loss,
         };
+        let following = Reloader::new(loaded, &given.metrics, &environment.clock).with(sink.part());
         let running = tokio::task::block_in_place(|| Running::start(loaded, environment))?;
         let edge = Edge::new(config, running.intake.clone(), given.metrics.clone());
         let filed = edge.follow_tenants_file(loaded.tenants_file())?;
+        // The edge is the last to take a config: what it lets in, the others know.
+        let reloader = following.with(running.part()).with(edge.part());
+        let control = Control::new(loaded.admin_token.clone())
+            .with(running.control.clone())
+            .with(tenants_routes(Arc::clone(&filed)));
+        let control = reloader.mount(control);
+        reloader.start(taking.clone())?;
         let ready = both(edge.readiness(), Arc::clone(&running.ready));
         let server = EdgeServer::bind(edge, &config.edge.listen, tls.clone()).await?;
         let admin = probes.local_addr()?;
@@ -79,9 +88,7 @@ impl Pipeline {
             probes,
             given.metrics.clone(),
             ready,
-            Control::new(loaded.admin_token.clone())
-                .with(running.control.clone())
-                .with(tenants_routes(Arc::clone(&filed))),
+            control,
             pumping.clone(),
         ));
         tokio::spawn(filed.watch(taking.clone()));

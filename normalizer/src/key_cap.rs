@@ -12,10 +12,13 @@ const STEPS: u64 = 24;
 
 /// Events by tenant over the window.
 #[derive(Debug)]
-pub struct KeyCap {
+pub struct KeyCap(Mutex<Counts>);
+
+#[derive(Debug)]
+struct Counts {
     limit: u64,
     step_ms: u64,
-    steps: Mutex<VecDeque<Step>>,
+    steps: VecDeque<Step>,
 }
 
 #[derive(Debug)]
@@ -40,16 +43,39 @@ impl KeyCap {
             number: number.saturating_sub(back),
             events: events.clone(),
         });
-        Self {
+        Self(Mutex::new(Counts {
             limit,
             step_ms,
-            steps: Mutex::new(steps.collect()),
+            steps: steps.collect(),
+        }))
+    }
+
+    /// Puts another cap and window in force; what was counted stays counted for as long as the new window
+    /// asks for it.
+    pub fn set(&self, limit: u64, window_ms: u64) {
+        let mut counts = self.0.lock();
+        let step_ms = (window_ms / STEPS).max(1);
+        let old = std::mem::take(&mut counts.steps);
+        for step in old {
+            let number = step.number * counts.step_ms / step_ms;
+            if counts.steps.back().is_none_or(|last| last.number < number) {
+                counts.steps.push_back(Step {
+                    number,
+                    events: HashMap::new(),
+                });
+            }
+            if let Some(last) = counts.steps.back_mut() {
+                for (tenant, events) in step.events {
+                    *last.events.entry(tenant).or_default() += events;
+                }
+            }
         }
+        (counts.limit, counts.step_ms) = (limit, step_ms);
     }
 
     /// Gives back what was charged for events that were not appended.
     pub fn refund(&self, tenant: &TenantId, events: u64) {
-        let mut steps = self.steps.lock();
+        let steps = &mut self.0.lock().steps;
         if let Some(held) = steps.back_mut().and_then(|step| step.events.get_mut(tenant)) {
             *held = held.saturating_sub(events);
         }
@@ -60,16 +86,21 @@ impl KeyCap {
     /// # Errors
     /// How many milliseconds until the oldest step leaves the window, where they would not fit.
     pub fn charge(&self, tenant: &TenantId, events: u64, now: UnixMs) -> Result<(), u64> {
-        let number = now / self.step_ms;
-        let mut steps = self.steps.lock();
+        let mut counts = self.0.lock();
+        let Counts {
+            limit,
+            step_ms,
+            steps,
+        } = &mut *counts;
+        let number = now / *step_ms;
         while steps.front().is_some_and(|step| step.number + STEPS < number) {
             steps.pop_front();
         }
         let held: u64 = steps.iter().filter_map(|step| step.events.get(tenant)).sum();
-        if held + events > self.limit {
+        if held + events > *limit {
             let oldest = steps.iter().find(|step| step.events.contains_key(tenant));
             let leaves = oldest.map_or(number, |step| step.number) + STEPS + 1;
-            return Err((leaves * self.step_ms).saturating_sub(now).max(1_000));
+            return Err((leaves * *step_ms).saturating_sub(now).max(1_000));
         }
         if steps.back().is_none_or(|step| step.number < number) {
             steps.push_back(Step {
@@ -105,5 +136,23 @@ mod tests {
             Ok(()),
             "whoever waits that long is let in"
         );
+    }
+
+    #[test]
+    fn another_cap_and_window_keep_what_was_counted() {
+        let a = TenantId::new("a").expect("valid");
+        let cap = KeyCap::new(100, 24_000, HashMap::new(), 1_000_000);
+        for second in 0..10 {
+            assert_eq!(cap.charge(&a, 10, 1_000_000 + second * 1_000), Ok(()));
+        }
+        cap.set(110, 240_000);
+        assert_eq!(cap.charge(&a, 10, 1_010_000), Ok(()));
+        assert!(cap.charge(&a, 1, 1_010_000).is_err(), "100 were counted before");
+        assert!(
+            cap.charge(&a, 1, 1_200_000).is_err(),
+            "the wider window still asks for them"
+        );
+        cap.set(110, 24_000);
+        assert_eq!(cap.charge(&a, 110, 1_300_000), Ok(()));
     }
 }

@@ -2,10 +2,11 @@
 
 use clap::Parser;
 use sluice_common::admin::Control;
-use sluice_common::clock::SystemClock;
+use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::Loaded;
 use sluice_common::limits::SERVER_DEADLINE;
 use sluice_common::metrics::Metrics;
+use sluice_common::reload::Reloader;
 use sluice_common::serve::{Bounds, Door, listen, serve};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::telemetry::{self, LogFormat};
@@ -63,7 +64,11 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         stop: pumping.clone(),
         accept_window_loss: args.accept_window_loss,
     };
+    let clock: SharedClock = Arc::new(SystemClock);
     let mut running = Running::start(&loaded, environment)?;
+    let reloader = Reloader::new(&loaded, &metrics, &clock).with(running.part());
+    let control = reloader.mount(Control::new(loaded.admin_token.clone()).with(running.control.clone()));
+    reloader.start(taking.clone())?;
     process::ready(
         args.json,
         "normalizer",
@@ -80,7 +85,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         probes,
         metrics.clone(),
         Arc::clone(&running.ready),
-        Control::new(loaded.admin_token.clone()).with(running.control.clone()),
+        control,
         pumping.clone(),
     ));
     tokio::select! {

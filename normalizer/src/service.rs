@@ -72,7 +72,7 @@ impl IntakeService {
     /// What events had and their datasets have not.
     #[must_use]
     pub fn drift_report(&self, database: &Name) -> DriftReport {
-        self.drift.report(self.intake.schemas(), database)
+        self.drift.report(self.intake.schemas().iter(), database)
     }
 
     async fn handle(&self, mut request: IntakeRequest) -> IntakeReply {
@@ -126,7 +126,7 @@ impl IntakeService {
             late_events,
         } = parsed;
         if let Some(schema) = self.intake.schema(&request.dataset, &request.tenant) {
-            self.drift.add(schema, observed, self.clock.now_ms());
+            self.drift.add(&schema, observed, self.clock.now_ms());
         }
         if let Err(wait_ms) = self
             .key_cap
@@ -232,8 +232,8 @@ impl IntakeService {
             .add(Counter::LateEvents, events, &[("dataset", dataset)]);
     }
 
-    /// Zeros of what the schemas may count.
-    fn show_fields(&self) {
+    /// Exports zeros of what the schemas in force may count.
+    pub fn show_datasets(&self) {
         for schema in self.intake.schemas() {
             let dataset = schema.name().as_str();
             self.count_late(dataset, 0);
@@ -251,7 +251,7 @@ impl IntakeService {
         let metrics = &self.metrics;
         self.count("accepted", 0);
         self.count("rejected", 0);
-        self.show_fields();
+        self.show_datasets();
         metrics.add(Counter::Unbooked, 0, &[]);
         for reason in ["budget", "request"] {
             metrics.add(Counter::DeadLettersDropped, 0, &[("reason", reason)]);

@@ -10,14 +10,17 @@ use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
+use crate::pump::batching::{Settings, SharedSettings};
 use crate::pump::{Parts, Pump, PumpError};
 use crate::service::{IntakeService, RejectMarks};
+use arc_swap::ArcSwap;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::{ConfigError, Loaded};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
 use sluice_common::metrics::{Gauge, Metrics};
+use sluice_common::reload::Part;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::sink::SinkRequest;
@@ -48,6 +51,8 @@ pub struct Running {
     /// Ends with the stop, or with the reason why the partition cannot go on.
     pub pump: JoinHandle<Result<(), PumpError>>,
     log: Arc<EmbeddedLog>,
+    service: Arc<IntakeService>,
+    settings: SharedSettings,
 }
 
 /// Why a normalizer does not start.
@@ -142,6 +147,7 @@ impl Running {
             clock: Arc::clone(&clock),
         });
         let (books, books_clock) = (sink.clone(), Arc::clone(&clock));
+        let settings = Arc::new(ArcSwap::from_pointee(Settings::new(&loaded.config)));
         let parts = Parts {
             log: Arc::clone(&log),
             dedup,
@@ -151,8 +157,9 @@ impl Running {
             clock,
             stop,
             accept_window_loss,
+            settings: Arc::clone(&settings),
         };
-        let pump = Pump::new(parts, &loaded.config);
+        let pump = Pump::new(parts);
         let ledger = Ledger {
             log: Arc::clone(&log),
             progress: pump.progress(),
@@ -164,11 +171,33 @@ impl Running {
         Self {
             control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone())
                 .merge(ledger.routes()),
-            intake: service.seam(),
+            intake: Arc::clone(&service).seam(),
             ready: readiness(Arc::clone(&log)),
             pump,
             log,
+            service,
+            settings,
         }
+    }
+
+    /// Follows the config: schemas for requests that come from now on, the cap of keys, and what the pump
+    /// takes of it. What is in the log lands as its records say.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        let (service, settings) = (Arc::clone(&self.service), Arc::clone(&self.settings));
+        Box::new(move |loaded| {
+            let schemas = Intake::compile(&loaded.config.datasets)?;
+            let next = Settings::new(&loaded.config);
+            let cap = loaded.config.dedup.keys_per_tenant.0;
+            let (service, settings) = (Arc::clone(&service), Arc::clone(&settings));
+            Ok(Box::new(move || {
+                service.key_cap.set(cap, next.max_window_ms);
+                // First: nothing may be deleted that the new windows ask for.
+                settings.store(Arc::new(next));
+                service.intake.replace(schemas);
+                service.show_datasets();
+            }))
+        })
     }
 
     /// Closes the log: what is queued is written, nothing more is taken.
@@ -201,7 +230,7 @@ async fn watched(
 pub fn compile(loaded: &Loaded) -> Result<usize, ConfigError> {
     let intake = Intake::new(&loaded.config.datasets, [0; 32]);
     let intake = intake.map_err(|problems| loaded.source.refuse(&problems))?;
-    Ok(intake.schemas().count())
+    Ok(intake.schemas().len())
 }
 
 fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {

@@ -25,16 +25,21 @@ pub fn table(plan: &TablePlan<'_>, database: &Name) -> String {
         let _ = write!(sql, "\nPARTITION BY {}", quoted_partition(&dataset.partition_by));
     }
     let _ = write!(sql, "\nORDER BY ({})", order_by(dataset));
-    if let (Some(ttl), Some(time)) = (dataset.ttl, &dataset.time) {
-        // A TTL is a whole number of seconds, rounded up: a row is never deleted early.
-        let seconds = ttl.ms().div_ceil(1_000);
-        let _ = write!(
-            sql,
-            "\nTTL toDateTime(`{}`) + toIntervalSecond({seconds})",
-            time.field
-        );
+    if let Some(ttl) = ttl(dataset) {
+        let _ = write!(sql, "\nTTL {ttl}");
     }
     sql + &settings()
+}
+
+/// When rows are deleted, if ever.
+pub(crate) fn ttl(dataset: &Dataset) -> Option<String> {
+    let (ttl, time) = (dataset.ttl?, dataset.time.as_ref()?);
+    // A TTL is a whole number of seconds, rounded up: a row is never deleted early.
+    let seconds = ttl.ms().div_ceil(1_000);
+    Some(format!(
+        "toDateTime(`{}`) + toIntervalSecond({seconds})",
+        time.field
+    ))
 }
 
 /// How `dead_letters` is partitioned.
@@ -126,7 +131,7 @@ fn quoted_partition(by: &PartitionBy) -> String {
     }
 }
 
-fn column(field: &Field) -> String {
+pub(crate) fn column(field: &Field) -> String {
     format!(
         "`{}` {}{}",
         field.name,

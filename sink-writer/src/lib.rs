@@ -7,6 +7,7 @@
 
 pub mod adapt;
 pub mod admit;
+pub mod alter;
 pub mod assemble;
 pub mod block;
 pub mod client;

@@ -2,8 +2,10 @@
 
 use clap::Parser;
 use sluice_common::admin::Control;
+use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::Loaded;
 use sluice_common::metrics::Metrics;
+use sluice_common::reload::Reloader;
 use sluice_common::serve::{Bounds, Door, listen, serve};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::telemetry::{self, LogFormat};
@@ -56,6 +58,10 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     let tls = tls.transpose()?;
     let sink = SinkWriter::new(&target, &loaded.config.datasets, &metrics);
     let (taking, probing) = (Stop::new(), Stop::new());
+    let clock: SharedClock = Arc::new(SystemClock);
+    let reloader = Reloader::new(&loaded, &metrics, &clock).with(sink.part());
+    let control = reloader.mount(Control::new(loaded.admin_token.clone()));
+    reloader.start(taking.clone())?;
     process::ready(
         args.json,
         "sink_writer",
@@ -73,7 +79,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         probes,
         metrics.clone(),
         Arc::new(|| Ok(())),
-        Control::new(loaded.admin_token.clone()),
+        control,
         probing.clone(),
     ));
     asked_to_stop().await?;

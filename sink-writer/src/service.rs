@@ -14,10 +14,13 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Dataset;
+use sluice_common::ids::Name;
 use sluice_common::metrics::Metrics;
+use sluice_common::reload::Part;
 use sluice_common::telemetry;
-use sluice_common::wire::sink::{SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
+use sluice_common::wire::sink::{RangeRecord, SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
 use sluice_common::wire::transport::Seam;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -31,13 +34,14 @@ use tracing::Instrument as _;
 
 /// Sub-batches of one call that are worked on at once.
 const SUB_BATCHES_AT_ONCE: usize = 4;
+/// How long the making of new datasets' tables may take; after it, calls make them.
+const NEW_TABLES_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Executes calls against one ClickHouse. Cloning is cheap and shares everything.
 #[derive(Debug, Clone)]
 pub struct SinkWriter {
     client: Client,
     tables: Arc<Tables>,
-    datasets: Arc<[Dataset]>,
     budget: Budget,
     observer: Observer,
 }
@@ -53,7 +57,6 @@ impl SinkWriter {
         Self {
             client,
             tables,
-            datasets: datasets.into(),
             observer: Observer::new(metrics, &budget),
             budget,
         }
@@ -77,7 +80,28 @@ impl SinkWriter {
     /// What `ingestctl check` says of the server and the configured tables.
     pub async fn describe_all(&self, clock: &SharedClock, timeout: Duration) -> report::ServerReport {
         let deadline = Instant::now() + timeout;
-        report::describe_all(&self.client, &self.datasets, clock, deadline).await
+        report::describe_all(&self.client, &self.tables.datasets(), clock, deadline).await
+    }
+
+    /// Follows the config: the datasets whose tables are made where they are missing. What is known of
+    /// tables is forgotten, so that columns that were added are seen.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        let sink = self.clone();
+        Box::new(move |loaded| {
+            let (sink, datasets) = (sink.clone(), loaded.config.datasets.clone());
+            Ok(Box::new(move || {
+                if sink.tables.replace(datasets) {
+                    tokio::spawn(async move { sink.make_new_tables().await });
+                }
+            }))
+        })
+    }
+
+    async fn make_new_tables(self) {
+        if let Err(error) = self.create_missing(NEW_TABLES_DEADLINE).await {
+            tracing::warn!(%error, "tables of new datasets could not be made yet; calls try again");
+        }
     }
 
     /// What hangs on a dataset's table, and how it keeps rows; nothing where it does not exist.
@@ -129,26 +153,15 @@ impl SinkWriter {
         if let Err(reason) = check(&call) {
             return SinkReply::Failed { reason };
         }
-        let sights = self.sights(&call, deadline).await;
         let source = Source {
             log: call.log,
             partition: call.partition,
             records: call.records,
             ledger: call.ledger,
         };
-        let built = tokio::task::spawn_blocking(move || block::build(&source, &sights)).await;
-        let subs = match built {
-            Ok(Ok(subs)) => subs,
-            Ok(Err(bad)) => {
-                return SinkReply::Failed {
-                    reason: bad.to_string(),
-                };
-            }
-            Err(panic) => {
-                return SinkReply::Failed {
-                    reason: format!("building the blocks failed inside: {panic}"),
-                };
-            }
+        let subs = match self.build(source, deadline).await {
+            Ok(subs) => subs,
+            Err(reason) => return SinkReply::Failed { reason },
         };
         let (work, lost) = select(subs, call.tasks);
         let settler = Settler {
@@ -170,9 +183,37 @@ impl SinkWriter {
         SinkReply::Wrote(reports)
     }
 
-    async fn sights(&self, call: &SinkCall, deadline: Instant) -> Sights {
+    /// Blocks of what was seen of the tables; where columns would be left out, of what is seen now.
+    async fn build(&self, source: Source, deadline: Instant) -> Result<Vec<SubBatch>, String> {
+        let source = Arc::new(source);
+        let subs = self.build_once(&source, deadline).await?;
+        let lacking = subs.iter().filter(|sub| !sub.left_out.is_empty());
+        let lacking: BTreeSet<&Name> = lacking.map(|sub| &sub.key.table).collect();
+        let now = Instant::now();
+        let again = lacking
+            .iter()
+            .filter(|table| self.tables.look_again(table, now))
+            .count();
+        if again == 0 {
+            return Ok(subs);
+        }
+        drop(subs);
+        self.build_once(&source, deadline).await
+    }
+
+    async fn build_once(&self, source: &Arc<Source>, deadline: Instant) -> Result<Vec<SubBatch>, String> {
+        let sights = self.sights(&source.records, deadline).await;
+        let source = Arc::clone(source);
+        let built = tokio::task::spawn_blocking(move || block::build(&source, &sights)).await;
+        match built {
+            Ok(built) => built.map_err(|bad| bad.to_string()),
+            Err(panic) => Err(format!("building the blocks failed inside: {panic}")),
+        }
+    }
+
+    async fn sights(&self, records: &[RangeRecord], deadline: Instant) -> Sights {
         let mut sights = Sights::new();
-        for name in block::tables_of(&call.records) {
+        for name in block::tables_of(records) {
             let sight = match self.tables.get(&name, deadline).await {
                 Ok(table) => Sight::Known(table),
                 Err(why) => {

@@ -11,13 +11,17 @@ use sluice_common::config::{Dataset, Period, tables};
 use sluice_common::ids::Name;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// The columns that say where a row came from (R10).
 pub const PROVENANCE: [&str; 3] = ["_src_l", "_src_p", "_src_o"];
 /// Described tables that are kept; more can only be forged records.
 const MAX_DESCRIBED: usize = 10_000;
+/// Datasets that are remembered after they left the config.
+const MAX_RETIRED: usize = 1_000;
+/// Between two looks at a table for columns that it lacked.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 /// One table as the server describes it.
 #[derive(Debug, Clone)]
@@ -54,31 +58,54 @@ impl Table {
     }
 }
 
+/// Which tables there are to be.
+#[derive(Debug, Default)]
+struct Wanted {
+    datasets: Vec<Dataset>,
+    /// Datasets that the config had: rows in the log may still ask for their tables.
+    retired: Vec<Dataset>,
+    /// Tables that this process has made, or found when it would have. One that goes missing later was
+    /// dropped by somebody, and is not made again behind their back.
+    made: BTreeSet<Name>,
+}
+
+impl Wanted {
+    /// The statements that make `table`, or all that have not been made; with the tables' names.
+    fn statements(&self, table: Option<&Name>, database: &Name, letters_ttl: Period) -> Vec<(Name, String)> {
+        let own = [
+            (DEAD_LETTERS, ddl::dead_letters(database, letters_ttl)),
+            (LEDGER, ddl::ledger(database)),
+        ];
+        let own = own
+            .into_iter()
+            .filter_map(|(name, sql)| Some((Name::new(name).ok()?, sql)));
+        // A retired dataset's table is made only for rows that ask for it.
+        let retired = tables(if table.is_some() { &self.retired } else { &[] });
+        let plans = tables(&self.datasets).into_iter().chain(retired);
+        let all = own.chain(plans.map(|plan| (plan.name.clone(), ddl::table(&plan, database))));
+        all.filter(|(name, _)| table.is_none_or(|table| table == name) && !self.made.contains(name))
+            .collect()
+    }
+}
+
 /// All descriptions, shared by all calls.
 #[derive(Debug)]
 pub struct Tables {
     client: Client,
-    datasets: Arc<[Dataset]>,
     letters_ttl: Period,
-    /// Whether the tables were made by this process. One that goes missing later was dropped by somebody,
-    /// and is not made again behind their back.
-    made: AtomicBool,
+    wanted: Mutex<Wanted>,
     known: Mutex<HashMap<Name, Arc<Table>>>,
     /// Placements outlive their description: a table that is gone still has its sub-batches named.
     placements: Mutex<HashMap<Name, Placement>>,
     warned: Mutex<BTreeSet<(Name, String)>>,
+    /// When a table was last looked at again because it lacked columns.
+    looked: Mutex<HashMap<Name, Instant>>,
 }
 
 impl Tables {
     /// No table is described yet; the config's partitioning stands in for tables that are missing.
     #[must_use]
     pub fn new(client: Client, datasets: &[Dataset], letters_ttl: Period) -> Self {
-        let configured = |dataset: &Dataset| {
-            (
-                dataset.table().clone(),
-                Placement::configured(&dataset.partition_by),
-            )
-        };
         let own = [
             (DEAD_LETTERS, ddl::dead_letters_partition()),
             (LEDGER, ddl::ledger_partition()),
@@ -88,44 +115,108 @@ impl Tables {
             .filter_map(|(name, by)| Some((Name::new(name).ok()?, Placement::configured(&by))));
         Self {
             client,
-            datasets: datasets.into(),
             letters_ttl,
-            made: AtomicBool::new(false),
+            wanted: Mutex::new(Wanted {
+                datasets: datasets.to_vec(),
+                ..Wanted::default()
+            }),
             known: Mutex::default(),
             placements: Mutex::new(datasets.iter().map(configured).chain(own).collect()),
             warned: Mutex::default(),
+            looked: Mutex::default(),
         }
     }
 
-    /// Creates the database and every missing table.
+    /// The configured datasets.
+    #[must_use]
+    pub fn datasets(&self) -> Vec<Dataset> {
+        self.wanted.lock().datasets.clone()
+    }
+
+    /// Puts other datasets in force and forgets all descriptions; whether there are tables to make.
+    pub fn replace(&self, datasets: Vec<Dataset>) -> bool {
+        let mut placements = self.placements.lock();
+        for (table, placement) in datasets.iter().map(configured) {
+            placements.entry(table).or_insert(placement);
+        }
+        drop(placements);
+        let mut wanted = self.wanted.lock();
+        let before = std::mem::replace(&mut wanted.datasets, datasets);
+        let is_there = |list: &[Dataset], table: &Name| list.iter().any(|one| one.table() == table);
+        let (gone, stayed): (Vec<_>, Vec<_>) = before
+            .into_iter()
+            .partition(|one| !is_there(&wanted.datasets, one.table()));
+        let new: Vec<Name> = wanted.datasets.iter().map(|one| one.table().clone()).collect();
+        let new: Vec<Name> = new
+            .into_iter()
+            .filter(|table| !is_there(&stayed, table))
+            .collect();
+        // Asked for anew: to be made, even where it was made before and dropped since.
+        wanted.made.retain(|table| !new.contains(table));
+        wanted
+            .retired
+            .retain(|one| !new.contains(one.table()) && !is_there(&gone, one.table()));
+        wanted.retired.extend(gone);
+        let surplus = wanted.retired.len().saturating_sub(MAX_RETIRED);
+        wanted.retired.drain(..surplus);
+        drop(wanted);
+        self.known.lock().clear();
+        self.looked.lock().clear();
+        !new.is_empty()
+    }
+
+    /// Creates the database and every missing table that this process has not made before.
     ///
     /// # Errors
     /// The server's.
     pub async fn create_missing(&self, deadline: Instant) -> Result<(), ServerError> {
+        self.create(None, deadline).await
+    }
+
+    async fn create(&self, table: Option<&Name>, deadline: Instant) -> Result<(), ServerError> {
         let database = self.client.database();
-        let mut statements = vec![
-            ddl::database(database),
-            ddl::dead_letters(database, self.letters_ttl),
-            ddl::ledger(database),
-        ];
-        let plans = tables(&self.datasets);
-        statements.extend(plans.iter().map(|plan| ddl::table(plan, database)));
-        for sql in statements {
-            self.client.command(&sql, deadline).await?;
+        let statements = self.wanted.lock().statements(table, database, self.letters_ttl);
+        if statements.is_empty() {
+            return Ok(());
         }
-        self.made.store(true, Ordering::Release);
+        self.client.command(&ddl::database(database), deadline).await?;
+        for (name, sql) in statements {
+            self.client.command(&sql, deadline).await?;
+            self.wanted.lock().made.insert(name);
+        }
         Ok(())
     }
 
-    /// Describes a table; where the start could not make the tables, makes them now.
+    /// Describes a table; where it has not been made yet, makes it now.
     async fn look(&self, table: &Name, deadline: Instant) -> Result<Table, DescribeError> {
-        match describe(&self.client, table, deadline).await {
-            Err(DescribeError::Missing(_)) if !self.made.load(Ordering::Acquire) => {
-                self.create_missing(deadline).await?;
-                describe(&self.client, table, deadline).await
+        let described = match describe(&self.client, table, deadline).await {
+            Err(DescribeError::Missing(_)) => {
+                self.create(Some(table), deadline).await?;
+                describe(&self.client, table, deadline).await?
             }
-            described => described,
+            described => described?,
+        };
+        let mut wanted = self.wanted.lock();
+        if wanted.made.len() < MAX_DESCRIBED {
+            wanted.made.insert(table.clone());
         }
+        Ok(described)
+    }
+
+    /// Forgets a table that lacks columns of its records, so that one that was added is seen: at most once
+    /// every [`LOOK_AGAIN`]. Whether it did.
+    pub fn look_again(&self, table: &Name, now: Instant) -> bool {
+        let mut looked = self.looked.lock();
+        if looked.get(table).is_some_and(|last| now < *last + LOOK_AGAIN) {
+            return false;
+        }
+        if looked.len() >= MAX_DESCRIBED {
+            looked.clear();
+        }
+        looked.insert(table.clone(), now);
+        drop(looked);
+        self.forget(table);
+        true
     }
 
     /// The description of `table`, from memory where it is known.
@@ -172,6 +263,13 @@ impl Tables {
             tracing::warn!(%table, "table is degraded: {what}");
         }
     }
+}
+
+fn configured(dataset: &Dataset) -> (Name, Placement) {
+    (
+        dataset.table().clone(),
+        Placement::configured(&dataset.partition_by),
+    )
 }
 
 /// Asks the server what `name` is.

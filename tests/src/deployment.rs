@@ -1,8 +1,10 @@
 //! A whole Sluice on directories and ports of its own, in either shape.
 
 use crate::client::Client;
+use crate::eventually;
 use crate::service::{Service, executable, places, tail};
 use ingestctl::clickhouse::{ClickHouse, Options};
+use sha2::{Digest as _, Sha256};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,7 +79,7 @@ impl Ports {
     }
 }
 
-/// The tenants of every deployment: `t0`, `t1`, `t2`.
+/// The tenants of a deployment that does not say how many: `t0`, `t1`, `t2`.
 const TENANTS: usize = 3;
 
 impl Deployment {
@@ -94,9 +96,17 @@ impl Deployment {
     /// # Panics
     /// Where a part does not get ready.
     pub async fn start_with(shape: Shape, extra: &str) -> Self {
+        Self::start_for(TENANTS, shape, extra).await
+    }
+
+    /// The same with so many tenants.
+    ///
+    /// # Panics
+    /// Where a part does not get ready.
+    pub async fn start_for(tenants: usize, shape: Shape, extra: &str) -> Self {
         let dir = TempDir::new().expect("a directory");
         let ports = Ports::free();
-        let tenants: Vec<Tenant> = (0..TENANTS)
+        let tenants: Vec<Tenant> = (0..tenants)
             .map(|n| Tenant {
                 id: format!("t{n}"),
                 key: format!("slc_t{n}_{:032x}", rand::random::<u128>()),
@@ -163,6 +173,59 @@ impl Deployment {
     #[must_use]
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("sluice.yaml")
+    }
+
+    /// Puts another config in the place of the file; `extra` as in [`Self::start_with`]. Its SHA-256.
+    ///
+    /// # Panics
+    /// Where it cannot be written.
+    pub fn rewrite(&self, extra: &str) -> String {
+        let (path, text) = (self.config(), self.yaml(extra));
+        let new = path.with_extension("new");
+        std::fs::write(&new, &text).expect("written");
+        std::fs::rename(new, path).expect("renamed");
+        hex::encode(Sha256::digest(text))
+    }
+
+    /// The parts that follow the config file.
+    #[must_use]
+    pub fn followers(&self) -> &'static [Part] {
+        match self.shape {
+            Shape::AllInOne => &[Part::Up],
+            Shape::ThreeProcesses => &[Part::SinkWriter, Part::Normalizer, Part::Edge],
+        }
+    }
+
+    /// SIGHUPs a part.
+    ///
+    /// # Panics
+    /// Where it does not run.
+    pub fn hang_up(&self, part: Part) {
+        let pid = self.service(part).expect("it runs").pid();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("it runs");
+    }
+
+    /// What a part says of its config; null where it does not answer.
+    pub async fn config_state(&self, part: Part) -> serde_json::Value {
+        let answer = self.admin(part).get("/admin/v1/config").await;
+        answer.map(|answer| answer.json()).unwrap_or_default()
+    }
+
+    /// Changes the config while everything runs, and waits until it is in force everywhere.
+    ///
+    /// # Panics
+    /// Where it is not in time.
+    pub async fn reload(&self, extra: &str) {
+        let hash = self.rewrite(extra);
+        for part in self.followers() {
+            self.hang_up(*part);
+        }
+        for part in self.followers() {
+            eventually("the config is in force", Duration::from_secs(20), async || {
+                (self.config_state(*part).await["sha256"] == hash).then_some(())
+            })
+            .await;
+        }
     }
 
     /// The data directory of the log and the dedup state.

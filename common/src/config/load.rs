@@ -6,7 +6,6 @@ use super::tree::Node;
 use super::{Config, DEFAULT_YAML, Dataset, Text, read, validate};
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::secret::Secret;
-use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +32,8 @@ pub struct Source {
     /// As messages name it.
     pub path: PathBuf,
     pub text: String,
+    /// Whether it was read from a file, which may change.
+    is_file: bool,
     tree: Node,
 }
 
@@ -44,10 +45,10 @@ impl fmt::Debug for Source {
 }
 
 impl Source {
-    /// SHA-256 of the text, in hex.
+    /// The file, unless it is the default config.
     #[must_use]
-    pub fn sha256(&self) -> String {
-        hex::encode(Sha256::digest(&self.text))
+    pub fn file(&self) -> Option<&Path> {
+        self.is_file.then_some(self.path.as_path())
     }
 
     /// Sentences that begin with their place, as an error with lines.
@@ -173,7 +174,7 @@ impl Loaded {
     /// [`ConfigError`] with the file and, where the parser knows it, the line.
     pub fn read(path: Option<&Path>, data_dir: &Path) -> Result<Self, ConfigError> {
         match path {
-            None => Self::parse(DEFAULT_YAML, Path::new("(default config)"), data_dir),
+            None => Self::of(DEFAULT_YAML, Path::new("(default config)"), data_dir, false),
             Some(path) => Self::parse(&read_text(path)?, path, data_dir),
         }
     }
@@ -183,6 +184,10 @@ impl Loaded {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(text: &str, path: &Path, data_dir: &Path) -> Result<Self, ConfigError> {
+        Self::of(text, path, data_dir, true)
+    }
+
+    fn of(text: &str, path: &Path, data_dir: &Path, is_file: bool) -> Result<Self, ConfigError> {
         let mut tree = Node::parse(text).map_err(|broken| {
             let problem = Problem {
                 line: broken.line.unwrap_or(0),
@@ -208,6 +213,7 @@ impl Loaded {
         let source = Source {
             path: path.to_owned(),
             text: text.to_owned(),
+            is_file,
             tree,
         };
         Self::resolve(config, source, data_dir, problems)

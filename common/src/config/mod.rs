@@ -3,8 +3,10 @@
 //! What a key means stands beside it. Unknown keys are errors. A key whose feature is not there yet
 //! is refused with that reason ([`not_yet`]), never accepted and ignored.
 
+pub mod diff;
 mod expiry;
 pub mod field_type;
+pub mod history;
 pub mod load;
 pub mod not_yet;
 pub mod overrides;
@@ -12,6 +14,7 @@ pub mod partition;
 mod place;
 pub mod quantity;
 mod read;
+pub mod schema;
 pub mod table;
 pub mod text;
 pub mod tls;
@@ -34,46 +37,58 @@ pub use zone::Zone;
 
 use crate::ids::{Name, TenantId};
 use crate::limits;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// The default config: one dataset, `events`.
 pub const DEFAULT_YAML: &str = include_str!("default.yaml");
 
 /// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The public side.
     #[serde(default)]
     pub edge: Edge,
+    /// Checks events, keeps the log, drops repeats.
     #[serde(default)]
     pub normalizer: Normalizer,
+    /// Writes into ClickHouse.
     #[serde(default)]
     pub sink_writer: SinkWriter,
+    /// How the services know each other.
     #[serde(default)]
     pub internal: Internal,
+    /// The log between intake and dedup.
     #[serde(default)]
     pub log: Log,
+    /// The dedup state.
     #[serde(default)]
     pub dedup: Dedup,
+    /// Where rows end up.
     #[serde(default)]
     pub clickhouse: ClickHouse,
+    /// Where our own traces and metrics go besides `/metrics`.
     #[serde(default)]
     pub telemetry: Telemetry,
+    /// Copies of rejected rows.
     #[serde(default)]
     pub dead_letters: DeadLetters,
     /// Opens the control routes of admin listeners beyond loopback.
     pub admin_token: Option<Text>,
     /// The tenants that commands keep, relative to the data directory; default: `tenants.yaml`.
     pub tenants_file: Option<PathBuf>,
+    /// Who may send.
     #[serde(default)]
     pub tenants: Vec<Tenant>,
+    /// What may be sent, and where it goes.
     #[serde(default = "default_datasets")]
     pub datasets: Vec<Dataset>,
 }
 
 /// The public listener.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Edge {
     /// Addresses to listen on, `host:port`; port 0 picks one.
@@ -98,11 +113,14 @@ impl Default for Edge {
 }
 
 /// The normalizer's listeners and its sink-writers.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Normalizer {
+    /// Where edges call, `host:port`; beyond loopback only with `internal.token`.
     pub listen: String,
+    /// Probes and metrics.
     pub admin: String,
+    /// The sink-writers, as `http://host:port`.
     pub sink_writer: Vec<String>,
 }
 
@@ -117,10 +135,12 @@ impl Default for Normalizer {
 }
 
 /// The sink-writer's listeners.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SinkWriter {
+    /// Where normalizers call, `host:port`; beyond loopback only with `internal.token`.
     pub listen: String,
+    /// Probes and metrics.
     pub admin: String,
 }
 
@@ -134,7 +154,7 @@ impl Default for SinkWriter {
 }
 
 /// How the services know each other.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Internal {
     /// Shared by all services; without it, and without `tls`, inner listeners stay on loopback.
@@ -144,16 +164,17 @@ pub struct Internal {
 }
 
 /// Which log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogKind {
     Embedded,
 }
 
 /// The log between intake and dedup.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
+    /// Which log there is.
     #[serde(deserialize_with = "not_yet::log_kind")]
     pub kind: LogKind,
     /// Relative to the data directory.
@@ -179,9 +200,10 @@ impl Default for Log {
 }
 
 /// The dedup state.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dedup {
+    /// Relative to the data directory.
     pub dir: PathBuf,
     /// Disk that the sealed buckets may take.
     pub max_bytes: ByteSize,
@@ -203,13 +225,16 @@ impl Default for Dedup {
 }
 
 /// Where rows end up.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClickHouse {
     /// `http://host:port` or `https://host:port`. Absent: `ingestctl up` starts one; the sink-writer alone needs it.
     pub url: Option<Text>,
+    /// Created where it is missing.
     pub database: Name,
+    /// Sent with each request.
     pub user: Option<Text>,
+    /// Sent with each request.
     pub password: Option<Text>,
     /// Whom an https:// ClickHouse's certificate must be signed by; absent: whom this machine trusts.
     pub ca: Option<PathBuf>,
@@ -228,7 +253,7 @@ impl Default for ClickHouse {
 }
 
 /// Copies of rejected rows, of datasets with `keep_rejected`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeadLetters {
     /// What one tenant's copies may take of the log a second; over it they are counted and not kept.
@@ -247,7 +272,7 @@ impl Default for DeadLetters {
 }
 
 /// Where our own traces and metrics go besides `/metrics`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Telemetry {
     /// OTLP/HTTP base address, `http://host:4318`.
@@ -255,24 +280,28 @@ pub struct Telemetry {
 }
 
 /// A tenant and its keys.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
+    /// In the column `tenant` of every row.
     pub id: TenantId,
+    /// Its API keys; several are valid at once.
     pub keys: Vec<KeyHash>,
     /// Names of client certificates that are this tenant's; needs `edge.tls.client_ca`.
     #[serde(default)]
     pub certificates: Vec<CertificateName>,
     /// Datasets it may write; absent: all.
     pub datasets: Option<Vec<Name>>,
-    #[serde(default, deserialize_with = "not_yet::quota")]
+    #[serde(default, deserialize_with = "not_yet::quota", skip_serializing)]
+    #[schemars(skip)]
     pub quota: (),
-    #[serde(default, deserialize_with = "not_yet::weight")]
+    #[serde(default, deserialize_with = "not_yet::weight", skip_serializing)]
+    #[schemars(skip)]
     pub weight: (),
 }
 
 /// An API key, stored as its hash only.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyHash {
     /// SHA-256 of the whole key (`slc_ID_SECRET`), 64 hex digits.
@@ -300,13 +329,23 @@ impl KeyHash {
 }
 
 /// What happens to members of an event that the schema does not name.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum UnknownFields {
     Reject,
     Drop,
     /// They go into this map field.
     Into(String),
+}
+
+impl From<UnknownFields> for String {
+    fn from(unknown: UnknownFields) -> Self {
+        match unknown {
+            UnknownFields::Reject => "reject".into(),
+            UnknownFields::Drop => "drop".into(),
+            UnknownFields::Into(field) => field,
+        }
+    }
 }
 
 impl From<String> for UnknownFields {
@@ -320,20 +359,26 @@ impl From<String> for UnknownFields {
 }
 
 /// One kind of event, and the table it goes to.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dataset {
+    /// `POST /v1/events/NAME`.
     pub name: Name,
     /// Table in `clickhouse.database`; default: the dataset's name.
     pub table: Option<Name>,
+    /// Its columns.
     pub fields: Vec<Field>,
+    /// What happens to members that no field names.
     #[serde(default = "reject")]
     pub unknown_fields: UnknownFields,
+    /// What makes two events the same; absent: the request identifies its events.
     pub dedup: Option<DedupKey>,
+    /// How old and how new an event may be.
     pub time: Option<TimeBounds>,
     /// Columns of the primary key; default: tenant, then the time field.
     #[serde(default)]
     pub order_by: Vec<Name>,
+    /// How the table is partitioned, where Sluice makes it.
     #[serde(default)]
     pub partition_by: PartitionBy,
     /// Rows older than this, by the time field, are deleted by ClickHouse.
@@ -341,6 +386,7 @@ pub struct Dataset {
     /// Rejected rows are also kept, as they were sent, in `dead_letters`.
     #[serde(default)]
     pub keep_rejected: bool,
+    /// When rows are written.
     #[serde(default)]
     pub batch: Batch,
     /// What is different for some tenants.
@@ -381,18 +427,22 @@ impl Dataset {
 }
 
 /// One field of a dataset, one column of its table.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Field {
+    /// The column.
     pub name: Name,
+    /// What it holds.
     #[serde(rename = "type")]
     pub field_type: FieldType,
+    /// An event without it is rejected.
     #[serde(default)]
     pub required: bool,
     /// Taken where the event has no value.
     pub default: Option<serde_json::Value>,
     /// The member of the event that it is read from; default: the field's name.
     pub from: Option<String>,
+    /// A conversion.
     pub unit: Option<Unit>,
     /// Unit of a time given as a number since 1970: without it numbers are rejected.
     pub epoch: Option<EpochUnit>,
@@ -415,7 +465,7 @@ pub struct Field {
 }
 
 /// When a field is required because of another.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RequiredIf {
     /// The other field.
@@ -425,7 +475,7 @@ pub struct RequiredIf {
 }
 
 /// A conversion, by UCUM names. One of `from` and `unit_from` must be given.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Unit {
     /// The unit of what is sent; beside `unit_from`, of events that name none.
@@ -437,7 +487,7 @@ pub struct Unit {
 }
 
 /// The unit of a number that is a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EpochUnit {
     S,
@@ -447,33 +497,40 @@ pub enum EpochUnit {
 }
 
 /// What makes two events of a dataset the same.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DedupKey {
     /// Fields, all of them required and not nullable. Empty: the request identifies its events.
     #[serde(default)]
     pub key: Vec<Name>,
+    /// How long a key is remembered after its latest copy.
     #[serde(default = "default_window")]
     pub window: Period,
 }
 
 /// How old and how new an event may be, tested against the time of its append.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TimeBounds {
+    /// A required time field.
     pub field: Name,
+    /// Older events are rejected.
     #[serde(default = "default_past")]
     pub max_past: Period,
+    /// Newer events are rejected.
     #[serde(default = "default_future")]
     pub max_future: Period,
 }
 
 /// When a range closes: whichever comes first.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batch {
+    /// Rows for one table.
     pub max_rows: Count,
+    /// Bytes of columns.
     pub max_bytes: ByteSize,
+    /// Age of its first record.
     pub max_age: Period,
 }
 

@@ -5,41 +5,58 @@ use super::validate::check_dataset;
 use super::{Config, Count, Zone};
 use super::{Dataset, EpochUnit, Field, FieldType, RequiredIf, Unit, UnknownFields};
 use crate::ids::{Name, TenantId};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashSet;
 
 /// What is different for some tenants.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Override {
+    /// Whom it is for.
     pub tenants: Vec<TenantId>,
+    /// What happens to members that the schema does not name.
     pub unknown_fields: Option<UnknownFields>,
+    /// What is different about fields.
     #[serde(default)]
     pub fields: Vec<FieldOverride>,
 }
 
 /// One field, as some tenants have it: what is given replaces what the dataset says.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FieldOverride {
+    /// The field.
     pub name: Name,
     /// May be repeated here, and must be the dataset's.
     #[serde(rename = "type")]
     pub field_type: Option<FieldType>,
     /// Where it becomes true, a default and `required_if` of the dataset end.
     pub required: Option<bool>,
+    /// Taken where the event has no value.
     pub default: Option<Value>,
+    /// The member of the event that it is read from.
     pub from: Option<String>,
+    /// A conversion.
     pub unit: Option<Unit>,
+    /// Unit of a time given as a number since 1970.
     pub epoch: Option<EpochUnit>,
+    /// Zone of a time without an offset.
     pub timezone: Option<Zone>,
+    /// Least value, in the column's unit.
     pub min: Option<Value>,
+    /// Largest value, in the column's unit.
     pub max: Option<Value>,
+    /// Least length.
     pub min_length: Option<Count>,
+    /// Largest length.
     pub max_length: Option<Count>,
+    /// Regular expression that a string must match somewhere.
     pub pattern: Option<String>,
+    /// The values that are allowed.
     pub values: Option<Vec<Value>>,
+    /// Required where another field has one of these values.
     pub required_if: Option<RequiredIf>,
 }
 

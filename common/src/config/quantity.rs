@@ -54,7 +54,7 @@ impl Period {
     }
 }
 
-const SIZES: &[(&str, u64)] = &[
+pub(super) const SIZES: &[(&str, u64)] = &[
     ("", 1),
     ("B", 1),
     ("KiB", 1 << 10),
@@ -67,7 +67,7 @@ const SIZES: &[(&str, u64)] = &[
     ("TB", 1_000_000_000_000),
 ];
 const COUNTS: &[(&str, u64)] = &[("", 1), ("k", 1_000), ("M", 1_000_000), ("G", 1_000_000_000)];
-const PERIODS: &[(&str, u64)] = &[
+pub(super) const PERIODS: &[(&str, u64)] = &[
     ("ms", 1),
     ("s", 1_000),
     ("m", 60_000),
@@ -80,6 +80,16 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let (number, unit) = text.split_at(digits);
     let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim())?;
     number.parse::<u64>().ok()?.checked_mul(*factor)
+}
+
+/// As a person would write it: with the largest unit that divides it.
+pub(super) fn written(value: u64, units: &[(&str, u64)]) -> String {
+    let named = units.iter().filter(|(name, _)| !name.is_empty());
+    let whole = named.filter(|(_, factor)| value.is_multiple_of(*factor) && *factor <= value.max(1));
+    match whole.max_by_key(|(_, factor)| *factor) {
+        Some((name, factor)) => format!("{}{name}", value / factor),
+        None => value.to_string(),
+    }
 }
 
 fn read<'de, D: Deserializer<'de>>(

@@ -259,6 +259,12 @@ impl Dedup {
         Ok(fates)
     }
 
+    /// Has nothing deleted that a window of `window_ms` still asks for. Windows only grow here: one that was
+    /// made shorter is still asked for by the records that were appended under it, until the next start.
+    pub fn widen(&mut self, window_ms: u64) {
+        self.widest_ms = self.widest_ms.max(window_ms);
+    }
+
     /// Takes a record into the state whose fates nobody needs: to rebuild a lost state from the log.
     ///
     /// # Errors

@@ -79,6 +79,7 @@ pub use observed::{Observed, Shape};
 pub use schema::Schema;
 
 use crate::tenant_rate::TenantRate;
+use arc_swap::ArcSwap;
 use arrow_array::RecordBatch;
 use hashbrown::HashMap;
 use json::Parser;
@@ -148,7 +149,7 @@ impl From<Problem> for NotParsed {
 }
 
 /// A dataset's schemas: one for all tenants, and those of tenants that it treats otherwise.
-struct Family {
+pub struct Family {
     common: Arc<Schema>,
     own: HashMap<TenantId, Arc<Schema>>,
 }
@@ -192,20 +193,24 @@ impl Family {
     }
 }
 
-/// All datasets, and the secret of the log.
+/// Compiled datasets by name.
+pub type Schemas = HashMap<String, Family>;
+
+/// All datasets, and the secret of the log. A request is read to its end with the schema that it found,
+/// whatever is put in force meanwhile.
 pub struct Intake {
-    schemas: HashMap<String, Family>,
+    schemas: ArcSwap<Schemas>,
     secret: [u8; 32],
     spare: Mutex<Vec<Parser>>,
     copy_budget: TenantRate,
 }
 
 impl Intake {
-    /// Compiles the datasets. `secret` is the log's: whoever hashes with another one makes repeats new.
+    /// Compiles the datasets.
     ///
     /// # Errors
     /// Every problem of every dataset, each a sentence.
-    pub fn new(datasets: &[Dataset], secret: [u8; 32]) -> Result<Self, Vec<String>> {
+    pub fn compile(datasets: &[Dataset]) -> Result<Schemas, Vec<String>> {
         let (mut schemas, mut problems) = (HashMap::new(), Vec::new());
         for dataset in datasets {
             match Family::compile(dataset) {
@@ -215,11 +220,20 @@ impl Intake {
                 Err(found) => problems.extend(found),
             }
         }
-        if !problems.is_empty() {
-            return Err(problems);
+        if problems.is_empty() {
+            Ok(schemas)
+        } else {
+            Err(problems)
         }
+    }
+
+    /// Compiles the datasets. `secret` is the log's: whoever hashes with another one makes repeats new.
+    ///
+    /// # Errors
+    /// Every problem of every dataset, each a sentence.
+    pub fn new(datasets: &[Dataset], secret: [u8; 32]) -> Result<Self, Vec<String>> {
         Ok(Self {
-            schemas,
+            schemas: ArcSwap::from_pointee(Self::compile(datasets)?),
             secret,
             spare: Mutex::new(Vec::new()),
             copy_budget: TenantRate::new(config::DeadLetters::default().bytes_per_second.0),
@@ -235,14 +249,25 @@ impl Intake {
 
     /// The dataset of that name, as that tenant has it.
     #[must_use]
-    pub fn schema(&self, dataset: &str, tenant: &TenantId) -> Option<&Arc<Schema>> {
-        let family = self.schemas.get(dataset)?;
-        Some(family.own.get(tenant).unwrap_or(&family.common))
+    pub fn schema(&self, dataset: &str, tenant: &TenantId) -> Option<Arc<Schema>> {
+        let schemas = self.schemas.load();
+        let family = schemas.get(dataset)?;
+        Some(Arc::clone(family.own.get(tenant).unwrap_or(&family.common)))
+    }
+
+    /// Puts other schemas in force, all at once, for requests that come from now on.
+    pub fn replace(&self, schemas: Schemas) {
+        self.schemas.store(Arc::new(schemas));
     }
 
     /// All datasets, as all tenants have them.
-    pub fn schemas(&self) -> impl Iterator<Item = &Arc<Schema>> {
-        self.schemas.values().map(|family| &family.common)
+    #[must_use]
+    pub fn schemas(&self) -> Vec<Arc<Schema>> {
+        let schemas = self.schemas.load();
+        schemas
+            .values()
+            .map(|family| Arc::clone(&family.common))
+            .collect()
     }
 
     /// Parses, checks and converts a request's rows. `now_ms` is our clock, for the age of events. `room`

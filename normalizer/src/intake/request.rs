@@ -46,7 +46,7 @@ pub(super) fn parse(
     if events.shape() == Shape::Single && !events.begins_object() {
         return Err(scalar(&request.body, parser).into());
     }
-    let mut run = Run::new(intake, schema, request, (now_ms, room));
+    let mut run = Run::new(intake, &schema, request, (now_ms, room));
     let shape = events.shape();
     for event in events {
         let event = event.map_err(|broken| malformed(broken.at))?;

@@ -1,9 +1,36 @@
-//! How large and how old a range grows, by dataset. Addresses the present, not the past: it decides
-//! nothing about what a record means.
+//! What the pump takes from the config: how large and how old a range grows, by dataset, which tables there
+//! are and how far back dedup must remember. It addresses the present, not the past, and decides nothing
+//! about what a record means; so it may change at any moment.
 
+use arc_swap::ArcSwap;
 use sluice_common::config::{Batch, Config};
 use sluice_common::ids::Name;
 use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The settings in force, replaced whole when the config changes.
+pub type SharedSettings = Arc<ArcSwap<Settings>>;
+
+/// All that the pump takes from the config.
+#[derive(Debug)]
+pub struct Settings {
+    pub batching: Batching,
+    pub tables: Vec<Name>,
+    /// The widest dedup window of all datasets.
+    pub max_window_ms: u64,
+}
+
+impl Settings {
+    /// Takes them from the config.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self {
+            batching: Batching::new(config),
+            tables: config.datasets.iter().map(|one| one.table().clone()).collect(),
+            max_window_ms: config.max_window_ms(),
+        }
+    }
+}
 
 /// The batch settings of all datasets.
 #[derive(Debug, Clone, Default)]

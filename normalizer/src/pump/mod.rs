@@ -16,13 +16,12 @@ use crate::log::{EmbeddedLog, ReadError};
 use crate::progress::settle::Settling;
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Progress, Proof};
-use batching::Batching;
+use batching::{Settings, SharedSettings};
 use books::Evidence;
 use drive::Driver;
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
 use sluice_common::clock::SharedClock;
-use sluice_common::config::Config;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::VERIFY_ONE_IN;
 use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
@@ -53,6 +52,7 @@ pub struct Parts {
     pub clock: SharedClock,
     pub stop: Stop,
     pub accept_window_loss: bool,
+    pub settings: SharedSettings,
 }
 
 /// Why a partition stops. The process ends; nothing was lost, and nothing goes on in doubt.
@@ -92,9 +92,11 @@ pub struct Pump {
     dedup: Dedup,
     driver: Driver,
     store: Arc<Mutex<Store>>,
-    batching: Batching,
+    settings: SharedSettings,
+    /// Of the settings in force, those that were taken.
+    taken: Arc<Settings>,
+    /// Tables that the config has or had, and those that records name.
     tables: Vec<Name>,
-    max_window_ms: u64,
     metrics: Metrics,
     clock: SharedClock,
     stop: Stop,
@@ -110,7 +112,7 @@ pub struct Pump {
 impl Pump {
     /// A pump that has not begun.
     #[must_use]
-    pub fn new(parts: Parts, config: &Config) -> Self {
+    pub fn new(parts: Parts) -> Self {
         let Parts {
             log,
             dedup,
@@ -120,6 +122,7 @@ impl Pump {
             clock,
             stop,
             accept_window_loss,
+            settings,
         } = parts;
         let next = OpenRange::at(store.state().end());
         let store = Arc::new(Mutex::new(store));
@@ -134,16 +137,15 @@ impl Pump {
             metrics: metrics.clone(),
             in_trouble,
         };
-        let plans = sluice_common::config::tables(&config.datasets);
-        let tables = plans.iter().map(|plan| plan.name.clone()).collect();
+        let taken = settings.load_full();
         Self {
             log,
             dedup,
             driver,
             store,
-            batching: Batching::new(config),
-            tables,
-            max_window_ms: config.max_window_ms(),
+            settings,
+            tables: taken.tables.clone(),
+            taken,
             metrics,
             clock,
             stop,
@@ -174,12 +176,31 @@ impl Pump {
         }
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
+            self.follow_config();
             self.fill(&mut durable)?;
             self.send_if_ripe()?;
             self.wait(&mut durable).await?;
         }
         self.dedup.close()?;
         Ok(())
+    }
+
+    /// Takes settings that were changed. Before anything is decided or committed: what a wider window asks
+    /// for must not be deleted any more.
+    fn follow_config(&mut self) {
+        let settings = self.settings.load();
+        if Arc::ptr_eq(&settings, &self.taken) {
+            return;
+        }
+        self.taken = Arc::clone(&settings);
+        self.dedup.widen(self.taken.max_window_ms);
+        let added = self
+            .taken
+            .tables
+            .iter()
+            .filter(|name| !self.tables.contains(name));
+        let added: Vec<Name> = added.cloned().collect();
+        self.tables.extend(added);
     }
 
     /// After a stop: everything durable is settled, or the rest is in trouble and stays in the log.
@@ -201,7 +222,7 @@ impl Pump {
                 let Some(one) = self.decide(record)? else {
                     return Ok(());
                 };
-                self.next.push(one, &self.batching, self.clock.now_ms());
+                self.next.push(one, &self.taken.batching, self.clock.now_ms());
                 if self.next.is_full() {
                     return Ok(());
                 }

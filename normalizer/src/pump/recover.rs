@@ -119,7 +119,7 @@ impl Pump {
         let (Some(oldest), Some(newest)) = (oldest.first(), newest.first()) else {
             return Ok(Some(0));
         };
-        let since = newest.place.append_ms.saturating_sub(self.max_window_ms);
+        let since = newest.place.append_ms.saturating_sub(self.taken.max_window_ms);
         // Records below the first one are gone; they matter unless the first is already too old to.
         Ok((oldest.place.append_ms > since).then_some(0))
     }
@@ -164,7 +164,7 @@ impl Pump {
                     self.wait_for_seal().await?;
                     break;
                 };
-                range.push(one, &self.batching, self.clock.now_ms());
+                range.push(one, &self.taken.batching, self.clock.now_ms());
             }
         }
         if range.proof() != intent.proof {
@@ -197,6 +197,7 @@ impl Pump {
     async fn check_horizon(&mut self, end: Offset) -> Result<Option<()>, PumpError> {
         let (mut delay, mut timeout) = (RETRY_BACKOFF_MIN, HORIZON_DEADLINE);
         loop {
+            self.follow_config();
             let question = Horizon {
                 log: self.log.id(),
                 partition: PARTITION,

@@ -2,6 +2,7 @@
 
 mod check;
 mod command;
+mod config;
 mod drift;
 mod frame;
 mod picture;

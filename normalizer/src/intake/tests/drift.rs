@@ -7,13 +7,16 @@ use sluice_common::limits::{MAX_DRIFT_NAME_BYTES, MAX_DRIFT_NAMES};
 
 fn report_of(intake: &Intake, drift: &Drift) -> DatasetDrift {
     let database = Name::new("telemetry").expect("valid");
-    drift.report(intake.schemas(), &database).datasets.remove(0)
+    drift
+        .report(intake.schemas().iter(), &database)
+        .datasets
+        .remove(0)
 }
 
 fn send(intake: &Intake, drift: &Drift, body: impl Into<Bytes>, now: u64) {
     let parsed = lines(intake, body);
     drift.add(
-        intake.schema("events", &acme()).expect("there"),
+        &intake.schema("events", &acme()).expect("there"),
         parsed.observed,
         now,
     );
