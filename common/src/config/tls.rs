@@ -28,6 +28,7 @@ pub struct EdgeTls {
 pub struct InternalTls {
     /// For both sides of a connection: its names are those in the peers' addresses.
     pub cert: PathBuf,
+    /// Its private key, not encrypted.
     pub key: PathBuf,
     /// Who signs our services' certificates, and nothing else: each of them is let in.
     pub ca: PathBuf,
