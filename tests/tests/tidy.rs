@@ -254,7 +254,8 @@ fn every_metric_is_in_the_docs_and_no_other() {
 fn words_after(text: &str, before: &str, after: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices(before) {
-        let rest = text[at + before.len()..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        let rest =
+            text[at + before.len()..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
         let Some(rest) = rest.strip_prefix(after) else {
             continue;
         };

@@ -426,6 +426,42 @@ async fn rows(clickhouse: &Client, expected: &str) {
     .await;
 }
 
+/// Whoever reaches an inner listener writes as any tenant: no certificate, no words.
+fn no_stranger_is_heard(place: &Place, authority: &Path) {
+    let intake = format!("https://{}/", place.address(2));
+    let data = place.data();
+    let file = |name: &str| data.join(name).display().to_string();
+    let authority = authority.display().to_string();
+    assert_eq!(
+        curl(&intake, None, &["--cacert", &authority]),
+        "",
+        "no certificate"
+    );
+    let forged = [
+        "--cacert",
+        &authority,
+        "--cert",
+        &file("forged.crt"),
+        "--key",
+        &file("forged.key"),
+    ];
+    assert_eq!(curl(&intake, None, &forged), "", "another authority's");
+    let ours = [
+        "--cacert",
+        &authority,
+        "--cert",
+        &file("inner.crt"),
+        "--key",
+        &file("inner.key"),
+    ];
+    let said = curl(&intake, None, &[&ours[..], &["--http1.1"]].concat());
+    assert!(said.ends_with(" 404"), "one of ours is let in: {said:?}");
+    assert!(
+        curl(&format!("http://{}/", place.address(2)), None, &[]).ends_with(" 400"),
+        "plain HTTP"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn three_processes_and_clickhouse_speak_mutual_tls_and_let_no_stranger_in() {
     let place = Place::new();
@@ -468,39 +504,7 @@ async fn three_processes_and_clickhouse_speak_mutual_tls_and_let_no_stranger_in(
     assert_eq!(send(1).await, 202, "{}", tail(&place.log("sluice-edge")));
     rows(&clickhouse, "1").await;
 
-    // Whoever reaches an inner listener writes as any tenant: no certificate, no words.
-    let intake = format!("https://{}/", place.address(2));
-    let data = place.data();
-    let file = |name: &str| data.join(name).display().to_string();
-    let authority = ca.path().display().to_string();
-    assert_eq!(
-        curl(&intake, None, &["--cacert", &authority]),
-        "",
-        "no certificate"
-    );
-    let forged = [
-        "--cacert",
-        &authority,
-        "--cert",
-        &file("forged.crt"),
-        "--key",
-        &file("forged.key"),
-    ];
-    assert_eq!(curl(&intake, None, &forged), "", "another authority's");
-    let ours = [
-        "--cacert",
-        &authority,
-        "--cert",
-        &file("inner.crt"),
-        "--key",
-        &file("inner.key"),
-    ];
-    let said = curl(&intake, None, &[&ours[..], &["--http1.1"]].concat());
-    assert!(said.ends_with(" 404"), "one of ours is let in: {said:?}");
-    assert!(
-        curl(&format!("http://{}/", place.address(2)), None, &[]).ends_with(" 400"),
-        "plain HTTP"
-    );
+    no_stranger_is_heard(&place, ca.path());
 
     // New certificates come into force while events flow.
     ca.sign_local("inner");
