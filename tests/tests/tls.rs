@@ -504,7 +504,7 @@ async fn three_processes_and_clickhouse_speak_mutual_tls_and_let_no_stranger_in(
     assert_eq!(send(1).await, 202, "{}", tail(&place.log("sluice-edge")));
     rows(&clickhouse, "1").await;
 
-    no_stranger_is_heard(&place, ca.path());
+    no_stranger_is_heard(&place, &ca.path());
 
     // New certificates come into force while events flow.
     ca.sign_local("inner");

@@ -173,14 +173,16 @@ mod tests {
         keys(&schema, &schema, "", &mut known);
         let page = include_str!("../../../docs/config.md");
         let is_told = |key: &str| {
-            // Sections stand as titles, keys of datasets and tenants without their list, `unit` with its members.
+            // Sections stand as titles, keys of datasets and tenants without their list, `unit` and
+            // `required_if` with their members, overrides by the keys that they replace.
             let own = key
-                .trim_start_matches("datasets.fields.")
-                .trim_start_matches("datasets.");
+                .trim_start_matches("datasets.overrides.")
+                .trim_start_matches("datasets.")
+                .trim_start_matches("fields.");
             let own = own
                 .trim_start_matches("tenants.keys.")
                 .trim_start_matches("tenants.");
-            let own = own.strip_prefix("unit.").unwrap_or(own);
+            let own = own.trim_start_matches("unit.").trim_start_matches("required_if.");
             page.contains(&format!("`{own}`"))
                 || page.contains(&format!("`{own}."))
                 || page.contains(&format!("\n## {own}\n"))
