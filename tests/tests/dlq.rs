@@ -15,11 +15,11 @@ datasets:
       - {name: time, type: datetime64(3), required: true, epoch: ms}
       - {name: amount, type: int64}
       - {name: ratio, type: float64}
-      - {name: price, type: decimal(38, 10)}
+      - {name: price, type: 'decimal(38, 10)'}
       - {name: day, type: date}
       - {name: uid, type: uuid}
       - {name: tags, type: array(string)}
-      - {name: attributes, type: "map(string, string)"}
+      - {name: attributes, type: 'map(string, string)'}
     dedup: {key: [id]}
     time: {field: time}
     partition_by: toDate(time)
