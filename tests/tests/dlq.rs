@@ -324,6 +324,26 @@ async fn a_discard_needs_a_yes_deletes_what_was_chosen_and_is_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_letter_of_a_range_that_is_not_settled_is_left_alone() {
+    let stand = Stand::start(Shape::AllInOne).await;
+    stand.refused_sales(0..1).await;
+    stand.drop_constraint().await;
+    // As if its range were still being written: past everything that is committed.
+    stand
+        .run(
+            "INSERT INTO telemetry.dead_letters SELECT * REPLACE(_src_o + bitShiftLeft(1000000, 16) AS _src_o) \
+              FROM telemetry.dead_letters",
+        )
+        .await;
+    for args in [&["retry"][..], &["discard", "--yes"]] {
+        let (code, told) = stand.dlq(&[args, &["--limit", "1"]].concat());
+        assert_eq!((code, &told[0]["code"]), (2, &json!("in_flight")), "{told}");
+    }
+    assert_eq!(stand.run(SALES).await, "0\t0");
+    assert_eq!(stand.run("SELECT count() FROM telemetry.dead_letters").await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_copy_is_taken_once_the_config_is_wider_and_a_conflict_only_by_name() {
     let stand = Stand::start(Shape::AllInOne).await;
     assert_eq!(stand.post("kept", &json!([{"n": 300}])).await, 422);
