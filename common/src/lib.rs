@@ -21,5 +21,6 @@ pub mod serve;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tenants_file;
+pub mod tls;
 pub mod trace;
 pub mod wire;

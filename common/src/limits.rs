@@ -186,6 +186,13 @@ pub const MAX_INNER_ANSWER_BYTES: usize = 4 * MIB;
 pub const ADMIN_BODY_BYTES: usize = MIB;
 /// How long a control route may take before its caller is told to look again.
 pub const ADMIN_DEADLINE: Duration = Duration::from_secs(60);
+/// From a connection to the end of its TLS handshake: a slow mobile link needs about one second.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// TLS handshakes under way on one listener; one more lets the oldest go. An idle one holds a socket and some
+/// 20 KiB, and an honest one is over in milliseconds, long before as many others have come.
+pub const MAX_HANDSHAKES: usize = 1_024;
+/// Largest file of certificates or of a key: a bundle of all public authorities is 220 KiB.
+pub const MAX_TLS_FILE_BYTES: u64 = 4 * MIB as u64;
 /// Largest config file.
 pub const MAX_CONFIG_BYTES: usize = 4 * MIB;
 
@@ -211,4 +218,5 @@ const _: () = {
     assert!(MAX_RECORD_BYTES <= MAX_RANGE_BYTES);
     assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);
     assert!(WATERMARK_REOPEN_PERCENT < 100);
+    assert!(MAX_HANDSHAKES * 4 <= MAX_CONNECTIONS);
 };

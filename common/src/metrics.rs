@@ -69,6 +69,10 @@ names! {
         GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
         /// `reason`.
         DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
+        /// `outcome` done, failed, late, crowded_out, plain_http.
+        TlsHandshakes = "sluice_tls_handshakes_total", "TLS handshakes by how they ended.";
+        /// `certificate` edge, internal, clickhouse; `outcome` applied, refused.
+        TlsReloads = "sluice_tls_reloads_total", "Changed certificate files, put in force or refused.";
         /// `reason` budget, request.
         DeadLettersDropped = "sluice_dead_letters_dropped_total", "Rejected rows of which no copy was kept.";
         Unbooked = "sluice_ledger_unbooked_events_total", "Rejected events of requests rejected whole, over what a tenant's requests may leave in the books.";
@@ -109,6 +113,8 @@ names! {
         DedupLimitBytes = "sluice_dedup_limit_bytes", "`dedup.max_bytes`: at it writing waits.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
+        /// `certificate` edge, internal.
+        TlsCertificateExpiry = "sluice_tls_certificate_expiry_seconds", "When the certificate that is shown expires, as a Unix time.";
         ConfigRestartPending = "sluice_config_restart_pending", "1 while the config file has changes that wait for the next start.";
         /// `dataset`.
         ParkedBytes = "sluice_parked_bytes", "Bytes of rows that wait for a table in trouble.";

@@ -62,9 +62,10 @@ pub fn run(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     }
 }
 
-/// Says that the service is ready: one JSON line on stdout, or a log line.
-pub fn ready(json: bool, service: &str, address: SocketAddr, admin: SocketAddr) {
-    let (address, admin) = (format!("http://{address}"), format!("http://{admin}"));
+/// Says that the service is ready, and whether TLS is spoken at its address: one JSON line on stdout, or a log line.
+pub fn ready(json: bool, service: &str, (address, tls): (SocketAddr, bool), admin: SocketAddr) {
+    let scheme = if tls { "https" } else { "http" };
+    let (address, admin) = (format!("{scheme}://{address}"), format!("http://{admin}"));
     if json {
         println!(
             "{}",

@@ -1,16 +1,20 @@
 //! The listener loop of every service: HTTP/1.1 and HTTP/2 on one port, bounded in connections,
 //! streams, header bytes and time, ended gracefully.
 
+mod preface;
+
 use crate::limits::{HEADER_DEADLINE, MAX_CONNECTIONS, MAX_H2_STREAMS, MAX_HEADER_BYTES};
 use crate::shutdown::Stop;
+use crate::tls::{ClientCertificate, ServerTls};
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -68,12 +72,30 @@ pub async fn listen(address: &str) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(failed)
 }
 
+/// A port, and whether TLS is spoken on it.
+#[derive(Debug)]
+pub struct Door {
+    pub listener: TcpListener,
+    pub tls: Option<ServerTls>,
+}
+
+impl From<TcpListener> for Door {
+    fn from(listener: TcpListener) -> Self {
+        Self { listener, tls: None }
+    }
+}
+
 /// Serves `router` until `stop`; then finishes the requests that are under way. The caller bounds
 /// the time that this may take.
-pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: Stop) {
+pub async fn serve(door: impl Into<Door>, router: Router, bounds: Bounds, stop: Stop) {
+    let Door { listener, tls } = door.into();
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(bounds.connections));
-    let server = Arc::new(server(bounds));
+    let host = Arc::new(Host {
+        server: server(bounds),
+        router,
+        tls,
+    });
     loop {
         let permit = tokio::select! {
             () = stop.cancelled() => break,
@@ -93,19 +115,9 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: 
                 continue;
             }
         };
-        let (server, router, watcher) = (Arc::clone(&server), router.clone(), graceful.watcher());
-        let stop = stop.clone();
+        let (host, watcher, stop) = (Arc::clone(&host), graceful.watcher(), stop.clone());
         tokio::spawn(async move {
-            let spoke = tokio::select! {
-                spoke = speaks(&stream) => spoke,
-                () = stop.cancelled() => false,
-            };
-            let connection = spoke.then(|| connection(&server, stream, peer, router)).flatten();
-            if let Some(connection) = connection
-                && let Err(error) = watcher.watch(connection).await
-            {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
+            host.receive(stream, peer, watcher, stop).await;
             drop(permit);
         });
     }
@@ -113,47 +125,60 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: 
     graceful.shutdown().await;
 }
 
-/// Whether the client says, in time, which version of HTTP it speaks. Until then nothing else bounds how
-/// long it holds its connection.
-async fn speaks(stream: &TcpStream) -> bool {
-    let version = async {
-        let mut head = [0; H2_PREFACE.len()];
-        loop {
-            match stream.peek(&mut head).await {
-                Ok(0) | Err(_) => return false,
-                Ok(all) if all == H2_PREFACE.len() => return true,
-                Ok(some) if head[..some] != H2_PREFACE[..some] => return true,
-                // Part of a preface: the socket stays readable, so look again a little later.
-                Ok(_) => tokio::time::sleep(PREFACE_PAUSE).await,
-            }
-        }
-    };
-    tokio::time::timeout(HEADER_DEADLINE, version)
-        .await
-        .unwrap_or(false)
+/// What every connection of one listener is served with.
+struct Host {
+    server: auto::Builder<TokioExecutor>,
+    router: Router,
+    tls: Option<ServerTls>,
 }
 
-const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const PREFACE_PAUSE: Duration = Duration::from_millis(20);
+impl Host {
+    /// One connection, from its first byte to its last.
+    async fn receive(&self, stream: TcpStream, peer: SocketAddr, watcher: Watcher, stop: Stop) {
+        // A socket without TCP_NODELAY still works; one that is already closed is not worth a line.
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        let Some(tls) = &self.tls else {
+            let nobody = ClientCertificate::default();
+            return self.converse(stream, (peer, nobody), watcher, stop).await;
+        };
+        let shaken = tokio::select! {
+            shaken = tls.accept(stream, peer) => shaken,
+            () = stop.cancelled() => None,
+        };
+        if let Some((stream, certificate)) = shaken {
+            self.converse(stream, (peer, certificate), watcher, stop).await;
+        }
+    }
 
-type Service = TowerToHyperService<axum::middleware::AddExtension<Router, PeerAddress>>;
-type Connection = auto::Connection<'static, TokioIo<TcpStream>, Service, TokioExecutor>;
-
-fn connection(
-    server: &auto::Builder<TokioExecutor>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-) -> Option<Connection> {
-    // A socket without TCP_NODELAY still works; one that is already closed is not worth a line.
-    stream.set_nodelay(true).ok()?;
-    let service = tower::Layer::layer(&axum::Extension(PeerAddress(peer)), router);
-    let service = TowerToHyperService::new(service);
-    Some(
-        server
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned(),
-    )
+    async fn converse<IO>(
+        &self,
+        io: IO,
+        (peer, certificate): (SocketAddr, ClientCertificate),
+        watcher: Watcher,
+        stop: Stop,
+    ) where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let spoken = tokio::select! {
+            spoken = preface::spoken(io) => spoken,
+            () = stop.cancelled() => None,
+        };
+        let Some(io) = spoken else { return };
+        let service = tower::ServiceBuilder::new()
+            .layer(axum::Extension(PeerAddress(peer)))
+            .layer(axum::Extension(certificate))
+            .service(self.router.clone());
+        let service = TowerToHyperService::new(service);
+        let connection = self
+            .server
+            .serve_connection(TokioIo::new(io), service)
+            .into_owned();
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%peer, %error, "connection ended");
+        }
+    }
 }
 
 fn server(bounds: Bounds) -> auto::Builder<TokioExecutor> {

@@ -231,6 +231,12 @@ pub fn problems(filed: &[Tenant], configured: &[Tenant]) -> Vec<String> {
                 tenant.id
             ));
         }
+        if !tenant.certificates.is_empty() {
+            found.push(format!(
+                "tenant {}: `certificates` is not taken here: list the tenant under `tenants` in the config",
+                tenant.id
+            ));
+        }
         for key in &tenant.keys {
             if !is_hash(&key.sha256) {
                 found.push(format!(

@@ -1,4 +1,7 @@
-//! Who is calling: an API key leads to a tenant, and nothing else does.
+//! Who is calling: an API key leads to a tenant, or a client certificate does, and nothing else.
+//!
+//! Where both are sent they must agree. A certificate whose names are no tenant's says nothing: services in
+//! a mesh all show one.
 //!
 //! The table holds SHA-256 hashes only. A lookup costs the same for a known and for an unknown key:
 //! both end in one constant-time comparison, a miss against a dummy.
@@ -14,6 +17,7 @@ use sluice_common::config::{self, Config, Expiry};
 use sluice_common::error::Problem;
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::tenants_file::{self, Beside, Filed};
+use sluice_common::tls::{ClientCertificate, ClientName};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
@@ -29,6 +33,17 @@ pub enum AuthError {
     Conflicting,
     #[error("`Authorization` is not understood: send `Bearer KEY`, or the bare key")]
     Scheme,
+    #[error(
+        "no API key was sent, and the client certificate's names are no tenant's: send a key, or have a name of \
+         it added to the tenant's `certificates`"
+    )]
+    UnknownCertificate,
+    #[error("the client certificate has names of several tenants: use one certificate for each")]
+    AmbiguousCertificate,
+    #[error(
+        "the API key and the client certificate are two tenants': send one of them, or two of one tenant"
+    )]
+    Disagreeing,
 }
 
 /// A tenant as the edge knows it.
@@ -55,6 +70,7 @@ type KeyHash = [u8; 32];
 #[derive(Debug, Default)]
 struct Table {
     by_key: HashMap<KeyHash, Known>,
+    by_certificate: HashMap<ClientName, Arc<Tenant>>,
     tenants: HashMap<TenantId, Arc<Tenant>>,
     datasets: HashSet<Name>,
 }
@@ -176,6 +192,9 @@ impl Tenants {
                     table.by_key.insert(hash, Known { tenant, until });
                 }
             }
+            for name in &one.certificates {
+                table.by_certificate.insert(name.client_name(), tenant.clone());
+            }
             table.tenants.insert(one.id.clone(), tenant);
         }
         self.table.store(Arc::new(table));
@@ -188,14 +207,33 @@ impl Tenants {
         table.datasets.iter().any(|name| name.as_str() == dataset)
     }
 
-    /// The tenant whose key the request carries.
+    /// The tenant whose key the request carries, or whose certificate its connection was made with.
     ///
     /// # Errors
     /// [`AuthError`]: a 401.
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Tenant>, AuthError> {
-        let key = one_key(headers)?;
-        let hash: KeyHash = Sha256::digest(key).into();
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        shown: &ClientCertificate,
+    ) -> Result<Arc<Tenant>, AuthError> {
         let table = self.table.load();
+        let by_certificate = table.by_certificate(shown)?;
+        let key = match one_key(headers) {
+            Ok(key) => key,
+            Err(AuthError::Missing) if shown.0.is_some() => {
+                return by_certificate.ok_or(AuthError::UnknownCertificate);
+            }
+            Err(error) => return Err(error),
+        };
+        let tenant = self.by_key(&table, key)?;
+        if by_certificate.is_some_and(|other| other.id != tenant.id) {
+            return Err(AuthError::Disagreeing);
+        }
+        Ok(tenant)
+    }
+
+    fn by_key(&self, table: &Table, key: &[u8]) -> Result<Arc<Tenant>, AuthError> {
+        let hash: KeyHash = Sha256::digest(key).into();
         let found = table.by_key.get_key_value(&hash);
         let (stored, known) = found.map_or((&DUMMY, None), |(stored, known)| (stored, Some(known)));
         let same = bool::from(stored.ct_eq(&hash));
@@ -205,6 +243,21 @@ impl Tenants {
 
     fn has_ended(&self, until: Option<Expiry>) -> bool {
         until.is_some_and(|until| self.clock.now_ms() >= until.ms())
+    }
+}
+
+impl Table {
+    /// The one tenant that the certificate's names lead to, if any does.
+    fn by_certificate(&self, shown: &ClientCertificate) -> Result<Option<Arc<Tenant>>, AuthError> {
+        let names = shown.0.iter().flat_map(|names| names.iter());
+        let mut found: Option<&Arc<Tenant>> = None;
+        for tenant in names.filter_map(|name| self.by_certificate.get(name)) {
+            if found.is_some_and(|earlier| earlier.id != tenant.id) {
+                return Err(AuthError::AmbiguousCertificate);
+            }
+            found = Some(tenant);
+        }
+        Ok(found.cloned())
     }
 }
 
@@ -260,6 +313,9 @@ impl From<AuthError> for Refusal {
             AuthError::Unknown => ("unknown_api_key", INVALID_TOKEN),
             AuthError::Conflicting => ("conflicting_api_keys", INVALID_REQUEST),
             AuthError::Scheme => ("bad_authorization", INVALID_REQUEST),
+            AuthError::UnknownCertificate => ("unknown_certificate", INVALID_TOKEN),
+            AuthError::AmbiguousCertificate => ("ambiguous_certificate", INVALID_REQUEST),
+            AuthError::Disagreeing => ("credentials_disagree", INVALID_REQUEST),
         };
         let problem = Problem::new(StatusCode::UNAUTHORIZED, code, error.to_string());
         Self::new(problem).with(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
@@ -298,7 +354,10 @@ mod tests {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
             map.append(name, HeaderValue::from_str(value).unwrap());
         }
-        tenants.authenticate(&map).map(|tenant| tenant.id.to_string())
+        let nobody = ClientCertificate::default();
+        tenants
+            .authenticate(&map, &nobody)
+            .map(|tenant| tenant.id.to_string())
     }
 
     #[test]
@@ -394,15 +453,76 @@ mod tests {
         let tenants = Tenants::new(&config(&[("acme", "old"), ("gone", "x")]));
         let mut headers = HeaderMap::new();
         headers.insert(API_KEY, HeaderValue::from_static("old"));
-        let before = tenants.authenticate(&headers).unwrap();
+        let nobody = ClientCertificate::default();
+        let before = tenants.authenticate(&headers, &nobody).unwrap();
         tenants.replace(&config(&[("acme", "new")]));
-        assert_eq!(tenants.authenticate(&headers).unwrap_err(), AuthError::Unknown);
+        assert_eq!(
+            tenants.authenticate(&headers, &nobody).unwrap_err(),
+            AuthError::Unknown
+        );
         headers.insert(API_KEY, HeaderValue::from_static("new"));
-        let after = tenants.authenticate(&headers).unwrap();
+        let after = tenants.authenticate(&headers, &nobody).unwrap();
         assert!(Arc::ptr_eq(&before.admission, &after.admission));
         assert_eq!(
             tenant_of(&tenants, &[("x-api-key", "x")]),
             Err(AuthError::Unknown)
         );
+    }
+
+    #[test]
+    fn a_certificate_leads_to_its_tenant_and_never_beside_another_tenant_s_key() {
+        let hash = hex::encode(Sha256::digest("key-a"));
+        let yaml = format!(
+            "edge: {{tls: {{cert: a, key: b, client_ca: c}}}}\ntenants:\n\
+             - {{id: a, keys: [{{sha256: {hash}}}], certificates: [{{dns: a.x}}, {{cn: alice}}]}}\n\
+             - {{id: b, keys: [], certificates: [{{uri: \"spiffe://x/b\"}}]}}\n"
+        );
+        let config = Loaded::parse(&yaml, Path::new("t"), Path::new("/tmp"))
+            .unwrap()
+            .config;
+        let tenants = Tenants::new(&config);
+        let dns = |name| ClientName::dns(name);
+        let uri = |name: &str| ClientName::Uri(name.into());
+        for (names, key, expected) in [
+            (vec![dns("A.x")], None, Ok("a")),
+            (vec![dns("z.x"), uri("spiffe://x/b")], None, Ok("b")),
+            (vec![ClientName::Cn("alice".into())], None, Ok("a")),
+            (vec![dns("a.x")], Some("key-a"), Ok("a")),
+            (vec![dns("z.x")], Some("key-a"), Ok("a")),
+            (vec![dns("a.x")], Some("key-z"), Err(AuthError::Unknown)),
+            (
+                vec![uri("spiffe://x/b")],
+                Some("key-a"),
+                Err(AuthError::Disagreeing),
+            ),
+            (
+                vec![dns("a.x"), uri("spiffe://x/b")],
+                None,
+                Err(AuthError::AmbiguousCertificate),
+            ),
+            (
+                vec![dns("a.x"), uri("spiffe://x/b")],
+                Some("key-a"),
+                Err(AuthError::AmbiguousCertificate),
+            ),
+            (
+                vec![dns("alice"), uri("alice")],
+                None,
+                Err(AuthError::UnknownCertificate),
+            ),
+            (vec![], None, Err(AuthError::UnknownCertificate)),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(key) = key {
+                headers.insert(API_KEY, HeaderValue::from_static(key));
+            }
+            let shown = ClientCertificate(Some(names.clone().into()));
+            let found = tenants.authenticate(&headers, &shown);
+            let found = found
+                .as_ref()
+                .map(|tenant| tenant.id.as_str())
+                .map_err(|error| *error);
+            assert_eq!(found, expected, "{names:?} {key:?}");
+        }
     }
 }

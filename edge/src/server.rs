@@ -8,8 +8,10 @@ use sluice_common::config::Loaded;
 use sluice_common::error;
 use sluice_common::metrics::{Metrics, MetricsError};
 use sluice_common::reload::Reloader;
-use sluice_common::serve::{Bounds, ListenError, listen, serve};
+use sluice_common::serve::{Bounds, Door, ListenError, listen, serve};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
+use sluice_common::tls::client::{ClientTls, ClientTlsError};
+use sluice_common::tls::{ServerTls, TlsError, reload};
 use sluice_common::wire::transport::PeerClient;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -22,18 +24,20 @@ use tokio::task::JoinSet;
 #[derive(Debug)]
 pub struct EdgeServer {
     edge: Edge,
+    tls: Option<ServerTls>,
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
 }
 
 impl EdgeServer {
-    /// Takes the addresses (`edge.listen`); port 0 picks one.
+    /// Takes the addresses (`edge.listen`); port 0 picks one. With `tls` nothing else is spoken there.
     ///
     /// # Errors
     /// [`ListenError`] naming the address that could not be had.
-    pub async fn bind(edge: Edge, addresses: &[String]) -> Result<Self, ListenError> {
+    pub async fn bind(edge: Edge, addresses: &[String], tls: Option<ServerTls>) -> Result<Self, ListenError> {
         let mut server = Self {
             edge,
+            tls,
             listeners: Vec::new(),
             addresses: Vec::new(),
         };
@@ -55,12 +59,24 @@ impl EdgeServer {
         &self.addresses
     }
 
+    /// The first of them as a URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let first = self.addresses.first();
+        first.map_or_else(String::new, |address| format!("{scheme}://{address}"))
+    }
+
     /// Serves until `stop`, then finishes what was taken. The caller bounds the time that this takes.
     pub async fn run(self, stop: Stop) {
         let mut running = JoinSet::new();
         for listener in self.listeners {
             let router = stack::service(self.edge.clone());
-            running.spawn(serve(listener, router, Bounds::PUBLIC, stop.clone()));
+            let door = Door {
+                listener,
+                tls: self.tls.clone(),
+            };
+            running.spawn(serve(door, router, Bounds::PUBLIC, stop.clone()));
         }
         running.join_all().await;
         self.edge.drained().await;
@@ -72,6 +88,10 @@ impl EdgeServer {
 pub enum EdgeError {
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    ClientTls(#[from] ClientTlsError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error(transparent)]
@@ -88,10 +108,15 @@ pub enum EdgeError {
 pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
     let own = &config.config.edge;
     let metrics = Metrics::new("sluice-edge", &config.config)?;
-    let seam = PeerClient::new(&own.normalizer, config.internal_token.clone()).seam();
+    let inner = config.inner_client_tls().map(ClientTls::open).transpose()?;
+    let seam = PeerClient::new(&own.normalizer, config.internal_token.clone(), inner.clone()).seam();
     let edge = Edge::new(&config.config, seam, metrics.clone());
     let filed = edge.follow_tenants_file(config.tenants_file())?;
-    let server = EdgeServer::bind(edge.clone(), &own.listen).await?;
+    let tls = config
+        .edge_tls()
+        .map(|files| ServerTls::open(files, &metrics))
+        .transpose()?;
+    let server = EdgeServer::bind(edge.clone(), &own.listen, tls.clone()).await?;
     let admin = listen(&own.admin).await?;
     let (stop, probing) = (Stop::new(), Stop::new());
     let clock: SharedClock = Arc::new(SystemClock);
@@ -107,6 +132,11 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
         control,
         probing.clone(),
     ));
+    let watched = tls
+        .map(reload::target)
+        .into_iter()
+        .chain(inner.map(reload::target));
+    tokio::spawn(reload::watch(watched.collect(), metrics.clone(), stop.clone()));
     tokio::spawn(filed.watch(stop.clone()));
     let watch = tokio::spawn(watch_peers(edge, own.normalizer.clone(), stop.clone()));
     let serving = tokio::spawn(server.run(stop.clone()));
@@ -152,13 +182,9 @@ fn say_ready(server: &EdgeServer, admin: SocketAddr, json: bool) -> io::Result<(
     if !json {
         return Ok(());
     }
-    let edge = server
-        .addresses()
-        .first()
-        .map(|address| format!("http://{address}"));
     let ready = Ready {
         ready: true,
-        edge: edge.unwrap_or_default(),
+        edge: server.url(),
         admin: format!("http://{admin}"),
     };
     let line = serde_json::to_string(&ready)?;
@@ -185,7 +211,10 @@ async fn watch_peers(edge: Edge, peers: Vec<String>, stop: Stop) {
 }
 
 async fn reachable(peer: &str) -> bool {
-    let authority = peer.strip_prefix("http://").unwrap_or(peer).trim_end_matches('/');
+    let authority = peer
+        .split_once("://")
+        .map_or(peer, |(_, rest)| rest)
+        .trim_end_matches('/');
     let connected = tokio::time::timeout(PROBE_INTERVAL, TcpStream::connect(authority)).await;
     matches!(connected, Ok(Ok(_)))
 }

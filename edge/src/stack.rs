@@ -3,7 +3,7 @@
 //!
 //! | step | answers | why here |
 //! |---|---|---|
-//! | *TLS* | — | its place is before all others, in `server`: a client certificate can name a tenant |
+//! | TLS | 400 | before all others, in `common::serve`: a client certificate can name a tenant |
 //! | [`identify`] | — | every answer carries the request's id, refusals included; refusals are written here |
 //! | [`span`] | — | all that follows is part of the request's trace |
 //! | [`measure`] | — | counts what the client is really answered, panics included |
@@ -39,6 +39,7 @@ use http::{HeaderMap, Version};
 use sluice_common::ids::RequestId;
 use sluice_common::metrics::{Counter, Histogram};
 use sluice_common::telemetry::set_parent;
+use sluice_common::tls::ClientCertificate;
 use sluice_common::trace::TraceContext;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -76,12 +77,17 @@ pub struct Passed {
     pub permit: BodyPermit,
 }
 
-/// The checks that need the head only, in their order.
+/// The checks that need the head and the connection only, in their order.
 ///
 /// # Errors
 /// The first check that fails.
-pub fn check(edge: &Edge, headers: &HeaderMap, dataset: &str) -> Result<Passed, Refusal> {
-    let tenant = edge.tenants.authenticate(headers)?;
+pub fn check(
+    edge: &Edge,
+    headers: &HeaderMap,
+    shown: &ClientCertificate,
+    dataset: &str,
+) -> Result<Passed, Refusal> {
+    let tenant = edge.tenants.authenticate(headers, shown)?;
     let span = tracing::Span::current();
     span.record("tenant", tenant.id.as_str());
     routes::check_dataset(edge, &tenant, dataset)?;

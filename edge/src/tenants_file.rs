@@ -214,6 +214,7 @@ mod tests {
             id: TenantId::new(id).unwrap(),
             keys: vec![KeyHash::lasting(key.to_string().repeat(64))],
             datasets: None,
+            certificates: Vec::new(),
             quota: (),
             weight: (),
         }

@@ -11,6 +11,7 @@ use crate::output::OutputArgs;
 use clap::Args;
 use finding::{Findings, Level};
 use serde_json::json;
+use sluice_common::clock::{Clock as _, SystemClock};
 use sluice_common::config::{Loaded, schema};
 use sluice_common::ids::Name;
 use sluice_common::process::Failure;
@@ -96,6 +97,7 @@ impl CheckArgs {
         if self.production {
             production::look(loaded, self.config.is_some(), findings);
         }
+        certificates(loaded, findings);
         let url = self.clickhouse_url.as_ref().or(loaded.clickhouse_url.as_ref());
         match url {
             Some(url) => server::look(loaded, url, self.production, findings).await,
@@ -142,6 +144,20 @@ impl CheckArgs {
         let text = ddl::text(loaded, &style);
         self.output.print(&json!({"ddl": text}), || text.clone())?;
         Ok(Exit::Good)
+    }
+}
+
+/// Whether the certificates and keys of the config can be used, and how long.
+fn certificates(loaded: &Loaded, findings: &mut Findings) {
+    let listeners = [loaded.edge_tls(), loaded.inner_listener_tls()];
+    for files in listeners.into_iter().flatten() {
+        let (what, name) = (files.cert.key, files.name);
+        let validity = files.check();
+        match validity.map(|validity| validity.warning(SystemClock.now_ms())) {
+            Err(error) => findings.unusable(what, error.to_string()),
+            Ok(Some(warning)) => findings.degraded(what, format!("the certificate {warning}")),
+            Ok(None) => findings.good(what, format!("certificate and key of `{name}` belong together")),
+        }
     }
 }
 

@@ -59,6 +59,7 @@ pub fn tenant(key: &str) -> Tenant {
     Tenant {
         id: TenantId::new(TENANT).expect("a valid id"),
         keys: vec![KeyHash::lasting(hash(key))],
+        certificates: Vec::new(),
         datasets: None,
         quota: (),
         weight: (),

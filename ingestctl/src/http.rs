@@ -3,22 +3,32 @@
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use sluice_common::error::chain;
 use sluice_common::process::Failure;
+use sluice_common::tls::client::{ClientTls, Dialer};
 use std::time::Duration;
 
 const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(60);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Keeps connections between requests. Cloning shares them.
 #[derive(Debug, Clone)]
-pub struct Http(Client<HttpConnector, Full<Bytes>>);
+pub struct Http(Client<Dialer, Full<Bytes>>);
 
 impl Default for Http {
     fn default() -> Self {
-        Self(Client::builder(TokioExecutor::new()).build_http())
+        Self::over(None)
+    }
+}
+
+impl Http {
+    /// A client that also speaks TLS, as `tls` has it.
+    #[must_use]
+    pub fn over(tls: Option<ClientTls>) -> Self {
+        Self(Client::builder(TokioExecutor::new()).build(Dialer::new(tls, CONNECT_DEADLINE)))
     }
 }
 

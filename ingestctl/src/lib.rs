@@ -18,6 +18,7 @@ pub mod pipeline;
 pub mod remote;
 pub mod sample;
 pub mod schema;
+pub mod self_signed;
 pub mod status;
 pub mod tenants;
 pub mod top;

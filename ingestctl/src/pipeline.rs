@@ -10,6 +10,8 @@ use sluice_common::process::Failure;
 use sluice_common::reload::Reloader;
 use sluice_common::serve::listen;
 use sluice_common::shutdown::Stop;
+use sluice_common::tls::client::{ClientTls, ClientTlsError};
+use sluice_common::tls::{ServerTls, reload};
 use sluice_edge::{Edge, EdgeServer, tenants_routes};
 use sluice_normalizer::start::{Environment, Running};
 use sluice_sink_writer::{SinkWriter, Target};
@@ -35,8 +37,8 @@ pub struct Given {
 
 /// A running pipeline.
 pub struct Pipeline {
-    /// Where events are taken.
-    pub edge: Vec<SocketAddr>,
+    /// Where events are taken, the first address as a URL.
+    pub edge: String,
     /// Where probes and metrics are.
     pub admin: SocketAddr,
     taking: Stop,
@@ -52,12 +54,13 @@ impl Pipeline {
     /// [`Failure`] saying what to do; nothing is left running.
     pub async fn start(loaded: &Loaded, given: Given) -> Result<Self, Failure> {
         let config = &loaded.config;
+        let tls = loaded
+            .edge_tls()
+            .map(|files| ServerTls::open(files, &given.metrics));
+        let tls = tls.transpose()?;
         let probes = listen(&config.edge.admin).await?;
-        let sink = SinkWriter::new(
-            &target(loaded, &given.clickhouse_url),
-            &config.datasets,
-            &given.metrics,
-        );
+        let target = target(loaded, &given.clickhouse_url)?;
+        let sink = SinkWriter::new(&target, &config.datasets, &given.metrics);
         make_tables(&sink, given.wait_for_tables).await;
         let (taking, pumping) = (Stop::new(), Stop::new());
         let environment = Environment {
@@ -79,11 +82,22 @@ impl Pipeline {
         let control = reloader.mount(control);
         reloader.start(taking.clone())?;
         let ready = both(edge.readiness(), Arc::clone(&running.ready));
-        let server = EdgeServer::bind(edge, &config.edge.listen).await?;
+        let server = EdgeServer::bind(edge, &config.edge.listen, tls.clone()).await?;
         let admin = probes.local_addr()?;
-        tokio::spawn(admin::run(probes, given.metrics, ready, control, pumping.clone()));
+        tokio::spawn(admin::run(
+            probes,
+            given.metrics.clone(),
+            ready,
+            control,
+            pumping.clone(),
+        ));
         tokio::spawn(filed.watch(taking.clone()));
-        let edge = server.addresses().to_vec();
+        let edge = server.url();
+        let watched = tls
+            .map(reload::target)
+            .into_iter()
+            .chain(target.tls.map(reload::target));
+        tokio::spawn(reload::watch(watched.collect(), given.metrics, pumping.clone()));
         let server = tokio::spawn(server.run(taking.clone()));
         Ok(Self {
             edge,
@@ -116,15 +130,18 @@ impl Pipeline {
 }
 
 /// The ClickHouse of a config, at `url`.
-#[must_use]
-pub fn target(loaded: &Loaded, url: &str) -> Target {
-    Target {
+///
+/// # Errors
+/// [`ClientTlsError`] where `clickhouse.ca` cannot be used.
+pub fn target(loaded: &Loaded, url: &str) -> Result<Target, ClientTlsError> {
+    Ok(Target {
         url: url.to_owned(),
         database: loaded.config.clickhouse.database.clone(),
         user: loaded.clickhouse_user.clone(),
         password: loaded.clickhouse_password.clone(),
         letters_ttl: loaded.config.dead_letters.ttl,
-    }
+        tls: loaded.clickhouse_tls(url).map(ClientTls::open).transpose()?,
+    })
 }
 
 async fn make_tables(sink: &SinkWriter, wait: bool) {

@@ -18,7 +18,9 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub struct Sample {
     pub edge: String,
+    pub edge_client: Http,
     pub clickhouse: String,
+    pub clickhouse_client: Http,
     pub database: String,
     pub key: String,
     pub clock: SharedClock,
@@ -35,13 +37,13 @@ impl Sample {
     /// # Errors
     /// Where an event is not taken, or not found again in time.
     pub async fn run(&self) -> Result<(), Failure> {
-        let http = Http::default();
+        let (http, asking) = (&self.edge_client, &self.clickhouse_client);
         let id = RequestId::random().to_string();
         let mut sent = 0;
         for _ in 0..ROUNDS {
             let readings = self.readings(&id, sent);
             sent += readings.len() as u64;
-            self.send(&http, &readings).await?;
+            self.send(http, &readings).await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         println!("sent {sent} readings of this machine (CPU, memory, disk, processes)");
@@ -54,12 +56,12 @@ impl Sample {
             let events: Vec<Value> = (first..first + EVENTS_A_REQUEST)
                 .map(|n| self.generated(&id, n, &mut random))
                 .collect();
-            self.send(&http, &events).await?;
+            self.send(http, &events).await?;
             bar.inc(EVENTS_A_REQUEST);
         }
         bar.finish();
-        self.found(&http, &id, sent + BURST).await?;
-        println!("{}", http.query(&self.clickhouse, &self.report()).await?);
+        self.found(asking, &id, sent + BURST).await?;
+        println!("{}", asking.query(&self.clickhouse, &self.report()).await?);
         Ok(())
     }
 

@@ -3,16 +3,20 @@
 
 use crate::clickhouse::{ClickHouse, Options, Places};
 use crate::demo;
+use crate::http::Http;
 use crate::pipeline::{Given, Pipeline};
 use crate::sample::Sample;
+use crate::self_signed::{NAMES, SelfSigned, TlsFrom};
 use clap::Args;
 use rustix::fs::{FlockOperation, flock};
-use sluice_common::clock::SystemClock;
+use serde_json::json;
+use sluice_common::clock::{Clock as _, SharedClock, SystemClock};
 use sluice_common::config::Loaded;
 use sluice_common::metrics::Metrics;
 use sluice_common::process::{self, Failure};
 use sluice_common::shutdown::{asked_to_stop, within_deadline};
 use sluice_common::telemetry::{self, LogFormat};
+use sluice_common::tls::ClientTls;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +47,9 @@ pub struct UpArgs {
     /// The port of the own ClickHouse; 0 picks one.
     #[arg(long, value_name = "N", default_value_t = 8123)]
     clickhouse_port: u16,
+    /// Speak TLS where events are taken, without a config: a certificate is made and kept in DIR/tls.
+    #[arg(long, value_name = "FROM")]
+    tls: Option<TlsFrom>,
     /// Start though the dedup state is lost and the log does not reach back one window.
     #[arg(long)]
     accept_window_loss: bool,
@@ -60,6 +67,7 @@ struct Ground {
     /// The first key of the demo tenant; none where the config has tenants of its own.
     demo_key: Option<String>,
     clickhouse: Option<ClickHouse>,
+    certificate: Option<SelfSigned>,
     url: String,
     _lock: File,
 }
@@ -77,6 +85,10 @@ impl UpArgs {
         if let Some(admin) = &self.admin_listen {
             loaded.config.edge.admin = admin.clone();
         }
+        let certificate = self.certificate(&loaded)?;
+        if let Some(made) = &certificate {
+            loaded.config.edge.tls = Some(made.edge_tls());
+        }
         let format = if self.json {
             LogFormat::Json
         } else {
@@ -85,6 +97,7 @@ impl UpArgs {
         let telemetry = telemetry::begin("sluice", &loaded.config, format)?;
         let metrics = Metrics::new("sluice", &loaded.config)?;
         let mut ground = self.ground(loaded).await?;
+        ground.certificate = certificate;
         let given = Given {
             clickhouse_url: ground.url.clone(),
             wait_for_tables: ground.clickhouse.is_some(),
@@ -127,9 +140,23 @@ impl UpArgs {
             loaded,
             demo_key,
             clickhouse,
+            certificate: None,
             url,
             _lock: lock,
         })
+    }
+
+    fn certificate(&self, loaded: &Loaded) -> Result<Option<SelfSigned>, Failure> {
+        match self.tls {
+            None => Ok(None),
+            Some(TlsFrom::SelfSigned) if loaded.config.edge.tls.is_some() => Err(Failure::new(
+                "the config has `edge.tls`: take it out, or leave out --tls self-signed",
+            )),
+            Some(TlsFrom::SelfSigned) => {
+                let made = SelfSigned::of(&self.data_dir, SystemClock.now_ms())?;
+                Ok(Some(made))
+            }
+        }
     }
 
     async fn start_clickhouse(&self) -> Result<ClickHouse, Failure> {
@@ -145,19 +172,13 @@ impl UpArgs {
     async fn serve(&self, ground: &Ground, given: Given) -> Result<(), Failure> {
         let clock = Arc::clone(&given.clock);
         let mut pipeline = Pipeline::start(&ground.loaded, given).await?;
-        let edge = pipeline
-            .edge
-            .first()
-            .map(|address| format!("http://{address}"))
-            .unwrap_or_default();
+        let edge = pipeline.edge.clone();
         self.announce(ground, &edge, &format!("http://{}", pipeline.admin));
-        let sample = self.sample.then(|| Sample {
-            edge,
-            clickhouse: ground.url.clone(),
-            database: ground.loaded.config.clickhouse.database.to_string(),
-            key: ground.demo_key.clone().unwrap_or_default(),
-            clock,
-        });
+        let sample = if self.sample {
+            Some(sample(ground, edge, clock)?)
+        } else {
+            None
+        };
         tokio::select! {
             asked = asked_to_stop() => asked?,
             failure = pipeline.ended() => return Err(failure),
@@ -169,14 +190,15 @@ impl UpArgs {
     }
 
     fn announce(&self, ground: &Ground, edge: &str, admin: &str) {
-        let key = ground.demo_key.as_deref();
+        let (key, certificate) = (ground.demo_key.as_deref(), ground.certificate.as_ref());
         if self.json {
             let tenant = key.map(|_| demo::TENANT);
+            let certificate = certificate.map(|made| json!({"path": made.path, "sha256": made.fingerprint}));
             println!(
                 "{}",
-                serde_json::json!({
+                json!({
                     "ready": true, "edge": edge, "admin": admin, "clickhouse": ground.url,
-                    "tenant": tenant, "api_key": key,
+                    "tenant": tenant, "api_key": key, "certificate": certificate,
                 })
             );
             return;
@@ -186,8 +208,31 @@ impl UpArgs {
         if let Some(key) = key {
             println!("  tenant      {}\n  api key     {key}", demo::TENANT);
         }
+        if let Some(made) = certificate {
+            let (path, names) = (made.path.display(), NAMES.join(", "));
+            println!("  certificate {path}, self-signed, for {names}; for development only");
+            println!("  SHA-256     {}", made.fingerprint);
+            println!(
+                "  to trust it curl --cacert {path} -H 'X-Api-Key: …' \
+                 -H 'Content-Type: application/json' -d @events.json {edge}/v1/events/events"
+            );
+        }
         println!("Ctrl-C stops it; nothing that was acknowledged is lost.");
     }
+}
+
+fn sample(ground: &Ground, edge: String, clock: SharedClock) -> Result<Sample, Failure> {
+    let edge_tls = ground.certificate.as_ref().map(SelfSigned::client);
+    let clickhouse_tls = ground.loaded.clickhouse_tls(&ground.url);
+    Ok(Sample {
+        edge,
+        edge_client: Http::over(edge_tls.map(ClientTls::open).transpose()?),
+        clickhouse: ground.url.clone(),
+        clickhouse_client: Http::over(clickhouse_tls.map(ClientTls::open).transpose()?),
+        database: ground.loaded.config.clickhouse.database.to_string(),
+        key: ground.demo_key.clone().unwrap_or_default(),
+        clock,
+    })
 }
 
 /// Sends the sample, if there is one, and then stays; returns only where it fails.

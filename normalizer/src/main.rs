@@ -7,9 +7,10 @@ use sluice_common::config::Loaded;
 use sluice_common::limits::SERVER_DEADLINE;
 use sluice_common::metrics::Metrics;
 use sluice_common::reload::Reloader;
-use sluice_common::serve::{Bounds, listen, serve};
+use sluice_common::serve::{Bounds, Door, listen, serve};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::telemetry::{self, LogFormat};
+use sluice_common::tls::{ClientTls, ServerTls, reload};
 use sluice_common::wire::transport::{PeerClient, receive};
 use sluice_common::{admin, process};
 use sluice_normalizer::start::{Environment, Running};
@@ -50,9 +51,14 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     let metrics = Metrics::new("sluice-normalizer", &loaded.config)?;
     let (inner, own) = (&loaded.config.normalizer, loaded.internal_token.clone());
     let (calls, probes) = (listen(&inner.listen).await?, listen(&inner.admin).await?);
+    let tls = loaded
+        .inner_listener_tls()
+        .map(|files| ServerTls::open(files, &metrics));
+    let tls = tls.transpose()?;
+    let peer = loaded.inner_client_tls().map(ClientTls::open).transpose()?;
     let (taking, pumping) = (Stop::new(), Stop::new());
     let environment = Environment {
-        sink: PeerClient::new(&inner.sink_writer, own.clone()).seam(),
+        sink: PeerClient::new(&inner.sink_writer, own.clone(), peer.clone()).seam(),
         metrics: metrics.clone(),
         clock: Arc::new(SystemClock),
         stop: pumping.clone(),
@@ -63,9 +69,18 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     let reloader = Reloader::new(&loaded, &metrics, &clock).with(running.part());
     let control = reloader.mount(Control::new(loaded.admin_token.clone()).with(running.control.clone()));
     reloader.start(taking.clone())?;
-    process::ready(args.json, "normalizer", calls.local_addr()?, probes.local_addr()?);
+    process::ready(
+        args.json,
+        "normalizer",
+        (calls.local_addr()?, tls.is_some()),
+        probes.local_addr()?,
+    );
+    let watched = tls.clone().map(reload::target).into_iter();
+    let watched = watched.chain(peer.map(reload::target)).collect();
+    tokio::spawn(reload::watch(watched, metrics.clone(), pumping.clone()));
     let router = receive(running.intake.clone(), own);
-    let server = tokio::spawn(serve(calls, router, Bounds::INNER, taking.clone()));
+    let door = Door { listener: calls, tls };
+    let server = tokio::spawn(serve(door, router, Bounds::INNER, taking.clone()));
     tokio::spawn(admin::run(
         probes,
         metrics.clone(),

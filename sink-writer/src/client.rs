@@ -5,13 +5,14 @@
 
 use bytes::Bytes;
 use clickhouse::{Client as Http, Compression, error::Error};
-use hyper_util::client::legacy::{Client as Pool, connect::HttpConnector};
+use hyper_util::client::legacy::Client as Pool;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
 use sluice_common::config::Period;
 use sluice_common::ids::Name;
 use sluice_common::limits::MAX_INNER_ANSWER_BYTES;
 use sluice_common::secret::Secret;
+use sluice_common::tls::client::{ClientTls, Dialer};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -26,11 +27,12 @@ const MAX_MESSAGE_CHARS: usize = 400;
 /// Where rows go, with all references resolved.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// `http://host:port`.
+    /// `http://host:port`, or `https://` with `tls`.
     pub url: String,
     pub database: Name,
     pub user: Option<String>,
     pub password: Option<Secret>,
+    pub tls: Option<ClientTls>,
     /// How long copies of rejected rows are kept, where we make the table.
     pub letters_ttl: Period,
 }
@@ -65,9 +67,7 @@ impl Client {
     /// A client of `target`; connects on first use.
     #[must_use]
     pub fn new(target: &Target) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+        let connector = Dialer::new(target.tls.clone(), CONNECT_DEADLINE);
         let pool = Pool::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)

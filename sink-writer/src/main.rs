@@ -6,9 +6,10 @@ use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::Loaded;
 use sluice_common::metrics::Metrics;
 use sluice_common::reload::Reloader;
-use sluice_common::serve::{Bounds, listen, serve};
+use sluice_common::serve::{Bounds, Door, listen, serve};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::telemetry::{self, LogFormat};
+use sluice_common::tls::{ClientTls, ServerTls, reload};
 use sluice_common::wire::transport::receive;
 use sluice_common::{admin, process};
 use sluice_sink_writer::{SinkWriter, Target};
@@ -50,7 +51,12 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     let metrics = Metrics::new("sluice-sink-writer", &loaded.config)?;
     let inner = &loaded.config.sink_writer;
     let (calls, probes) = (listen(&inner.listen).await?, listen(&inner.admin).await?);
-    let sink = SinkWriter::new(&target(&loaded)?, &loaded.config.datasets, &metrics);
+    let target = target(&loaded)?;
+    let tls = loaded
+        .inner_listener_tls()
+        .map(|files| ServerTls::open(files, &metrics));
+    let tls = tls.transpose()?;
+    let sink = SinkWriter::new(&target, &loaded.config.datasets, &metrics);
     let (taking, probing) = (Stop::new(), Stop::new());
     let clock: SharedClock = Arc::new(SystemClock);
     let reloader = Reloader::new(&loaded, &metrics, &clock).with(sink.part());
@@ -59,12 +65,16 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     process::ready(
         args.json,
         "sink_writer",
-        calls.local_addr()?,
+        (calls.local_addr()?, tls.is_some()),
         probes.local_addr()?,
     );
+    let watched = tls.clone().map(reload::target).into_iter();
+    let watched = watched.chain(target.tls.map(reload::target)).collect();
+    tokio::spawn(reload::watch(watched, metrics.clone(), probing.clone()));
     tokio::spawn(make_tables(sink.clone()));
     let router = receive(sink.seam(), loaded.internal_token.clone());
-    let server = tokio::spawn(serve(calls, router, Bounds::INNER, taking.clone()));
+    let door = Door { listener: calls, tls };
+    let server = tokio::spawn(serve(door, router, Bounds::INNER, taking.clone()));
     tokio::spawn(admin::run(
         probes,
         metrics.clone(),
@@ -88,8 +98,10 @@ async fn run(args: Args) -> Result<(), process::Failure> {
 fn target(loaded: &Loaded) -> Result<Target, process::Failure> {
     let missing =
         || process::Failure::new("clickhouse.url is missing: the sink-writer must know where rows go");
+    let url = loaded.clickhouse_url.clone().ok_or_else(missing)?;
     Ok(Target {
-        url: loaded.clickhouse_url.clone().ok_or_else(missing)?,
+        tls: loaded.clickhouse_tls(&url).map(ClientTls::open).transpose()?,
+        url,
         database: loaded.config.clickhouse.database.clone(),
         user: loaded.clickhouse_user.clone(),
         password: loaded.clickhouse_password.clone(),

@@ -4,6 +4,7 @@ pub mod client;
 pub mod deployment;
 pub mod oracle;
 pub mod payload;
+pub mod pki;
 pub mod service;
 pub mod wait;
 

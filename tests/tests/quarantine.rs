@@ -126,7 +126,7 @@ async fn a_kill_in_the_middle_of_a_walk_leaves_each_row_one_outcome() {
         .run("ALTER TABLE telemetry.sales ADD CONSTRAINT positive CHECK amount > 0")
         .await;
     for round in 0..6u64 {
-        let amount = |id: u64| if id % 97 == 0 { -1 } else { 5 };
+        let amount = |id: u64| if id.is_multiple_of(97) { -1 } else { 5 };
         stand
             .send("sales", (0..2_000).map(|id| (round * 2_000 + id, amount(id))))
             .await;

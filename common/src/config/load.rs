@@ -237,6 +237,15 @@ impl Loaded {
         let clickhouse_url = references.plain("clickhouse.url", ch.url.as_ref());
         let clickhouse_user = references.plain("clickhouse.user", ch.user.as_ref());
         let clickhouse_password = references.secret("clickhouse.password", ch.password.as_ref());
+        if ch.ca.is_some()
+            && clickhouse_url
+                .as_ref()
+                .is_some_and(|url| !url.starts_with("https://"))
+        {
+            let sentence =
+                "clickhouse.ca: `clickhouse.ca` is for https://: write the url so, or take the key out";
+            references.problems.push(locate(&source.tree, sentence).into());
+        }
         let problems = references.problems;
         if !problems.is_empty() {
             return Err(ConfigError::invalid(&source.path, problems));
@@ -333,7 +342,6 @@ mod tests {
     #[test]
     fn a_key_of_a_feature_to_come_is_refused_with_that_reason() {
         for (yaml, key) in [
-            ("edge: {tls: {cert: a, key: b}}", "edge.tls"),
             ("log: {kind: kafka}", "log.kind"),
             (
                 "tenants: [{id: a, keys: [], quota: {events_per_second: 5}}]",

@@ -14,8 +14,6 @@ macro_rules! not_yet {
 }
 
 not_yet! {
-    tls: "`edge.tls` is not there yet in this release: put a TLS proxy before the edge, and take the key out";
-    clickhouse_ca: "`clickhouse.ca` is not there yet in this release: only http:// is spoken; take the key out";
     quota: "`quota` is not there yet in this release: tenants are not limited; take the key out";
     weight: "`weight` is not there yet in this release: tenants are served alike; take the key out";
 }

@@ -1,7 +1,7 @@
 //! What a parsed config may still get wrong. Every problem is found, not only the first.
 
 use super::overrides;
-use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields};
+use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields, tls};
 use crate::ids::Name;
 use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
 use std::collections::HashSet;
@@ -20,6 +20,7 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
     listeners(config, &mut found);
     sizes(config, &mut found);
     tenants(config, &mut found);
+    tls::problems(config, &mut found);
     let mut names = HashSet::new();
     for dataset in &config.datasets {
         if !names.insert(dataset.name.clone()) {
@@ -38,9 +39,10 @@ fn listeners(config: &Config, found: &mut Vec<String>) {
         ("sink_writer.listen", &config.sink_writer.listen),
     ];
     for (key, address) in inner {
-        if config.internal.token.is_none() && !is_loopback(address) {
+        let guarded = config.internal.token.is_some() || config.internal.tls.is_some();
+        if !guarded && !is_loopback(address) {
             found.push(format!(
-                "{key} {address} is beyond loopback: set `internal.token`, else whoever reaches it writes as any tenant"
+                "{key} {address} is beyond loopback: set `internal.token` or `internal.tls`, else whoever reaches it writes as any tenant"
             ));
         }
     }
@@ -52,9 +54,6 @@ fn listeners(config: &Config, found: &mut Vec<String>) {
         ("normalizer.sink_writer", &config.normalizer.sink_writer),
     ];
     for (key, peers) in peers {
-        for peer in peers.iter().filter(|peer| !peer.starts_with("http://")) {
-            found.push(format!("{key}: {peer:?} must be http://host:port"));
-        }
         if peers.is_empty() {
             found.push(format!("{key} is empty: name at least one address"));
         }

@@ -1,8 +1,9 @@
 //! How a call travels between processes: HTTP/2 with prior knowledge, one POST a call, JSON answers,
-//! a shared token where one is configured. No hop retries by itself (R13).
+//! a shared token or mutual TLS where it is configured. No hop retries by itself (R13).
 
 use crate::limits::MAX_INNER_ANSWER_BYTES;
 use crate::secret::Secret;
+use crate::tls::client::{ClientTls, Dialer};
 use crate::trace::TraceContext;
 use axum::Router;
 use axum::body::Body;
@@ -12,7 +13,7 @@ use axum::routing::post;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::{Serialize, de::DeserializeOwned};
 use std::convert::Infallible;
@@ -89,16 +90,13 @@ pub struct PeerClient {
     peers: Arc<[String]>,
     next: Arc<AtomicUsize>,
     token: Option<Secret>,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<Dialer, Full<Bytes>>,
 }
 
 impl PeerClient {
-    /// A client of `peers` (`http://host:port`), taken in turn.
+    /// A client of `peers` (`http://host:port`, or `https://` with `tls`), taken in turn.
     #[must_use]
-    pub fn new(peers: &[String], token: Option<Secret>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+    pub fn new(peers: &[String], token: Option<Secret>, tls: Option<ClientTls>) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
@@ -108,7 +106,7 @@ impl PeerClient {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .http2_keep_alive_timeout(Duration::from_secs(20))
             .retry_canceled_requests(false)
-            .build(connector);
+            .build(Dialer::new(tls, CONNECT_DEADLINE));
         Self {
             peers: peers.into(),
             next: Arc::default(),

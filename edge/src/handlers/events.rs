@@ -13,12 +13,14 @@ use sluice_common::error::Problem;
 use sluice_common::limits::{EDGE_FORWARD_DEADLINE, MAX_IDEMPOTENCY_KEY_BYTES};
 use sluice_common::metrics::Counter;
 use sluice_common::telemetry::context_of;
+use sluice_common::tls::ClientCertificate;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
 
 /// Takes a request's events: checks → body → forward → answer.
 pub async fn take(
     State(edge): State<Edge>,
     Extension(head): Extension<Head>,
+    Extension(shown): Extension<ClientCertificate>,
     dataset: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -29,7 +31,7 @@ pub async fn take(
         tenant,
         plan,
         mut permit,
-    } = check(&edge, &parts.headers, &dataset)?;
+    } = check(&edge, &parts.headers, &shown, &dataset)?;
     let body = body::read(wire, plan, &mut permit, Deadlines::from_head(head.at)).await?;
     let idempotency_key = idempotency_key(&parts.headers)?;
     let bytes = body.len() as u64;

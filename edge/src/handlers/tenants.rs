@@ -77,6 +77,7 @@ async fn add(State(filed): Shared, Json(asked): Json<Add>) -> Result<(StatusCode
         id: asked.id,
         keys: vec![key(&asked.sha256)?],
         datasets: asked.datasets,
+        certificates: Vec::new(),
         quota: (),
         weight: (),
     };

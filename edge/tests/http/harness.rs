@@ -8,6 +8,8 @@ use sha2::{Digest as _, Sha256};
 use sluice_common::config::Loaded;
 use sluice_common::metrics::Metrics;
 use sluice_common::shutdown::Stop;
+use sluice_common::tls::ServerTls;
+use sluice_common::tls::server::ServerFiles;
 use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowsAnswer};
 use sluice_common::wire::transport::Seam;
 use sluice_edge::{Edge, EdgeServer};
@@ -33,6 +35,7 @@ pub struct Fixture {
     pub address: SocketAddr,
     pub seen: Seen,
     pub metrics: Metrics,
+    pub tls: Option<ServerTls>,
     stop: Stop,
 }
 
@@ -78,14 +81,31 @@ where
     F: Fn(IntakeRequest) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = IntakeReply> + Send + 'static,
 {
-    let hash = |key: &str| hex::encode(Sha256::digest(key));
-    let yaml = format!(
+    start_as(&two_tenants(), None, answer).await
+}
+
+/// The tenants and datasets of most tests.
+pub fn two_tenants() -> String {
+    format!(
         "tenants:\n- {{id: acme, keys: [{{sha256: {}}}]}}\n- {{id: narrow, datasets: [other], keys: [{{sha256: {}}}]}}\n\
          datasets:\n- {{name: events, fields: [{{name: a, type: string}}]}}\n- {{name: other, fields: [{{name: a, type: string}}]}}\n",
         hash(KEY),
         hash(NARROW)
-    );
-    let config = Loaded::parse(&yaml, Path::new("test"), Path::new("/tmp")).unwrap();
+    )
+}
+
+/// A key as configs store it.
+pub fn hash(key: &str) -> String {
+    hex::encode(Sha256::digest(key))
+}
+
+/// An edge with the config `yaml`, over TLS where there are files for it.
+pub async fn start_as<F, R>(yaml: &str, tls: Option<ServerFiles>, answer: F) -> Fixture
+where
+    F: Fn(IntakeRequest) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = IntakeReply> + Send + 'static,
+{
+    let config = Loaded::parse(yaml, Path::new("test"), Path::new("/tmp")).unwrap();
     let seen = Seen::default();
     let saw = Arc::clone(&seen);
     let seam: Seam<IntakeRequest> =
@@ -96,7 +116,8 @@ where
         }));
     let metrics = Metrics::new("test", &config.config).unwrap();
     let edge = Edge::new(&config.config, seam, metrics.clone());
-    let server = EdgeServer::bind(edge.clone(), &["127.0.0.1:0".into()])
+    let tls = tls.map(|files| ServerTls::open(files, &metrics).unwrap());
+    let server = EdgeServer::bind(edge.clone(), &["127.0.0.1:0".into()], tls.clone())
         .await
         .unwrap();
     let address = server.addresses()[0];
@@ -107,6 +128,7 @@ where
         address,
         seen,
         metrics,
+        tls,
         stop,
     }
 }

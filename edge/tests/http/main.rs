@@ -7,4 +7,8 @@ mod harness;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]
+mod pki;
+#[cfg(test)]
+mod tls;
+#[cfg(test)]
 mod wire;

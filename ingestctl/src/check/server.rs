@@ -20,11 +20,11 @@ const BACKLOG_S: u64 = 48 * 3_600;
 /// Asks the ClickHouse at `url`.
 pub async fn look(loaded: &Loaded, url: &str, production: bool, findings: &mut Findings) {
     let clock: SharedClock = Arc::new(SystemClock);
-    let sink = SinkWriter::new(
-        &target(loaded, url),
-        &loaded.config.datasets,
-        &Metrics::detached(),
-    );
+    let target = match target(loaded, url) {
+        Ok(target) => target,
+        Err(error) => return findings.unusable("clickhouse.ca", error.to_string()),
+    };
+    let sink = SinkWriter::new(&target, &loaded.config.datasets, &Metrics::detached());
     let report = sink.describe_all(&clock, DEADLINE).await;
     match report.server {
         Err(error) => return findings.unusable("clickhouse", format!("{url}: {error}")),

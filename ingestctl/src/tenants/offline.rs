@@ -61,6 +61,7 @@ fn apply(list: &mut Vec<Tenant>, beside: &Beside, change: Change<'_>) -> Result<
                 id: id.clone(),
                 keys: vec![KeyHash::lasting(sha256)],
                 datasets: datasets.map(<[_]>::to_vec),
+                certificates: Vec::new(),
                 quota: (),
                 weight: (),
             };

@@ -70,7 +70,6 @@ pub fn arrow_type(kind: &Kind) -> DataType {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "Arrow has many types")]
 fn inner_field(name: &str, inner: &FieldType) -> ArrowField {
     let mut plain = arrow_type(&inner.kind);
     if let DataType::Dictionary(_, values) = plain {

@@ -9,6 +9,7 @@ pub mod batching;
 mod books;
 pub mod call;
 mod drive;
+mod live;
 mod range;
 mod recover;
 
@@ -23,20 +24,20 @@ use batching::{Settings, SharedSettings};
 use books::Evidence;
 use call::Caller;
 use drive::{DriveError, Driver, Outcome, Start};
+use live::{Live, show};
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
 use sluice_common::books::LedgerRow;
-use sluice_common::classify::{QUARANTINE_CODES, letter_code};
 use sluice_common::clock::SharedClock;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::VERIFY_ONE_IN;
-use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
+use sluice_common::metrics::{Counter, Histogram, Metrics};
 use sluice_common::record::Record;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::{RangeRecord, SinkRequest};
 use sluice_common::wire::transport::Seam;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, block_in_place};
@@ -85,15 +86,6 @@ pub enum PumpError {
     Builder(tokio::task::JoinError),
     #[error("{0}")]
     Recover(#[from] recover::RecoverError),
-}
-
-/// Counts shared with whoever shows them.
-#[derive(Debug, Default)]
-pub struct Live {
-    pub dedup_keys: AtomicU64,
-    pub dedup_disk_bytes: AtomicU64,
-    /// Events by which the books missed what was proven, since the start.
-    pub imbalance: AtomicU64,
 }
 
 /// The declared range, and the task that settles it.
@@ -468,39 +460,5 @@ impl Pump {
         self.live
             .dedup_disk_bytes
             .store(stats.disk_bytes, Ordering::Relaxed);
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "gauges")]
-fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
-    let books = Arc::clone(live);
-    metrics.watch(Gauge::LedgerImbalance, &[], move || {
-        books.imbalance.load(Ordering::Relaxed) as f64
-    });
-    let (keys, disk, trouble) = (Arc::clone(live), Arc::clone(live), Arc::clone(in_trouble));
-    metrics.watch(Gauge::DedupKeys, &[], move || {
-        keys.dedup_keys.load(Ordering::Relaxed) as f64
-    });
-    metrics.watch(Gauge::DedupDiskBytes, &[], move || {
-        disk.dedup_disk_bytes.load(Ordering::Relaxed) as f64
-    });
-    let read = move || f64::from(u8::from(trouble.load(Ordering::Relaxed)));
-    metrics.watch(Gauge::Unsettled, &[("partition", "0")], read);
-    for outcome in ["kept", "duplicate", "conflict"] {
-        metrics.add(Counter::Events, 0, &[("stage", "dedup"), ("outcome", outcome)]);
-    }
-    for outcome in ["stored", "dead_lettered", "parked"] {
-        metrics.add(Counter::Events, 0, &[("stage", "sink"), ("outcome", outcome)]);
-    }
-    metrics.announce(Histogram::Freshness, &[]);
-    metrics.add(Counter::GenerationBumps, 0, &[]);
-    for reason in ["idempotency_conflict", "rejected"] {
-        metrics.add(Counter::DeadLetters, 0, &[("reason", reason)]);
-    }
-    for code in QUARANTINE_CODES {
-        metrics.add(Counter::DeadLetters, 0, &[("reason", &letter_code(code))]);
-    }
-    for reason in ["unsettled_range", "dedup_state", "parked_table"] {
-        metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
     }
 }

@@ -41,6 +41,7 @@ pub fn writer(url: &str, database: &str, datasets: &[Dataset]) -> SinkWriter {
         database: name(database),
         user: None,
         password: None,
+        tls: None,
         letters_ttl: sluice_common::config::Period::hours(720),
     };
     SinkWriter::new(&target, datasets, &Metrics::detached())

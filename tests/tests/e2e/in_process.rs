@@ -108,8 +108,8 @@ impl InProcess {
 
     /// Where events go, with the tenant's key.
     pub fn client(&self) -> Client {
-        let edge = self.pipeline.as_ref().expect("it runs").edge[0];
-        Client::new(format!("http://{edge}")).with_key(KEY)
+        let edge = &self.pipeline.as_ref().expect("it runs").edge;
+        Client::new(edge.as_str()).with_key(KEY)
     }
 
     /// ClickHouse's answer.

@@ -80,11 +80,8 @@ fn each_kind_of_value_gets_a_field_and_its_statement() {
             send(&intake, &drift, format!("{{\"x\":{value}}}"), 5);
         }
         let unknown = &report_of(&intake, &drift).unknown[0];
-        assert_eq!(
-            (unknown.shape, unknown.count),
-            (shape, values.len() as u64),
-            "{values:?}"
-        );
+        let seen = (unknown.shape, unknown.count);
+        assert_eq!(seen, (shape, values.len() as u64), "{values:?}");
         let expected = field.map(|field| {
             (
                 format!("- {{name: x, type: {field}}}"),

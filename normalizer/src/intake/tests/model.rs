@@ -56,23 +56,8 @@ fn model(field: &str, value: &Value) -> Result<Option<String>, ()> {
             let text = value.as_str().ok_or(())?.trim_end_matches('\0');
             (text.len() <= 4).then(|| text.to_owned()).ok_or(())?
         }
-        "list" => {
-            let items = value.as_array().ok_or(())?.iter();
-            let items = items.map(|item| match item {
-                Value::Null => Ok("null".to_owned()),
-                other => integer("i16", other).map(|number| number.to_string()),
-            });
-            format!("[{}]", items.collect::<Result<Vec<_>, _>>()?.join(","))
-        }
-        "map" => {
-            let entries = value
-                .as_object()
-                .ok_or(())?
-                .iter()
-                .filter(|(_, value)| !value.is_null());
-            let entries = entries.map(|(key, value)| Ok(format!("{key}={}", integer("u8", value)?)));
-            entries.collect::<Result<Vec<_>, ()>>()?.join(";")
-        }
+        "list" => list(value)?,
+        "map" => map(value)?,
         "json" => value.as_object().map(|_| value.to_string()).ok_or(())?,
         "s" | "l" => value.as_str().ok_or(())?.to_owned(),
         "b" => value.as_bool().ok_or(())?.to_string(),
@@ -96,6 +81,25 @@ fn model(field: &str, value: &Value) -> Result<Option<String>, ()> {
         _ => integer(field, value)?.to_string(),
     };
     Ok(Some(text))
+}
+
+fn list(value: &Value) -> Result<String, ()> {
+    let items = value.as_array().ok_or(())?.iter();
+    let items = items.map(|item| {
+        if item.is_null() {
+            return Ok("null".to_owned());
+        }
+        integer("i16", item).map(|number| number.to_string())
+    });
+    Ok(format!("[{}]", items.collect::<Result<Vec<_>, _>>()?.join(",")))
+}
+
+fn map(value: &Value) -> Result<String, ()> {
+    let entries = value.as_object().ok_or(())?.iter();
+    let entries = entries
+        .filter(|(_, value)| !value.is_null())
+        .map(|(key, value)| Ok(format!("{key}={}", integer("u8", value)?)));
+    Ok(entries.collect::<Result<Vec<_>, ()>>()?.join(";"))
 }
 
 /// What is stored where nothing, or null, was sent.
