@@ -167,6 +167,12 @@ pub fn source_o(offset: Offset, index: u32) -> u64 {
     offset << 16 | u64::from(index)
 }
 
+/// The record of a row, from its `_src_o`.
+#[must_use]
+pub fn offset_of(source_o: u64) -> Offset {
+    source_o >> 16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

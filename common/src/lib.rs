@@ -9,6 +9,7 @@ pub mod dictionary;
 pub mod error;
 pub mod fates;
 pub mod ids;
+pub mod letters;
 pub mod limits;
 pub mod metered;
 pub mod metrics;

@@ -138,6 +138,12 @@ pub const MAX_RANGE_LETTERS: usize = MAX_RECORD_ROWS;
 pub const MAX_RANGE_ENTRIES: usize = 4_096;
 /// Lines of the books that one question gets: about 150 bytes each.
 pub const MAX_BOOKS_LINES: usize = 10_000;
+/// Dead letters that one list tells; about 300 bytes each.
+pub const MAX_LETTERS_LISTED: usize = 10_000;
+/// Dead letters that one order stores: each takes some queries, and all must end within [`ADMIN_DEADLINE`].
+pub const MAX_LETTERS_RETRIED: usize = 50;
+/// Dead letters that one order deletes.
+pub const MAX_LETTERS_DISCARDED: usize = 1_000;
 /// Frames of the log that are read to say what is in flight.
 pub const BOOKS_READ_BYTES: usize = 256 * MIB;
 /// How long a range that sends no rows grows, where its datasets' `batch.max_age` is shorter: nobody

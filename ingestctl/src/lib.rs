@@ -5,6 +5,7 @@ pub mod clickhouse;
 pub mod completions;
 pub mod config;
 pub mod demo;
+pub mod dlq;
 pub mod exit;
 pub mod http;
 pub mod keys;

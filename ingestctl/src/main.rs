@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use ingestctl::{
-    check, clickhouse, completions, config, exit, ledger, man, parked, schema, status, tenants, top, up,
+    check, clickhouse, completions, config, dlq, exit, ledger, man, parked, schema, status, tenants, top, up,
 };
 use sluice_common::process::{self, Failure};
 
@@ -36,6 +36,7 @@ enum Verb {
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     Parked(parked::ParkedArgs),
+    Dlq(dlq::DlqArgs),
     /// Becomes the ClickHouse of the process that calls it.
     #[command(name = clickhouse::VERB, hide = true)]
     ClickhouseChild(clickhouse::ChildArgs),
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Tenants(args) => exit::run(args.run()),
         Verb::Config(args) => exit::finish(args.run()),
         Verb::Parked(args) => exit::run(args.run()),
+        Verb::Dlq(args) => exit::run(args.run()),
         Verb::Completions(args) => exit::finish(args.run(CommandLine::command())),
         Verb::Man(args) => exit::finish(args.run(CommandLine::command())),
         Verb::ClickhouseChild(args) => exit::finish(

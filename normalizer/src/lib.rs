@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod append;
 pub mod dedup;
+mod dlq;
 pub mod intake;
 pub mod key_cap;
 mod ledger;

@@ -14,7 +14,7 @@ use sluice_common::limits::{INTAKE_BYTES, REJECT_MARKS_PER_SECOND};
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Metrics};
 use sluice_common::telemetry;
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest};
+use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowError};
 use sluice_common::wire::transport::Seam;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -80,7 +80,8 @@ impl IntakeService {
         self.drift.report(self.intake.schemas().iter(), database)
     }
 
-    async fn handle(&self, mut request: IntakeRequest) -> IntakeReply {
+    /// Takes a request and answers within its time.
+    pub(crate) async fn handle(&self, mut request: IntakeRequest) -> IntakeReply {
         let span = tracing::info_span!(
             "intake",
             request_id = %request.request,
@@ -169,6 +170,22 @@ impl IntakeService {
                 unavailable(false, reason)
             }
             Err(NotAppended::Unknown(reason)) => unavailable(true, reason),
+        }
+    }
+
+    /// The first row of a request that would be rejected; nothing is taken.
+    ///
+    /// # Errors
+    /// Why the whole request would be refused; nothing where there is no room now.
+    pub(crate) fn first_fault(&self, request: &IntakeRequest) -> Result<Option<RowError>, Option<Problem>> {
+        let room = self.budget.try_take(request.body.len() * PARSE_FACTOR);
+        let Some(mut permit) = room else {
+            return Err(None);
+        };
+        match self.parse(request, &mut |more| permit.try_grow(more)) {
+            Ok(parsed) => Ok(parsed.answer.errors.into_iter().next()),
+            Err(NotParsed::Full) => Err(None),
+            Err(NotParsed::Refused(problem)) => Err(Some(problem)),
         }
     }
 

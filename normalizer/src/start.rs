@@ -4,6 +4,7 @@
 use crate::admin;
 use crate::append::Appender;
 use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
+use crate::dlq::DeadLetters;
 use crate::intake::{Drift, Intake};
 use crate::key_cap::KeyCap;
 use crate::ledger::Ledger;
@@ -165,7 +166,7 @@ impl Running {
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
-        let (books, books_clock) = (sink.clone(), Arc::clone(&clock));
+        let (books, letters, books_clock) = (sink.clone(), sink.clone(), Arc::clone(&clock));
         let settings = Arc::new(ArcSwap::from_pointee(Settings::new(&loaded.config)));
         let parts = Parts {
             log: Arc::clone(&log),
@@ -188,10 +189,17 @@ impl Running {
             clock: books_clock,
             gate: Semaphore::new(1),
         };
+        let letters = DeadLetters {
+            sink: letters,
+            service: Arc::clone(&service),
+            progress: pump.progress(),
+            gate: Semaphore::new(1),
+        };
         let pump = tokio::spawn(watched(pump.run(), builder));
         Self {
             control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone())
                 .merge(ledger.routes())
+                .merge(letters.routes())
                 .merge(routes),
             intake: Arc::clone(&service).seam(),
             ready: readiness(Arc::clone(&log)),

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Ends a payload that was cut.
-const CUT_MARK: &str = "… (cut)";
+pub(crate) const CUT_MARK: &str = "… (cut)";
 
 /// One dead letter.
 #[derive(Debug, Clone, Copy)]

@@ -87,7 +87,7 @@ pub fn request(
     InsertRequest { sql, settings, body }
 }
 
-fn block_settings() -> Vec<(&'static str, String)> {
+pub(crate) fn block_settings() -> Vec<(&'static str, String)> {
     let on = || "1".to_owned();
     let off = || "0".to_owned();
     vec![

@@ -16,6 +16,7 @@ mod dead_letters;
 pub mod horizon;
 pub mod insert;
 mod ledger;
+mod letters;
 pub mod observe;
 pub mod place;
 pub mod report;

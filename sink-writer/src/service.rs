@@ -9,7 +9,7 @@ use crate::observe::Observer;
 use crate::settle::Settler;
 use crate::survey::Survey;
 use crate::tables::{DescribeError, Tables};
-use crate::{horizon, ledger, report, survey};
+use crate::{horizon, ledger, letters, report, survey};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sluice_common::clock::SharedClock;
@@ -144,6 +144,10 @@ impl SinkWriter {
                 Err(error) => SinkReply::Failed {
                     reason: format!("table ledger: {error}"),
                 },
+            },
+            SinkRequest::Letters(call) => match letters::answer(&self.client, &self.tables, call).await {
+                Ok(told) => SinkReply::Letters(told),
+                Err(reason) => SinkReply::Failed { reason },
             },
         }
     }
@@ -302,6 +306,7 @@ fn span(request: &SinkRequest) -> tracing::Span {
         }
         SinkRequest::Horizon(asked) => tracing::info_span!("horizon", partition = asked.partition),
         SinkRequest::Books(asked) => tracing::info_span!("books", partition = asked.partition),
+        SinkRequest::Letters(_) => tracing::info_span!("letters"),
     }
 }
 

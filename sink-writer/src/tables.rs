@@ -51,6 +51,23 @@ pub enum DescribeError {
 }
 
 impl Table {
+    /// A table with columns of text.
+    #[cfg(test)]
+    pub(crate) fn for_tests(columns: &[&str], placement: Placement) -> Self {
+        Self {
+            name: Name::new("t").expect("valid"),
+            columns: columns
+                .iter()
+                .map(|name| ((*name).to_owned(), "String".to_owned()))
+                .collect(),
+            placement: Ok(placement),
+            verifiable: true,
+            bump_safe: true,
+            server: String::new(),
+            notes: Vec::new(),
+        }
+    }
+
     /// The ClickHouse type of a column that can be inserted into.
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&str> {

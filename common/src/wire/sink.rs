@@ -6,6 +6,7 @@ use crate::books::{BooksLine, BooksQuery, Entry, LedgerRow};
 use crate::classify::Class;
 use crate::fates::Fates;
 use crate::ids::{LogId, Name, Offset};
+use crate::letters::{LettersCall, LettersTold};
 use crate::limits::SINK_CALL_BYTES;
 use crate::record::{self, Record};
 use crate::trace::TraceContext;
@@ -189,6 +190,7 @@ pub enum SinkRequest {
     Write(SinkCall),
     Horizon(Horizon),
     Books(BooksQuery),
+    Letters(LettersCall),
 }
 
 /// All that it answers.
@@ -199,6 +201,8 @@ pub enum SinkReply {
     Horizon(Vec<(Name, u64)>),
     /// The sums asked for, newest minute first.
     Books(Vec<BooksLine>),
+    /// Dead letters, or what became of them.
+    Letters(LettersTold),
     /// Over its byte budget; nothing was begun. Over HTTP: 429.
     Busy {
         retry_after_ms: u64,
@@ -220,7 +224,7 @@ impl From<Failure> for SinkReply {
 impl Answer for SinkReply {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Wrote(_) | Self::Horizon(_) | Self::Books(_) => StatusCode::OK,
+            Self::Wrote(_) | Self::Horizon(_) | Self::Books(_) | Self::Letters(_) => StatusCode::OK,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -244,6 +248,7 @@ enum Head {
     },
     Horizon(Horizon),
     Books(BooksQuery),
+    Letters(LettersCall),
 }
 
 impl SinkCall {
@@ -264,13 +269,14 @@ impl Call for SinkRequest {
             Self::Write(call) => call.timeout,
             Self::Horizon(horizon) => horizon.timeout,
             Self::Books(query) => query.timeout,
+            Self::Letters(call) => call.timeout,
         }
     }
 
     fn trace(&self) -> TraceContext {
         match self {
             Self::Write(call) => call.trace,
-            Self::Horizon(_) | Self::Books(_) => TraceContext::default(),
+            Self::Horizon(_) | Self::Books(_) | Self::Letters(_) => TraceContext::default(),
         }
     }
 
@@ -279,6 +285,7 @@ impl Call for SinkRequest {
             Self::Write(call) => split_call(call),
             Self::Horizon(horizon) => (Head::Horizon(horizon), Vec::new()),
             Self::Books(query) => (Head::Books(query), Vec::new()),
+            Self::Letters(call) => (Head::Letters(call), Vec::new()),
         };
         let head = serde_json::to_vec(&head).expect("the head has no map with other keys than text");
         let frames: usize = records.iter().map(|record| record.frame().len()).sum();
@@ -299,6 +306,10 @@ impl Call for SinkRequest {
             Head::Books(mut query) => {
                 query.timeout = timeout;
                 Ok(Self::Books(query))
+            }
+            Head::Letters(mut call) => {
+                call.timeout = timeout;
+                Ok(Self::Letters(call))
             }
             Head::Write {
                 log,

@@ -216,7 +216,7 @@ impl Pump {
                 }
                 Ok(SinkReply::Failed { reason }) => reason,
                 Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-                Ok(SinkReply::Wrote(_) | SinkReply::Books(_)) => {
+                Ok(SinkReply::Wrote(_) | SinkReply::Books(_) | SinkReply::Letters(_)) => {
                     "the sink-writer answers another question".into()
                 }
                 Err(never) => match never {},

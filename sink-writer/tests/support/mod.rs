@@ -156,6 +156,7 @@ pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
         SinkReply::Wrote(reports) => reports,
         other @ (SinkReply::Horizon(_)
         | SinkReply::Books(_)
+        | SinkReply::Letters(_)
         | SinkReply::Busy { .. }
         | SinkReply::Failed { .. }) => {
             panic!("not written: {other:?}")

@@ -59,6 +59,7 @@ fn the_document_names_every_route_and_no_other() {
         "common/src/admin/mod.rs",
         "normalizer/src/admin.rs",
         "normalizer/src/ledger.rs",
+        "normalizer/src/dlq/mod.rs",
         "edge/src/handlers/tenants.rs",
     ] {
         in_code.extend(routes(file));

@@ -1,0 +1,209 @@
+//! Control routes of dead letters: looking through them, and settling them by hand.
+//!
+//! ClickHouse is reached through the sink-writer alone. Orders name letters, not filters: what a person
+//! saw in a list is what is settled. A letter of a range that is not committed, or that is set aside, is
+//! left alone: its range may be verified again, and counts rows and letters by their provenance.
+
+mod query;
+mod settle;
+
+use crate::progress::store::Store;
+use crate::service::IntakeService;
+use axum::extract::{Path, RawQuery, State};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use http::StatusCode;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use sluice_common::admin::Refused;
+use sluice_common::ids::offset_of;
+use sluice_common::letters::{Letter, LetterId, LettersAsk, LettersCall, LettersTold, Settled};
+use sluice_common::limits::{MAX_LETTERS_DISCARDED, MAX_LETTERS_RETRIED};
+use sluice_common::serve::PeerAddress;
+use sluice_common::wire::sink::{SinkReply, SinkRequest};
+use sluice_common::wire::transport::Seam;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tower::ServiceExt as _;
+
+/// Embedded: one partition.
+const PARTITION: u16 = 0;
+/// How long ClickHouse may take to answer a question.
+const READ_DEADLINE: Duration = Duration::from_secs(20);
+/// How long one order may take; what was not reached by then is told as unknown.
+const ORDER_DEADLINE: Duration = Duration::from_secs(45);
+/// Characters of an order's reason that are logged.
+const MAX_LOGGED_CHARS: usize = 200;
+
+/// What the routes stand on.
+pub struct DeadLetters {
+    pub sink: Seam<SinkRequest>,
+    pub service: Arc<IntakeService>,
+    pub progress: Arc<Mutex<Store>>,
+    /// One order at a time: two would settle the same letter at once.
+    pub gate: Semaphore,
+}
+
+/// The answer of the list.
+#[derive(Debug, Serialize)]
+struct Listed {
+    /// Newest first.
+    letters: Vec<Letter>,
+}
+
+/// The answer of an order.
+#[derive(Debug, Serialize)]
+struct Told {
+    letters: Vec<Settled>,
+}
+
+/// Which letters to try again.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetryOrder {
+    ids: Vec<LetterId>,
+    /// Whether events whose identity is taken are stored as rows of their own.
+    #[serde(default)]
+    conflicts: bool,
+}
+
+/// Which letters to delete.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiscardOrder {
+    ids: Vec<LetterId>,
+    /// How they were chosen, for the log.
+    #[serde(default)]
+    chosen_by: String,
+}
+
+type Shared = State<Arc<DeadLetters>>;
+
+impl DeadLetters {
+    /// The routes.
+    pub fn routes(self) -> Router {
+        Router::new()
+            .route("/admin/v1/dlq", get(list))
+            .route("/admin/v1/dlq/{id}", get(show))
+            .route("/admin/v1/dlq/retry", post(retry))
+            .route("/admin/v1/dlq/discard", post(discard))
+            .with_state(Arc::new(self))
+    }
+
+    async fn ask(&self, ask: LettersAsk, timeout: Duration) -> Result<LettersTold, Refused> {
+        let call = SinkRequest::Letters(LettersCall { ask, timeout });
+        let reason = match self.sink.clone().oneshot(call).await {
+            Ok(SinkReply::Letters(told)) => return Ok(told),
+            Ok(SinkReply::Failed { reason }) => reason,
+            Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
+            Ok(SinkReply::Wrote(_) | SinkReply::Horizon(_) | SinkReply::Books(_)) => {
+                "the sink-writer answers another question".into()
+            }
+            Err(never) => match never {},
+        };
+        Err(unusable(format!(
+            "dead letters cannot be reached in ClickHouse now: {reason}; asking again does no harm"
+        )))
+    }
+
+    async fn letters(&self, ask: LettersAsk) -> Result<Vec<Letter>, Refused> {
+        match self.ask(ask, READ_DEADLINE).await? {
+            LettersTold::Letters(letters) => Ok(letters),
+            LettersTold::Settled(_) => Err(odd()),
+        }
+    }
+
+    async fn settled(&self, ask: LettersAsk, timeout: Duration) -> Result<Vec<Settled>, Refused> {
+        match self.ask(ask, timeout).await? {
+            LettersTold::Settled(settled) => Ok(settled),
+            LettersTold::Letters(_) => Err(odd()),
+        }
+    }
+
+    /// Whether the letter's range may be verified or sent once more. Letters of other logs are of ranges
+    /// that this normalizer does not settle.
+    fn is_in_flight(&self, id: LetterId) -> bool {
+        if id.log != self.service.log.id() || id.partition != PARTITION {
+            return false;
+        }
+        let offset = offset_of(id.source_o);
+        // In this order: what is set aside is on the shelf before its range is committed.
+        if offset >= self.progress.lock().state().committed {
+            return true;
+        }
+        let units = self.service.shelf.units();
+        units.iter().any(|(unit, _)| (unit.a..unit.b).contains(&offset))
+    }
+}
+
+fn unusable(detail: String) -> Refused {
+    Refused::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "dead_letters_unreachable",
+        detail,
+    )
+}
+
+fn odd() -> Refused {
+    unusable("the sink-writer answers another question: are all services of one release?".into())
+}
+
+fn bad(detail: impl Into<String>) -> Refused {
+    Refused::new(StatusCode::BAD_REQUEST, "bad_admin_request", detail)
+}
+
+async fn list(State(dlq): Shared, RawQuery(query): RawQuery) -> Result<Json<Listed>, Refused> {
+    let now_ms = dlq.service.clock.now_ms();
+    let (filter, limit) = query::parse(query.as_deref().unwrap_or_default(), now_ms).map_err(bad)?;
+    let letters = dlq.letters(LettersAsk::List { filter, limit }).await?;
+    Ok(Json(Listed { letters }))
+}
+
+async fn show(State(dlq): Shared, Path(id): Path<String>) -> Result<Json<Letter>, Refused> {
+    let id = id.parse::<LetterId>().map_err(|error| bad(error.to_string()))?;
+    let found = dlq.letters(LettersAsk::Show(id)).await?;
+    found.into_iter().next().map(Json).ok_or_else(|| {
+        let detail = format!("there is no dead letter {id}: it was settled, or has expired");
+        Refused::new(StatusCode::NOT_FOUND, "unknown_dead_letter", detail)
+    })
+}
+
+async fn retry(State(dlq): Shared, Json(order): Json<RetryOrder>) -> Result<Json<Told>, Refused> {
+    let ids = distinct(order.ids, MAX_LETTERS_RETRIED)?;
+    let _turn = dlq.turn().await?;
+    let letters = dlq.retry(ids, order.conflicts).await?;
+    Ok(Json(Told { letters }))
+}
+
+async fn discard(
+    State(dlq): Shared,
+    Extension(peer): Extension<PeerAddress>,
+    Json(order): Json<DiscardOrder>,
+) -> Result<Json<Told>, Refused> {
+    let ids = distinct(order.ids, MAX_LETTERS_DISCARDED)?;
+    let _turn = dlq.turn().await?;
+    let letters = dlq.discard(ids).await?;
+    let is_open = |one: &&Settled| one.outcome.is_open();
+    let kept = letters.iter().filter(is_open).count();
+    let chosen_by: String = order.chosen_by.chars().take(MAX_LOGGED_CHARS).collect();
+    tracing::warn!(
+        peer = %peer.0,
+        discarded = letters.len() - kept,
+        kept,
+        ?chosen_by,
+        first = letters.first().map(|one| one.id.to_string()),
+        "dead letters were discarded by hand"
+    );
+    Ok(Json(Told { letters }))
+}
+
+/// The letters of an order, each once.
+fn distinct(mut ids: Vec<LetterId>, most: usize) -> Result<Vec<LetterId>, Refused> {
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.is_empty() || ids.len() > most {
+        return Err(bad(format!("name 1 to {most} letters in `ids`")));
+    }
+    Ok(ids)
+}
