@@ -1,6 +1,6 @@
 //! `ingestctl parked`: what is set aside because its table is in trouble, and how to mend it.
 
-use crate::exit::Exit;
+use crate::exit::{EXIT_CODES, Exit};
 use crate::output::{OutputArgs, TextTable};
 use crate::remote::AdminArgs;
 use clap::{Args, Subcommand};
@@ -13,6 +13,7 @@ use sluice_common::process::Failure;
 /// normalizer, and go in by themselves once the table takes rows again. Where only some rows of a batch
 /// are in the table, nobody but you can say what is right: `parked repair`.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES)]
 pub struct ParkedArgs {
     #[command(subcommand)]
     verb: ParkedVerb,
@@ -21,6 +22,7 @@ pub struct ParkedArgs {
 #[derive(Debug, Subcommand)]
 enum ParkedVerb {
     /// Lists what is set aside, the oldest first. Exit code 2 where something is.
+    #[command(after_long_help = EXIT_CODES)]
     List {
         #[command(flatten)]
         admin: AdminArgs,
@@ -31,6 +33,7 @@ enum ParkedVerb {
     ///
     /// Row by row where it must be, each verified by its provenance before it is sent. Where you deleted
     /// rows on purpose, and rows of the same batch still wait, this brings them back.
+    #[command(after_long_help = EXIT_CODES)]
     Repair {
         /// The table.
         table: String,

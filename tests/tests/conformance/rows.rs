@@ -93,6 +93,35 @@ fn ranges() -> Vec<Bad> {
         .into()
 }
 
+fn forms() -> Vec<Bad> {
+    let bad = [
+        ("\"dec\":\"much\"", "bad_decimal", "dec"),
+        ("\"dec\":\"1.234\"", "too_many_digits", "dec"),
+        ("\"day\":\"2026-02-30\"", "bad_date", "day"),
+        ("\"uid\":\"6ba7b810\"", "bad_uuid", "uid"),
+        ("\"ip\":\"10.0.0.256\"", "bad_address", "ip"),
+        ("\"en\":\"c\"", "not_in_enum", "en"),
+        ("\"fs\":\"12345\"", "over_fixed_length", "fs"),
+    ];
+    bad.map(|(members, code, field)| Bad(with(members), code, field))
+        .into()
+}
+
+fn checks() -> Vec<Bad> {
+    let bad = [
+        ("\"limited\":0", "below_min", "limited"),
+        ("\"limited\":6", "above_max", "limited"),
+        ("\"texted\":\"a\"", "too_short", "texted"),
+        ("\"texted\":\"abcd\"", "too_long", "texted"),
+        ("\"texted\":\"A1\"", "pattern_mismatch", "texted"),
+        ("\"listed\":\"z\"", "value_not_allowed", "listed"),
+        ("\"sized\":1,\"sized_unit\":\"s\"", "unknown_unit", "sized"),
+        ("\"sized\":1", "missing_unit", "sized"),
+    ];
+    bad.map(|(members, code, field)| Bad(with(members), code, field))
+        .into()
+}
+
 fn times() -> Vec<Bad> {
     let now = now_ms() / 1000;
     let day = 86_400;
@@ -195,6 +224,8 @@ async fn every_kind_of_bad_row_is_told_and_costs_no_other_row() {
             .into_iter()
             .chain(types())
             .chain(ranges())
+            .chain(forms())
+            .chain(checks())
             .chain(times())
             .chain(sizes())
     };

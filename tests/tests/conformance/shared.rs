@@ -88,6 +88,16 @@ const DATASETS: &str = r#"  - name: loose
       - {name: renamed, type: string, from: "the.old-Name"}
       - {name: size, type: nullable(uint64), from: size_kib, unit: {from: KiBy, to: By}}
       - {name: took_s, type: nullable(float64), from: took_ms, unit: {from: ms, to: s}}
+      - {name: dec, type: "nullable(decimal(9, 2))"}
+      - {name: day, type: nullable(date)}
+      - {name: uid, type: nullable(uuid)}
+      - {name: ip, type: nullable(ipv4)}
+      - {name: en, type: "nullable(enum('a', 'b'))"}
+      - {name: fs, type: nullable(fixed_string(4))}
+      - {name: limited, type: nullable(int32), min: 1, max: 5}
+      - {name: texted, type: nullable(string), min_length: 2, max_length: 3, pattern: "^[a-z]+$"}
+      - {name: listed, type: nullable(string), values: [x, y]}
+      - {name: sized, type: nullable(uint64), unit: {unit_from: sized_unit, to: By}}
     unknown_fields: reject
     dedup: {key: [id], window: 1h}
     time: {field: at, max_past: 7d, max_future: 5m}
