@@ -16,6 +16,9 @@ use tokio::time::Instant;
 
 /// The columns that say where a row came from (R10).
 pub const PROVENANCE: [&str; 3] = ["_src_l", "_src_p", "_src_o"];
+/// How long a description is trusted. ClickHouse wraps numbers of a wider type without a word, so a column
+/// that was made narrower must be seen soon; two small queries a table and second are what that costs.
+const DESCRIPTION_AGE: Duration = Duration::from_millis(500);
 /// Described tables that are kept; more can only be forged records.
 const MAX_DESCRIBED: usize = 10_000;
 /// Datasets that are remembered after they left the config.
@@ -111,7 +114,7 @@ pub struct Tables {
     client: Client,
     letters_ttl: Period,
     wanted: Mutex<Wanted>,
-    known: Mutex<HashMap<Name, Arc<Table>>>,
+    known: Mutex<HashMap<Name, (Instant, Arc<Table>)>>,
     /// Placements outlive their description: a table that is gone still has its sub-batches named.
     placements: Mutex<HashMap<Name, Placement>>,
     warned: Mutex<BTreeSet<(Name, String)>>,
@@ -236,14 +239,17 @@ impl Tables {
         true
     }
 
-    /// The description of `table`, from memory where it is known.
+    /// The description of `table`, from memory where it is known and fresh.
     ///
     /// # Errors
     /// [`DescribeError`].
     pub async fn get(&self, table: &Name, deadline: Instant) -> Result<Arc<Table>, DescribeError> {
-        if let Some(known) = self.known.lock().get(table) {
+        if let Some((seen, known)) = self.known.lock().get(table)
+            && seen.elapsed() < DESCRIPTION_AGE
+        {
             return Ok(known.clone());
         }
+        let seen = Instant::now();
         let described = Arc::new(self.look(table, deadline).await?);
         for note in &described.notes {
             self.warn_once(table, note);
@@ -258,7 +264,7 @@ impl Tables {
                 placements.insert(table.clone(), placement.clone());
             }
         }
-        known.insert(table.clone(), described.clone());
+        known.insert(table.clone(), (seen, described.clone()));
         Ok(described)
     }
 

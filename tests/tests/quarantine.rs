@@ -176,3 +176,51 @@ async fn a_dropped_table_is_set_aside_while_others_flow_and_drains_once_it_is_ba
     stand.shows(BALANCED, "0\t0").await;
     assert_eq!(stand.run(LETTERS).await, "0\t0");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_type_sets_its_table_aside_until_it_is_changed_back() {
+    let stand = Stand::start().await;
+    stand.send("sales", [(1, 1)]).await;
+    stand.shows(SALES, "1\t1").await;
+    stand
+        .run("ALTER TABLE telemetry.sales MODIFY COLUMN amount Int8")
+        .await;
+    // As long as a description of the table is trusted; ClickHouse itself would wrap the numbers.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    stand.send("sales", (10..30).map(|id| (id, 1_000))).await;
+    stand.send("other", [(1, 1)]).await;
+    stand.parked("sales", true).await;
+    stand.shows("SELECT count() FROM telemetry.other", "1").await;
+    assert_eq!(stand.run(SALES).await, "1\t1");
+    stand
+        .run("ALTER TABLE telemetry.sales MODIFY COLUMN amount Int64")
+        .await;
+    stand.shows(SALES, "21\t21").await;
+    stand.parked("sales", false).await;
+    stand.shows(BALANCED, "0\t0").await;
+    assert_eq!(
+        stand.run("SELECT sum(amount) FROM telemetry.sales").await,
+        "20001"
+    );
+    assert_eq!(stand.run(LETTERS).await, "0\t0");
+}
+
+/// ClickHouse drops at insert what a TTL has ended: that is nobody's refusal, and nothing waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_older_than_a_changed_ttl_holds_up_and_doubles_nothing() {
+    let stand = Stand::start().await;
+    stand.send("sales", [(1, 1)]).await;
+    stand.shows(SALES, "1\t1").await;
+    stand
+        .run("ALTER TABLE telemetry.sales MODIFY TTL toDateTime(time) + INTERVAL 1 DAY SETTINGS materialize_ttl_after_modify = 0")
+        .await;
+    let old = json!([{"id": "old", "time": now_ms() - 3 * 86_400_000, "amount": 1}]).to_string();
+    let answer = stand.deployment.tenant(0).post("/v1/events/sales", old).await;
+    assert_eq!(answer.expect("an answer").status, 202);
+    stand.send("sales", (10..20).map(|id| (id, 1))).await;
+    stand.send("other", [(1, 1)]).await;
+    stand.shows(SALES, "11\t11").await;
+    stand.shows("SELECT count() FROM telemetry.other", "1").await;
+    stand.parked("sales", false).await;
+    stand.shows(BALANCED, "0\t0").await;
+}

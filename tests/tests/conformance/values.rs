@@ -105,6 +105,9 @@ fn rename(row: &mut serde_json::Map<String, Value>, renamed: &str, size: Value, 
     row.insert("took_s".into(), took);
 }
 
+/// Columns of fields that stand there to refuse; their values have a test of their own (`types`).
+const REFUSING: &str = "dec, day, uid, ip, en, fs, limited, texted, listed, sized";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn values_of_every_type_come_back_as_they_were_sent() {
     let sluice = sluice().await;
@@ -131,7 +134,7 @@ async fn values_of_every_type_come_back_as_they_were_sent() {
     let clickhouse = sluice.clickhouse();
     for (name, (_, expected)) in cases {
         let sql = format!(
-            "SELECT * EXCEPT (ingested_at, _src_l, _src_p, _src_o) FROM telemetry.everything \
+            "SELECT * EXCEPT (ingested_at, _src_l, _src_p, _src_o) EXCEPT ({REFUSING}) FROM telemetry.everything \
              WHERE tenant = 't0' AND id = '{name}' \
              SETTINGS output_format_json_quote_64bit_integers = 1 FORMAT JSONEachRow"
         );

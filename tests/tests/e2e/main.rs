@@ -10,4 +10,5 @@ mod in_process;
 mod one_event;
 mod shared_table;
 mod starts;
+mod two_logs;
 mod units;
