@@ -33,6 +33,7 @@ pub struct DlqArgs {
 #[derive(Debug, Subcommand)]
 enum DlqVerb {
     List(ListArgs),
+    #[command(after_long_help = EXIT_CODES)]
     Show(ShowArgs),
     Retry(RetryArgs),
     Discard(DiscardArgs),
