@@ -8,18 +8,20 @@ use tokio_util::sync::CancellationToken;
 /// Told once to all parts: take nothing more, finish what was taken.
 pub type Stop = CancellationToken;
 
-/// Waits for SIGTERM or SIGINT.
+/// Listens for SIGTERM and SIGINT from now on; the future ends with the first of them. Called before a
+/// process says that it is ready: whoever reads that may send one at once.
 ///
 /// # Errors
 /// Where the process may not have signal handlers.
-pub async fn asked_to_stop() -> std::io::Result<()> {
+pub fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
 }
 
 /// Runs `work` to its end within the shutdown deadline; false where it did not end in time.

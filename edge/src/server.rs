@@ -124,6 +124,7 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
     let control = Control::new(config.admin_token.clone()).with(tenants_routes(Arc::clone(&filed)));
     let control = reloader.mount(control);
     let reloading = reloader.start(stop.clone())?;
+    let asked = asked_to_stop()?;
     say_ready(&server, admin.local_addr()?, json)?;
     let admin = tokio::spawn(admin::run(
         admin,
@@ -140,7 +141,7 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
     tokio::spawn(filed.watch(stop.clone()));
     let watch = tokio::spawn(watch_peers(edge, own.normalizer.clone(), stop.clone()));
     let serving = tokio::spawn(server.run(stop.clone()));
-    asked_to_stop().await?;
+    asked.await;
     tracing::info!("stopping: no new requests are taken, those under way are finished");
     stop.cancel();
     let drained = within_deadline(async {

@@ -173,6 +173,7 @@ impl UpArgs {
         let clock = Arc::clone(&given.clock);
         let mut pipeline = Pipeline::start(&ground.loaded, given).await?;
         let edge = pipeline.edge.clone();
+        let asked = asked_to_stop()?;
         self.announce(ground, &edge, &format!("http://{}", pipeline.admin));
         let sample = if self.sample {
             Some(sample(ground, edge, clock)?)
@@ -180,7 +181,7 @@ impl UpArgs {
             None
         };
         tokio::select! {
-            asked = asked_to_stop() => asked?,
+            () = asked => {}
             failure = pipeline.ended() => return Err(failure),
             failed = show(sample) => return Err(failed),
         }

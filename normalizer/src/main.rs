@@ -69,6 +69,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     let reloader = Reloader::new(&loaded, &metrics, &clock).with(running.part());
     let control = reloader.mount(Control::new(loaded.admin_token.clone()).with(running.control.clone()));
     reloader.start(taking.clone())?;
+    let asked = asked_to_stop()?;
     process::ready(
         args.json,
         "normalizer",
@@ -89,7 +90,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         pumping.clone(),
     ));
     tokio::select! {
-        asked = asked_to_stop() => asked?,
+        () = asked => {}
         ended = &mut running.pump => return Err(process::Failure::ended("the pump", ended)),
     }
     tracing::info!("stopping: finishing what was taken");

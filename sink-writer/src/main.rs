@@ -62,6 +62,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     let reloader = Reloader::new(&loaded, &metrics, &clock).with(sink.part());
     let control = reloader.mount(Control::new(loaded.admin_token.clone()));
     reloader.start(taking.clone())?;
+    let asked = asked_to_stop()?;
     process::ready(
         args.json,
         "sink_writer",
@@ -82,7 +83,7 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         control,
         probing.clone(),
     ));
-    asked_to_stop().await?;
+    asked.await;
     tracing::info!("stopping: finishing the calls under way");
     taking.cancel();
     let in_time = within_deadline(async {

@@ -56,12 +56,12 @@ async fn show(
     mut readings: Receiver<Reading>,
 ) -> Result<(), Failure> {
     let mut before = None;
-    let stop = asked_to_stop();
+    let stop = asked_to_stop()?;
     tokio::pin!(stop);
     loop {
         terminal.draw(|frame| screen::draw(view, frame.area(), frame.buffer_mut()))?;
         tokio::select! {
-            asked = &mut stop => return Ok(asked?),
+            () = &mut stop => return Ok(()),
             event = keyboard.events.recv() => match event {
                 Some(Event::Key(key)) if key.kind != KeyEventKind::Release => {
                     if view.key(key) {
