@@ -70,7 +70,7 @@ pub async fn other_types_hold_every_value(sluice: &Deployment) {
     make(
         sluice,
         "wider",
-        "e String, fs LowCardinality(String), ip Nullable(String), d Date, dec Decimal(38, 4), doc String, \
+        "e String, fs LowCardinality(String), ip Nullable(String), d Nullable(Date32), dec Decimal(38, 4), doc String, \
          tags Array(LowCardinality(Nullable(String))), m Map(String, Nullable(UInt64))",
     )
     .await;
