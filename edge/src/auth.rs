@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use sluice_common::clock::{SharedClock, SystemClock};
-use sluice_common::config::{self, Config, Expiry};
+use sluice_common::config::{self, Config, Expiry, Weight};
 use sluice_common::error::Problem;
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::tenants_file::{self, Beside, Filed};
@@ -52,6 +52,8 @@ pub struct Tenant {
     pub id: TenantId,
     /// Datasets it may write; `None`: all.
     datasets: Option<HashSet<Name>>,
+    /// Its part of what is short, here and behind.
+    pub weight: Weight,
     /// Its share of memory, and whether the normalizer takes its requests. Outlives a reload.
     pub admission: Arc<TenantAdmission>,
 }
@@ -184,6 +186,7 @@ impl Tenants {
             let tenant = Arc::new(Tenant {
                 id: one.id.clone(),
                 datasets: one.datasets.as_ref().map(|list| list.iter().cloned().collect()),
+                weight: one.weight,
                 admission: known.map_or_else(Arc::default, |known| known.admission.clone()),
             });
             for key in &one.keys {

@@ -200,7 +200,7 @@ impl FiledTenants {
 mod tests {
     use super::*;
     use sluice_common::clock::ManualClock;
-    use sluice_common::config::Loaded;
+    use sluice_common::config::{Loaded, Weight};
 
     fn opened(dir: &std::path::Path) -> Result<Arc<FiledTenants>, NotInForce> {
         let loaded = Loaded::parse("{}", std::path::Path::new("x"), dir).unwrap();
@@ -216,7 +216,7 @@ mod tests {
             datasets: None,
             certificates: Vec::new(),
             quota: (),
-            weight: (),
+            weight: Weight::default(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::keys;
 pub use crate::keys::hash;
-use sluice_common::config::{KeyHash, Tenant};
+use sluice_common::config::{KeyHash, Tenant, Weight};
 use sluice_common::ids::TenantId;
 use sluice_common::process::Failure;
 use std::io::Write as _;
@@ -62,7 +62,7 @@ pub fn tenant(key: &str) -> Tenant {
         certificates: Vec::new(),
         datasets: None,
         quota: (),
-        weight: (),
+        weight: Weight::default(),
     }
 }
 

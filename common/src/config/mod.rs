@@ -17,6 +17,7 @@ pub mod quantity;
 mod read;
 pub mod schema;
 pub mod table;
+mod tenant;
 pub mod text;
 pub mod tls;
 mod tree;
@@ -32,12 +33,13 @@ pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
 pub use table::{TablePlan, tables};
+pub use tenant::{KeyHash, Tenant, Weight};
 pub use text::Text;
 pub use tls::{CertificateName, EdgeTls, InternalTls};
 pub use validate::OWN_COLUMNS;
 pub use zone::Zone;
 
-use crate::ids::{Name, TenantId};
+use crate::ids::Name;
 use crate::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -304,55 +306,6 @@ impl Default for DeadLetters {
 pub struct Telemetry {
     /// OTLP/HTTP base address, `http://host:4318`.
     pub otlp_endpoint: Option<String>,
-}
-
-/// A tenant and its keys.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Tenant {
-    /// In the column `tenant` of every row.
-    pub id: TenantId,
-    /// Its API keys; several are valid at once.
-    pub keys: Vec<KeyHash>,
-    /// Names of client certificates that are this tenant's; needs `edge.tls.client_ca`.
-    #[serde(default)]
-    pub certificates: Vec<CertificateName>,
-    /// Datasets it may write; absent: all.
-    pub datasets: Option<Vec<Name>>,
-    #[serde(default, deserialize_with = "not_yet::quota", skip_serializing)]
-    #[schemars(skip)]
-    pub quota: (),
-    #[serde(default, deserialize_with = "not_yet::weight", skip_serializing)]
-    #[schemars(skip)]
-    pub weight: (),
-}
-
-/// An API key, stored as its hash only.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct KeyHash {
-    /// SHA-256 of the whole key (`slc_ID_SECRET`), 64 hex digits.
-    pub sha256: String,
-    /// From then on it is not known any more; absent: it does not end.
-    #[serde(default)]
-    pub until: Option<Expiry>,
-}
-
-impl KeyHash {
-    /// A key that does not end.
-    #[must_use]
-    pub fn lasting(sha256: impl Into<String>) -> Self {
-        Self {
-            sha256: sha256.into(),
-            until: None,
-        }
-    }
-
-    /// Has it end at `ms`, unless it ends sooner.
-    pub fn end_by(&mut self, ms: u64) {
-        let until = Expiry::at(ms);
-        self.until = Some(self.until.map_or(until, |sooner| sooner.min(until)));
-    }
 }
 
 fn default_datasets() -> Vec<Dataset> {

@@ -15,7 +15,6 @@ macro_rules! not_yet {
 
 not_yet! {
     quota: "`quota` is not there yet in this release: tenants are not limited; take the key out";
-    weight: "`weight` is not there yet in this release: tenants are served alike; take the key out";
 }
 
 /// `log.kind`: `kafka` is named in the docs but not there yet.

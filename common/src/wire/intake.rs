@@ -1,6 +1,7 @@
 //! edge → normalizer.intake.
 
 use super::transport::{Answer, BadMessage, Call, Failure, header_text};
+use crate::config::Weight;
 use crate::error::Problem;
 use crate::ids::{RequestId, TenantId};
 use crate::trace::TraceContext;
@@ -26,6 +27,8 @@ pub enum BodyFormat {
 #[derive(Debug, Clone)]
 pub struct IntakeRequest {
     pub tenant: TenantId,
+    /// The tenant's part of what is short behind the edge.
+    pub weight: Weight,
     pub dataset: String,
     pub request: RequestId,
     pub idempotency_key: Option<String>,
@@ -84,6 +87,7 @@ impl From<Failure> for IntakeReply {
 }
 
 const TENANT: &str = "sluice-tenant";
+const WEIGHT: &str = "sluice-weight";
 const DATASET: &str = "sluice-dataset";
 const REQUEST: &str = "sluice-request-id";
 const KEY: &str = "sluice-idempotency-key-hex";
@@ -109,6 +113,7 @@ impl Call for IntakeRequest {
             }
         };
         set(TENANT, self.tenant.as_str());
+        set(WEIGHT, &self.weight.get().to_string());
         set(DATASET, &self.dataset);
         set(REQUEST, &self.request.to_string());
         set(FORMAT, format_name(self.format));
@@ -124,6 +129,7 @@ impl Call for IntakeRequest {
             .map(|key| hex::decode(key).ok().and_then(|key| String::from_utf8(key).ok()));
         Ok(Self {
             tenant: TenantId::new(header_text(headers, TENANT)?).map_err(|e| BadMessage(e.to_string()))?,
+            weight: parse_weight(header_text(headers, WEIGHT)?)?,
             dataset: header_text(headers, DATASET)?.to_owned(),
             request: RequestId::parse(header_text(headers, REQUEST)?)
                 .ok_or_else(|| BadMessage(format!("{REQUEST} is not 32 hex digits")))?,
@@ -164,4 +170,9 @@ fn parse_format(name: &str) -> Result<BodyFormat, BadMessage> {
         .into_iter()
         .find(|format| format_name(*format) == name)
         .ok_or_else(|| BadMessage(format!("{FORMAT} {name:?} is not known")))
+}
+
+fn parse_weight(text: &str) -> Result<Weight, BadMessage> {
+    let weight = text.parse().ok().and_then(Weight::new);
+    weight.ok_or_else(|| BadMessage(format!("{WEIGHT} {text:?} is not 1 to {}", Weight::MAX)))
 }

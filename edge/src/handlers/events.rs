@@ -38,6 +38,7 @@ pub async fn take(
     edge.metrics.add(Counter::Bytes, bytes, &[("stage", "edge")]);
     let call = IntakeRequest {
         tenant: tenant.id.clone(),
+        weight: tenant.weight,
         dataset,
         request: head.id,
         idempotency_key,

@@ -19,7 +19,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluice_common::admin::Refused;
-use sluice_common::config::{KeyHash, Tenant};
+use sluice_common::config::{KeyHash, Tenant, Weight};
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::tenants_file::{self, ChangeError, is_hash};
 use std::sync::Arc;
@@ -79,7 +79,7 @@ async fn add(State(filed): Shared, Json(asked): Json<Add>) -> Result<(StatusCode
         datasets: asked.datasets,
         certificates: Vec::new(),
         quota: (),
-        weight: (),
+        weight: Weight::default(),
     };
     let id = tenant.id.clone();
     let version = blocking(move || filed.add(tenant)).await?;

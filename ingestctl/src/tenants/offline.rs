@@ -4,7 +4,7 @@ use super::Change;
 use clap::Args;
 use serde_json::{Value, json};
 use sluice_common::clock::{Clock as _, SystemClock};
-use sluice_common::config::{KeyHash, Loaded, Tenant};
+use sluice_common::config::{KeyHash, Loaded, Tenant, Weight};
 use sluice_common::process::Failure;
 use sluice_common::tenants_file::{self, Beside, ChangeError, TenantsFile, TenantsFileError};
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ fn apply(list: &mut Vec<Tenant>, beside: &Beside, change: Change<'_>) -> Result<
                 datasets: datasets.map(<[_]>::to_vec),
                 certificates: Vec::new(),
                 quota: (),
-                weight: (),
+                weight: Weight::default(),
             };
             tenants_file::add(list, beside, tenant)?;
             Ok(json!({"tenant": id}))

@@ -3,6 +3,7 @@
 use super::{DeadLetters, ORDER_DEADLINE, READ_DEADLINE, unusable};
 use bytes::Bytes;
 use sluice_common::admin::Refused;
+use sluice_common::config::Weight;
 use sluice_common::ids::{Name, RequestId, TenantId};
 use sluice_common::letters::{
     Content, DEDUP, INTAKE, Letter, LetterId, LetterTask, LettersAsk, Outcome, Settled,
@@ -187,6 +188,7 @@ fn event_of(letter: &Letter, content: Content, timeout: Duration) -> Result<Inta
     }
     Ok(IntakeRequest {
         tenant,
+        weight: Weight::default(),
         dataset: letter.dataset.clone(),
         request: RequestId::random(),
         idempotency_key: Some(format!("dlq:{}", letter.id)),

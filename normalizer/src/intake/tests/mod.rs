@@ -17,7 +17,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, TimestampMillisecondType};
 use arrow_array::{Array, RecordBatch};
 use bytes::Bytes;
-use sluice_common::config::{Config, DEFAULT_YAML, Loaded};
+use sluice_common::config::{Config, DEFAULT_YAML, Loaded, Weight};
 use sluice_common::error::Problem;
 use sluice_common::ids::{RequestId, TenantId};
 use sluice_common::trace::TraceContext;
@@ -54,6 +54,7 @@ fn acme() -> TenantId {
 fn request(format: BodyFormat, body: impl Into<Bytes>) -> IntakeRequest {
     IntakeRequest {
         tenant: acme(),
+        weight: Weight::default(),
         dataset: "events".into(),
         request: RequestId(7),
         idempotency_key: None,
