@@ -14,6 +14,7 @@ pub mod overrides;
 pub mod partition;
 mod place;
 pub mod quantity;
+mod quota;
 mod read;
 pub mod schema;
 pub mod table;
@@ -32,6 +33,7 @@ pub use load::{ConfigError, Loaded, Problem};
 pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
+pub use quota::{Quota, Rates, Share, TooMuch, burst_of};
 pub use table::{TablePlan, tables};
 pub use tenant::{KeyHash, Tenant, Weight};
 pub use text::Text;
@@ -106,6 +108,8 @@ pub struct Edge {
     pub normalizer: Vec<String>,
     /// Certificate and key of all public listeners; absent: plain HTTP.
     pub tls: Option<EdgeTls>,
+    /// The part of every tenant's quota that this edge gives, where several edges share the load.
+    pub quota_share: Share,
 }
 
 impl Default for Edge {
@@ -115,6 +119,7 @@ impl Default for Edge {
             admin: "127.0.0.1:9464".into(),
             normalizer: vec!["http://127.0.0.1:4320".into()],
             tls: None,
+            quota_share: Share::default(),
         }
     }
 }
