@@ -5,7 +5,7 @@
 //! certain that nothing was appended: after "busy", and after "unknown dataset" where this edge's config has
 //! the dataset. Then the normalizer has yet to take the config that the edge took a moment ago.
 
-use crate::admission::{BodyPermit, TenantAdmission};
+use crate::admission::TenantAdmission;
 use crate::auth::Tenants;
 use crate::health::Health;
 use sluice_common::error::Problem;
@@ -58,18 +58,18 @@ impl Forwarder {
         }
     }
 
-    /// The normalizer's answer. `permit` is held until there is one, even past the deadline at which
-    /// this gives up waiting.
+    /// The normalizer's answer. What is `held` (memory, a place among the tenant's requests) is held until there is
+    /// one, even past the deadline at which this gives up waiting.
     pub async fn forward(
         &self,
         request: IntakeRequest,
         tenant: Arc<TenantAdmission>,
-        permit: BodyPermit,
+        held: impl Send + 'static,
     ) -> IntakeReply {
         let this = self.clone();
         let task = async move {
             let reply = this.carry(request, tenant).await;
-            drop(permit);
+            drop(held);
             reply
         };
         let task = self.tasks.spawn(task.in_current_span());

@@ -14,6 +14,7 @@ mod forward;
 mod handlers;
 mod health;
 mod linger;
+mod quota;
 mod respond;
 mod routes;
 mod server;
@@ -35,7 +36,7 @@ use sluice_common::clock::SystemClock;
 use sluice_common::config::Config;
 use sluice_common::limits::EDGE_BODY_BYTES;
 use sluice_common::metered::ByteBudget;
-use sluice_common::metrics::{Counter, Histogram, Metrics};
+use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
 use sluice_common::reload::Part;
 use sluice_common::tenants_file::TenantsFile;
 use sluice_common::wire::intake::IntakeRequest;
@@ -61,14 +62,17 @@ impl Edge {
     pub fn new(config: &Config, seam: Seam<IntakeRequest>, metrics: Metrics) -> Self {
         show_zeros(&metrics);
         let health = Arc::new(Health::default());
-        let tenants = Arc::new(Tenants::new(config));
+        let tenant_labels = Arc::<TenantLabels>::default();
+        let report = quota::Report::new(metrics.clone(), Arc::clone(&tenant_labels));
+        let tenants = Arc::new(Tenants::new(config, report));
+        show_used_quotas(&metrics, &tenants, &tenant_labels);
         Self {
             admission: Admission::new(ByteBudget::new(EDGE_BODY_BYTES).shown(&metrics, "edge")),
             forwarder: Forwarder::new(seam, Arc::clone(&health), Arc::clone(&tenants)),
             tenants,
             health,
             metrics,
-            tenant_labels: Arc::default(),
+            tenant_labels,
         }
     }
 
@@ -118,8 +122,24 @@ impl Edge {
     }
 }
 
+/// Tenants that have not sent yet have no label of their own; they have used nothing.
+fn show_used_quotas(metrics: &Metrics, tenants: &Arc<Tenants>, labels: &Arc<TenantLabels>) {
+    let (tenants, labels) = (Arc::downgrade(tenants), Arc::clone(labels));
+    metrics.watch_all(Gauge::QuotaUsedRatio, move || {
+        let tenants = tenants.upgrade();
+        let ratios = tenants.map(|tenants| tenants.used_ratios(|id| labels.known(id).to_owned()));
+        let ratios = ratios.into_iter().flatten();
+        ratios
+            .map(|(tenant, ratio)| (vec![("tenant", tenant)], ratio))
+            .collect()
+    });
+}
+
 fn show_zeros(metrics: &Metrics) {
     for reason in Shed::REASONS {
+        metrics.zeros(Counter::Shed, &[&[("where", "edge"), ("reason", reason)]]);
+    }
+    for reason in quota::REASONS {
         metrics.zeros(Counter::Shed, &[&[("where", "edge"), ("reason", reason)]]);
     }
     for outcome in ["accepted", "rejected"] {
