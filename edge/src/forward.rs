@@ -10,7 +10,7 @@ use crate::auth::Tenants;
 use crate::health::Health;
 use sluice_common::error::Problem;
 use sluice_common::limits::{EDGE_FORWARD_DEADLINE, EDGE_QUEUE_DEADLINE};
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest};
+use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest};
 use sluice_common::wire::transport::Seam;
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,6 +144,7 @@ fn unknown(reason: String) -> IntakeReply {
 /// The two read different configs: a client that tries again is answered once they agree.
 fn not_yet_known() -> IntakeReply {
     IntakeReply::Busy {
+        scope: BusyScope::All,
         reason: "the dataset is new, and not all services have taken the config that has it".into(),
         retry_after_ms: 1_000,
     }

@@ -90,7 +90,7 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_common::wire::intake::RowsAnswer;
+    use sluice_common::wire::intake::{BusyScope, RowsAnswer};
 
     #[test]
     fn an_edge_is_ready_as_long_as_requests_can_be_acknowledged() {
@@ -102,6 +102,7 @@ mod tests {
             retry_after_ms: 1,
         };
         let busy = IntakeReply::Busy {
+            scope: BusyScope::All,
             reason: "full".into(),
             retry_after_ms: 1_000,
         };

@@ -14,7 +14,7 @@ use sluice_common::limits::{INTAKE_BYTES, REJECT_MARKS_PER_SECOND};
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Metrics};
 use sluice_common::telemetry;
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowError};
+use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest, RowError};
 use sluice_common::wire::transport::Seam;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -242,6 +242,8 @@ impl IntakeService {
             .add(Counter::Shed, 1, &[("where", place), ("reason", cause)]);
         let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
         IntakeReply::Busy {
+            // What is short here, the log and this process's memory, is short for all.
+            scope: BusyScope::All,
             reason,
             retry_after_ms,
         }

@@ -10,7 +10,7 @@ use sluice_common::metrics::Metrics;
 use sluice_common::shutdown::Stop;
 use sluice_common::tls::ServerTls;
 use sluice_common::tls::server::ServerFiles;
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowsAnswer};
+use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest, RowsAnswer};
 use sluice_common::wire::transport::Seam;
 use sluice_edge::{Edge, EdgeServer};
 use std::convert::Infallible;
@@ -70,6 +70,7 @@ pub fn accepted(n: u64) -> IntakeReply {
 
 pub fn busy(retry_after_ms: u64) -> IntakeReply {
     IntakeReply::Busy {
+        scope: BusyScope::All,
         reason: "the log is full".into(),
         retry_after_ms,
     }
