@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod process;
 pub mod record;
 pub mod reload;
+pub mod replace;
 pub mod secret;
 pub mod serve;
 pub mod shutdown;

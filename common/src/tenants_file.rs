@@ -13,14 +13,15 @@
 use crate::config::{Config, KeyHash, Tenant};
 use crate::ids::{Name, TenantId};
 use crate::limits::MAX_CONFIG_BYTES;
+use crate::replace::{OWNER_ONLY, replace};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{File, Permissions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -192,21 +193,8 @@ impl TenantsFile {
 
     fn write(&self, text: &str) -> io::Result<()> {
         let fresh = with_suffix(&self.path, ".new");
-        // Anew, so that its mode is ours whatever was left there.
-        match std::fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file = File::options()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, &self.path)?;
-        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+        let owner_only = Permissions::from_mode(OWNER_ONLY);
+        replace(&fresh, &self.path, text.as_bytes(), owner_only)
     }
 
     fn io(&self, what: &'static str, error: io::Error) -> TenantsFileError {
@@ -451,7 +439,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 mod tests {
     use super::*;
     use crate::config::Loaded;
-    use std::os::unix::fs::PermissionsExt as _;
 
     fn beside() -> Beside {
         let yaml = format!(

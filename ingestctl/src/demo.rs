@@ -5,8 +5,9 @@ pub use crate::keys::hash;
 use sluice_common::config::{KeyHash, Tenant, Weight};
 use sluice_common::ids::TenantId;
 use sluice_common::process::Failure;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use sluice_common::replace::{OWNER_ONLY, replace};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// The tenant's id.
@@ -33,20 +34,9 @@ pub fn key(data_dir: &Path) -> Result<String, Failure> {
         Err(error) => return Err(cannot("read", error)),
     }
     let key = keys::fresh(TENANT)?;
-    let fresh = path.with_extension("key.new");
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&fresh);
-    let write = file.and_then(|mut file| {
-        writeln!(file, "{key}")?;
-        file.sync_all()
-    });
-    write
-        .and_then(|()| std::fs::rename(&fresh, &path))
-        .map_err(|error| cannot("write", error))?;
+    let (fresh, line) = (path.with_extension("key.new"), format!("{key}\n"));
+    let owner_only = Permissions::from_mode(OWNER_ONLY);
+    replace(&fresh, &path, line.as_bytes(), owner_only).map_err(|error| cannot("write", error))?;
     Ok(key)
 }
 
@@ -69,7 +59,6 @@ pub fn tenant(key: &str) -> Tenant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn the_key_is_made_once_and_only_its_owner_reads_it() {

@@ -6,11 +6,13 @@ use sha2::{Digest as _, Sha256};
 use sluice_common::clock::UnixMs;
 use sluice_common::config::EdgeTls;
 use sluice_common::process::Failure;
+use sluice_common::replace::{OWNER_ONLY, replace};
 use sluice_common::tls::PemFile;
 use sluice_common::tls::client::ClientFiles;
 use sluice_common::tls::material::Identity;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// Where a certificate comes from that no config names.
@@ -125,7 +127,7 @@ fn make(cert: &Path, key: &Path, now: UnixMs) -> Result<(), Failure> {
     if let Some(dir) = cert.parent() {
         std::fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
     }
-    write(key, &secret.serialize_pem(), 0o600)?;
+    write(key, &secret.serialize_pem(), OWNER_ONLY)?;
     write(cert, &signed.pem(), 0o644)
 }
 
@@ -137,20 +139,8 @@ fn date(now: UnixMs, days: i64) -> Result<jiff::civil::Date, Failure> {
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
-    let fresh = path.with_extension("new");
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&fresh);
-    let written = file.and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    written
-        .and_then(|()| std::fs::rename(&fresh, path))
-        .map_err(|error| cannot_write(path, &error))
+    let (fresh, permissions) = (path.with_extension("new"), Permissions::from_mode(mode));
+    replace(&fresh, path, text.as_bytes(), permissions).map_err(|error| cannot_write(path, &error))
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> Failure {
@@ -169,7 +159,6 @@ fn fingerprint(der: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     const NOW: UnixMs = 1_795_000_000_000;
     const DAY_MS: u64 = 24 * 3_600_000;

@@ -24,11 +24,12 @@
 
 use crate::clock::UnixMs;
 use crate::limits::MAX_CONFIG_BYTES;
+use crate::replace::{OWNER_ONLY, replace};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Configs that are kept.
@@ -141,13 +142,8 @@ impl History {
     }
 
     fn write(&self, path: &Path, text: &str) -> std::io::Result<()> {
-        let new = self.dir.join("new");
-        let mut file = private(&new)?;
-        file.set_len(0)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)?;
-        File::open(&self.dir)?.sync_all()
+        let owner_only = Permissions::from_mode(OWNER_ONLY);
+        replace(&self.dir.join("new"), path, text.as_bytes(), owner_only)
     }
 
     fn failed(&self, path: &Path, error: std::io::Error) -> HistoryError {
@@ -189,20 +185,8 @@ pub fn replace_file(path: &Path, text: &str) -> Result<(), HistoryError> {
     let dir = real.parent().unwrap_or(Path::new("/")).to_owned();
     let name = real.file_name().unwrap_or_default().to_string_lossy();
     let new = dir.join(format!(".{name}.new"));
-    let replace = || {
-        let mut file = private(&new)?;
-        file.set_len(0)?;
-        file.write_all(text.as_bytes())?;
-        file.set_permissions(std::fs::metadata(&real)?.permissions())?;
-        file.sync_all()?;
-        std::fs::rename(&new, &real)?;
-        File::open(&dir)?.sync_all()
-    };
-    replace().map_err(|error| {
-        // It may never have been made.
-        std::fs::remove_file(&new).ok();
-        failed(error)
-    })
+    let permissions = std::fs::metadata(&real).map_err(failed)?.permissions();
+    replace(&new, &real, text.as_bytes(), permissions).map_err(failed)
 }
 
 /// A file for this user only; made where it is missing, kept as it is where it is there.
@@ -223,7 +207,6 @@ fn hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     fn texts(history: &History) -> Vec<String> {
         let kept = history.list().expect("listed");

@@ -15,6 +15,7 @@ pub mod partition;
 mod place;
 pub mod quantity;
 mod read;
+pub mod reference;
 pub mod schema;
 pub mod table;
 mod tenant;

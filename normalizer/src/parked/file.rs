@@ -26,10 +26,12 @@ use sluice_common::clock::UnixMs;
 use sluice_common::fates::Fates;
 use sluice_common::ids::{LogId, Name};
 use sluice_common::record::Record;
+use sluice_common::replace::{OWNER_ONLY, rename, sync_dir_of};
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::fs::{File, Permissions};
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 const UNIT_MAGIC: [u8; 4] = *b"SLU1";
@@ -223,7 +225,7 @@ pub fn remove(dir: &Path, id: &UnitId) -> Result<(), FileError> {
             }
             Ok(()) | Err(_) => {}
         }
-        sync_dir(dir)?;
+        settled(path)?;
     }
     Ok(())
 }
@@ -255,31 +257,16 @@ pub fn list(dir: &Path) -> Result<Vec<UnitId>, FileError> {
 
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
     let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
-    let written = write_synced(&fresh, bytes).and_then(|()| std::fs::rename(&fresh, &path));
-    if let Err(error) = written {
-        // A full volume gets its room back; a start removes it otherwise.
-        std::fs::remove_file(&fresh).ok();
+    let owner_only = Permissions::from_mode(OWNER_ONLY);
+    if let Err(error) = rename(&fresh, &path, bytes, owner_only) {
         return Err(FileError::Io { path, error });
     }
-    sync_dir(dir)
+    settled(path)
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn sync_dir(dir: &Path) -> Result<(), FileError> {
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|error| FileError::InDoubt {
-        path: dir.to_owned(),
-        error,
-    })
+/// The entry of `path` is durable, or nobody knows.
+fn settled(path: PathBuf) -> Result<(), FileError> {
+    sync_dir_of(&path).map_err(|error| FileError::InDoubt { path, error })
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
