@@ -50,7 +50,7 @@ pub async fn take(
     let reply = edge
         .forwarder
         .forward(call, tenant.admission.clone(), permit)
-        .await;
+        .await?;
     let (status, rows) = respond::reply(reply)?;
     count_rows(&edge, &rows);
     let events = (rows.accepted, rows.rejected);
