@@ -44,10 +44,29 @@ pub const MAX_UNITS_SEEN: usize = 256;
 
 /// Body bytes (decompressed) that all requests of one edge may hold at once.
 pub const EDGE_BODY_BYTES: usize = 256 * MIB;
-/// Of these, what one tenant may hold: one burst cannot take all.
-pub const EDGE_TENANT_BODY_BYTES: usize = 128 * MIB;
+/// Of these, what is guaranteed to the tenants, each by its weight: nobody else can take that.
+pub const EDGE_GUARANTEED_BYTES: usize = EDGE_BODY_BYTES / 2;
+/// What one tenant may borrow of the rest: the largest body with its decoder, and not all, so that one burst leaves
+/// something to lend.
+pub const EDGE_BORROW_BYTES: usize = 96 * MIB;
 /// How long a request may wait in the edge's queue for a normalizer that said 429.
 pub const EDGE_QUEUE_DEADLINE: Duration = Duration::from_millis(1_000);
+/// From this time in the queue on a request is late. A queue whose oldest was late for [`QUEUE_INTERVAL`] stands, and
+/// is cut to this: half the deadline, and more than a burst of usual requests ever takes.
+pub const QUEUE_TARGET: Duration = Duration::from_millis(500);
+/// How long a queue may be late before it stands: a pause of ClickHouse's or the disk's is over by then.
+pub const QUEUE_INTERVAL: Duration = Duration::from_millis(1_000);
+/// Requests of one tenant that wait in the edge's queue, however short.
+pub const QUEUE_REQUESTS: usize = 8_192;
+/// Requests that may be under way to one normalizer; from [`FORWARD_REQUESTS_FIRST`] on the number finds itself.
+pub const FORWARD_REQUESTS: f64 = 1_024.0;
+/// The number to begin with: enough for a group commit, and less than a parser's queue of 20 ms.
+pub const FORWARD_REQUESTS_FIRST: f64 = 64.0;
+/// Bytes that may be under way for each of those requests: 16 MiB to begin with.
+pub const FORWARD_BYTES_PER_REQUEST: u64 = 256 * KIB as u64;
+/// Longest time that the edge leaves a busy normalizer, or a tenant that it answered so, alone: half the queue's
+/// deadline, so that what waits is tried again.
+pub const BUSY_HOLD: Duration = Duration::from_millis(500);
 /// How long an edge waits for the normalizer's answer once the request was passed on.
 pub const EDGE_FORWARD_DEADLINE: Duration = Duration::from_secs(30);
 /// Shortest `burst` of a quota, in ms: `Retry-After` and the headers of quotas count whole seconds.
@@ -204,8 +223,8 @@ const _: () = {
     assert!(MAX_EVENTS_PER_REQUEST <= MAX_RECORD_ROWS);
     assert!(MAX_RECORD_ROWS <= 1 << 16);
     assert!(TARGET_RECORD_BYTES * 2 <= MAX_RECORD_BYTES);
-    assert!(EDGE_TENANT_BODY_BYTES <= EDGE_BODY_BYTES);
-    assert!(MAX_BODY_BYTES <= EDGE_TENANT_BODY_BYTES);
+    assert!(EDGE_GUARANTEED_BYTES + EDGE_BORROW_BYTES < EDGE_BODY_BYTES);
+    assert!(MAX_BODY_BYTES + MIB <= EDGE_BORROW_BYTES);
     assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
     assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
     assert!(MAX_BODY_BYTES <= MAX_REQUEST_COLUMN_BYTES);
@@ -223,4 +242,7 @@ const _: () = {
     assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);
     assert!(WATERMARK_REOPEN_PERCENT < 100);
     assert!(MAX_HANDSHAKES * 4 <= MAX_CONNECTIONS);
+    assert!(QUEUE_TARGET.as_millis() < EDGE_QUEUE_DEADLINE.as_millis());
+    assert!(BUSY_HOLD.as_millis() * 2 <= EDGE_QUEUE_DEADLINE.as_millis());
+    assert!(FORWARD_REQUESTS_FIRST <= FORWARD_REQUESTS);
 };

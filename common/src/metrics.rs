@@ -92,6 +92,7 @@ names! {
         RequestDuration = "sluice_request_duration_seconds", "From a request's head to its answer.";
         AckDuration = "sluice_ack_duration_seconds", "From a request's head to its 2xx.";
         Freshness = "sluice_freshness_seconds", "From an event's append to its being queryable.";
+        QueueWait = "sluice_queue_wait_seconds", "From a whole body to its turn, of requests that had to wait for one.";
         InsertDuration = "sluice_insert_duration_seconds", "One insert into ClickHouse.";
         InsertRows = "sluice_insert_rows", "Rows of one insert.";
     }
@@ -104,6 +105,12 @@ names! {
         QueueBytes = "sluice_queue_bytes", "Bytes held in a bounded queue.";
         /// `queue`.
         QueueLimitBytes = "sluice_queue_limit_bytes", "The bound of that queue.";
+        /// `queue` edge.
+        QueueRequests = "sluice_queue_requests", "Requests that wait for their turn.";
+        /// `normalizer`: its place in `edge.normalizer`, from 0.
+        ForwardRequests = "sluice_forward_requests", "Requests under way to a normalizer.";
+        /// `normalizer`.
+        ForwardLimit = "sluice_forward_limit_requests", "Requests that may be under way to it; it finds itself.";
         /// `partition`.
         LogBacklogBytes = "sluice_log_backlog_bytes", "Log bytes that are not yet stored.";
         /// `partition`.
@@ -134,7 +141,11 @@ impl Histogram {
     fn bounds(self) -> Vec<f64> {
         match self {
             Self::InsertRows => vec![1.0, 10.0, 100.0, 1e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 2.5e5, 5e5],
-            Self::RequestDuration | Self::AckDuration | Self::Freshness | Self::InsertDuration => vec![
+            Self::RequestDuration
+            | Self::AckDuration
+            | Self::Freshness
+            | Self::QueueWait
+            | Self::InsertDuration => vec![
                 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5,
                 2.5, 5.0, 10.0, 30.0, 60.0,
             ],

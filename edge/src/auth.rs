@@ -6,7 +6,7 @@
 //! The table holds SHA-256 hashes only. A lookup costs the same for a known and for an unknown key:
 //! both end in one constant-time comparison, a miss against a dummy.
 
-use crate::admission::TenantAdmission;
+use crate::admission::{Admission, TenantAdmission};
 use crate::quota::{Report, TenantQuotas};
 use crate::respond::Refusal;
 use arc_swap::ArcSwap;
@@ -106,6 +106,7 @@ pub struct Tenants {
     table: ArcSwap<Table>,
     /// What the table was made of; held while it is made anew.
     sources: Mutex<Sources>,
+    admission: Admission,
     clock: SharedClock,
     report: Arc<Report>,
 }
@@ -123,11 +124,18 @@ impl Tenants {
         let tenants = Self {
             table: ArcSwap::default(),
             sources: Mutex::default(),
+            admission: Admission::default(),
             clock,
             report,
         };
         tenants.replace(config);
         tenants
+    }
+
+    /// What their bodies may hold.
+    #[must_use]
+    pub fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     /// Puts another config's tenants in force at once. What a tenant that stays holds of memory
@@ -196,7 +204,10 @@ impl Tenants {
                 id: one.id.clone(),
                 datasets: one.datasets.as_ref().map(|list| list.iter().cloned().collect()),
                 weight: one.weight,
-                admission: known.map_or_else(Arc::default, |known| known.admission.clone()),
+                admission: known.map_or_else(
+                    || Arc::new(TenantAdmission::of(&one.id)),
+                    |known| known.admission.clone(),
+                ),
                 quotas: TenantQuotas::new((&one.id, &one.quota), sources.share, quotas, &self.report),
             });
             for key in &one.keys {
@@ -210,6 +221,8 @@ impl Tenants {
             }
             table.tenants.insert(one.id.clone(), tenant);
         }
+        let weights = table.tenants.values().map(|tenant| (&tenant.id, tenant.weight));
+        self.admission.share_out(weights);
         self.table.store(Arc::new(table));
     }
 

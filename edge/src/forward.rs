@@ -1,28 +1,31 @@
-//! Handing a request to the normalizer, and waiting where it has no room.
+//! Handing a request to the normalizer: it waits for its turn, is passed on, and is answered.
 //!
-//! Each request is carried by a task of its own, which a client's going away does not end (R4): what
-//! was begun is finished, and its bytes stay charged until then. It is tried again only where it is
-//! certain that nothing was appended: after "busy", and after "unknown dataset" where this edge's config has
-//! the dataset. Then the normalizer has yet to take the config that the edge took a moment ago.
+//! While it waits it is its client's: nothing was passed on, and a client that goes away takes it along. Passed on,
+//! it is carried by a task of its own, which a client's going away does not end (R4): what was begun is finished, and
+//! its bytes stay charged until then. It is tried again only where it is certain that nothing was appended: after
+//! "busy", and after "unknown dataset" where this edge's config has the dataset. Then the normalizer has yet to take
+//! the config that the edge took a moment ago.
 
-use crate::admission::TenantAdmission;
+use crate::admission::{Shed, TenantAdmission};
 use crate::auth::Tenants;
 use crate::health::Health;
+use crate::queue::{FairQueue, Ticket, Turn};
 use sluice_common::error::Problem;
-use sluice_common::limits::{EDGE_FORWARD_DEADLINE, EDGE_QUEUE_DEADLINE};
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest};
+use sluice_common::limits::EDGE_FORWARD_DEADLINE;
+use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest};
 use sluice_common::wire::transport::Seam;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::Instrument as _;
 
-/// The way to the normalizer.
+/// The way to the normalizers.
 #[derive(Clone)]
 pub struct Forwarder {
-    seam: Seam<IntakeRequest>,
+    seams: Arc<[Seam<IntakeRequest>]>,
+    queue: Arc<FairQueue>,
     health: Arc<Health>,
     tenants: Arc<Tenants>,
     tasks: TaskTracker,
@@ -32,7 +35,7 @@ impl std::fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Forwarder")
             .field("under_way", &self.tasks.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -43,15 +46,21 @@ const LEAST_WAIT: Duration = Duration::from_millis(20);
 const CONFIG_DEADLINE: Duration = Duration::from_secs(3);
 /// Between two looks whether it does.
 const CONFIG_WAIT: Duration = Duration::from_millis(100);
-/// Beyond the queue's and the call's own deadlines, which end first where all is well.
+/// Beyond the call's own deadline, which ends first where all is well.
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Forwarder {
-    /// A way that leads to `seam`.
+    /// A way that leads to `seams`, each a normalizer, through `queue`, which is made for as many.
     #[must_use]
-    pub fn new(seam: Seam<IntakeRequest>, health: Arc<Health>, tenants: Arc<Tenants>) -> Self {
+    pub fn new(
+        seams: Vec<Seam<IntakeRequest>>,
+        queue: Arc<FairQueue>,
+        health: Arc<Health>,
+        tenants: Arc<Tenants>,
+    ) -> Self {
         Self {
-            seam,
+            seams: seams.into(),
+            queue,
             health,
             tenants,
             tasks: TaskTracker::new(),
@@ -60,65 +69,106 @@ impl Forwarder {
 
     /// The normalizer's answer. What is `held` (memory, a place among the tenant's requests) is held until there is
     /// one, even past the deadline at which this gives up waiting.
+    ///
+    /// # Errors
+    /// [`Shed`]: the request never had its turn, or the normalizer was busy for as long as it may wait.
     pub async fn forward(
         &self,
         request: IntakeRequest,
         tenant: Arc<TenantAdmission>,
-        held: impl Send + 'static,
-    ) -> IntakeReply {
-        let this = self.clone();
-        let task = async move {
-            let reply = this.carry(request, tenant).await;
-            drop(held);
-            reply
-        };
-        let task = self.tasks.spawn(task.in_current_span());
-        let wait = EDGE_QUEUE_DEADLINE + CONFIG_DEADLINE + EDGE_FORWARD_DEADLINE + GRACE;
-        match timeout(wait, task).await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(panic)) => {
-                tracing::error!(%panic, "handing on a request failed inside: report this line");
-                unknown("the request failed inside the edge".into())
+        mut held: impl Send + 'static,
+    ) -> Result<IntakeReply, Shed> {
+        let begun = Instant::now();
+        let mut ticket = Ticket::new(&request.tenant, request.weight, request.body.len(), begun);
+        loop {
+            let turn = self.queue.turn(&ticket).await?;
+            let passed = self.pass_on(turn, request.clone(), Arc::clone(&tenant), held);
+            let reply;
+            (reply, held) = match passed.await {
+                Ok(answered) => answered,
+                Err(lost) => return Ok(lost),
+            };
+            let now = Instant::now();
+            match &reply {
+                IntakeReply::Busy { retry_after_ms, .. } => {
+                    if ticket.is_over(now) {
+                        return Err(Shed::queue_deadline(Duration::from_millis(*retry_after_ms)));
+                    }
+                    ticket.again();
+                }
+                IntakeReply::Refused(problem) if self.is_ahead(problem, &request) => {
+                    if now >= begun + CONFIG_DEADLINE {
+                        return Ok(not_yet_known());
+                    }
+                    sleep(CONFIG_WAIT).await;
+                    ticket.renew(Instant::now());
+                }
+                IntakeReply::Rows(_) | IntakeReply::Refused(_) | IntakeReply::Unavailable { .. } => {
+                    return Ok(reply);
+                }
             }
-            Err(_) => unknown(format!("no answer within {} s", wait.as_secs())),
         }
     }
 
-    async fn carry(&self, request: IntakeRequest, tenant: Arc<TenantAdmission>) -> IntakeReply {
-        let begun = Instant::now();
-        loop {
-            let reply = match self.seam.clone().oneshot(request.clone()).await {
-                Ok(reply) => reply,
-                Err(never) => match never {},
-            };
-            let now = Instant::now();
-            self.health.saw(&reply, now);
-            let (wait, deadline) = match &reply {
-                IntakeReply::Busy { retry_after_ms, .. } => {
-                    let hint = Duration::from_millis(*retry_after_ms);
-                    tenant.gate.busy(now, hint);
-                    (hint, begun + EDGE_QUEUE_DEADLINE)
-                }
-                IntakeReply::Refused(problem) if self.is_ahead(problem, &request) => {
-                    tenant.gate.open();
-                    if now >= begun + CONFIG_DEADLINE {
-                        return not_yet_known();
-                    }
-                    (CONFIG_WAIT, begun + CONFIG_DEADLINE)
-                }
-                IntakeReply::Rows(_) | IntakeReply::Refused(_) => {
-                    tenant.gate.open();
-                    return reply;
-                }
-                IntakeReply::Unavailable { .. } => return reply,
-            };
-            if now >= deadline {
-                return reply;
+    /// Passes it on in a task of its own.
+    ///
+    /// # Errors
+    /// What a client is told where there was no answer; the task keeps what is held.
+    async fn pass_on<H: Send + 'static>(
+        &self,
+        turn: Turn,
+        request: IntakeRequest,
+        tenant: Arc<TenantAdmission>,
+        held: H,
+    ) -> Result<(IntakeReply, H), IntakeReply> {
+        let this = self.clone();
+        let task = async move { (this.carry(turn, request, &tenant).await, held) };
+        let task = self.tasks.spawn(task.in_current_span());
+        let wait = EDGE_FORWARD_DEADLINE + GRACE;
+        match timeout(wait, task).await {
+            Ok(Ok(answered)) => Ok(answered),
+            Ok(Err(panic)) => {
+                tracing::error!(%panic, "handing on a request failed inside: report this line");
+                Err(unknown("the request failed inside the edge".into()))
             }
-            // A hint past the deadline still gets a last try at it: the normalizer may be faster.
-            let wait = spread(wait.max(LEAST_WAIT), request.request.0);
-            sleep_until((now + wait).min(deadline)).await;
+            Err(_) => Err(unknown(format!("no answer within {} s", wait.as_secs()))),
         }
+    }
+
+    /// One try, and what is learnt from it.
+    async fn carry(&self, turn: Turn, request: IntakeRequest, tenant: &TenantAdmission) -> IntakeReply {
+        let random = request.request.0;
+        let seam = self.seams[turn.normalizer()].clone();
+        let reply = match seam.oneshot(request).await {
+            Ok(reply) => reply,
+            Err(never) => match never {},
+        };
+        let now = Instant::now();
+        self.health.saw(&reply, now);
+        match &reply {
+            IntakeReply::Rows(_) => {
+                tenant.gate.open();
+                turn.done();
+            }
+            IntakeReply::Refused(_) => {
+                tenant.gate.open();
+                turn.answered(true);
+            }
+            IntakeReply::Busy {
+                scope,
+                retry_after_ms,
+                ..
+            } => {
+                let hint = spread(Duration::from_millis(*retry_after_ms).max(LEAST_WAIT), random);
+                if *scope == BusyScope::Tenant {
+                    tenant.gate.busy(now, hint);
+                }
+                turn.busy(*scope, hint, now);
+            }
+            IntakeReply::Unavailable { unknown: true, .. } => turn.lost(),
+            IntakeReply::Unavailable { unknown: false, .. } => turn.answered(false),
+        }
+        reply
     }
 
     /// Whether the normalizer refuses a dataset that this edge's config has.
@@ -144,6 +194,7 @@ fn unknown(reason: String) -> IntakeReply {
 /// The two read different configs: a client that tries again is answered once they agree.
 fn not_yet_known() -> IntakeReply {
     IntakeReply::Busy {
+        scope: BusyScope::Tenant,
         reason: "the dataset is new, and not all services have taken the config that has it".into(),
         retry_after_ms: 1_000,
     }

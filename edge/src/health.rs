@@ -1,8 +1,8 @@
 //! What the edge has lately seen of the normalizer: for `/readyz`, and for one log line a change.
 
-use crate::admission::Gate;
+use crate::gate::Gate;
 use parking_lot::Mutex;
-use sluice_common::wire::intake::IntakeReply;
+use sluice_common::wire::intake::{BusyScope, IntakeReply};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -35,9 +35,16 @@ impl Health {
                     tracing::info!("the normalizer answers again");
                 }
             }
-            IntakeReply::Busy { retry_after_ms, .. } => {
-                self.gate.busy(now, Duration::from_millis(*retry_after_ms));
-            }
+            IntakeReply::Busy {
+                scope: BusyScope::All,
+                retry_after_ms,
+                ..
+            } => self.gate.busy(now, Duration::from_millis(*retry_after_ms)),
+            // One tenant's matter: the others' requests are taken.
+            IntakeReply::Busy {
+                scope: BusyScope::Tenant,
+                ..
+            } => {}
             IntakeReply::Unavailable { reason, .. } => self.failed(reason, now),
         }
     }
@@ -102,6 +109,7 @@ mod tests {
             retry_after_ms: 1,
         };
         let busy = IntakeReply::Busy {
+            scope: BusyScope::All,
             reason: "full".into(),
             retry_after_ms: 1_000,
         };

@@ -11,13 +11,16 @@ mod admission;
 mod auth;
 mod body;
 mod forward;
+mod gate;
 mod handlers;
 mod health;
 mod linger;
+mod queue;
 mod quota;
 mod respond;
 mod routes;
 mod server;
+mod shares;
 mod stack;
 mod tenant_labels;
 mod tenants_file;
@@ -31,11 +34,10 @@ pub use tenants_file::{FiledTenants, NotInForce};
 use admission::{Admission, Shed};
 use forward::Forwarder;
 use health::Health;
+use queue::FairQueue;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SystemClock;
 use sluice_common::config::Config;
-use sluice_common::limits::EDGE_BODY_BYTES;
-use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
 use sluice_common::reload::Part;
 use sluice_common::tenants_file::TenantsFile;
@@ -60,15 +62,25 @@ impl Edge {
     /// An edge that hands what it takes to `seam`.
     #[must_use]
     pub fn new(config: &Config, seam: Seam<IntakeRequest>, metrics: Metrics) -> Self {
+        Self::before(config, vec![seam], metrics)
+    }
+
+    /// An edge before several normalizers, of which any takes any request.
+    #[must_use]
+    pub fn before(config: &Config, seams: Vec<Seam<IntakeRequest>>, metrics: Metrics) -> Self {
         show_zeros(&metrics);
         let health = Arc::new(Health::default());
         let tenant_labels = Arc::<TenantLabels>::default();
         let report = quota::Report::new(metrics.clone(), Arc::clone(&tenant_labels));
         let tenants = Arc::new(Tenants::new(config, report));
         show_used_quotas(&metrics, &tenants, &tenant_labels);
+        let admission = tenants.admission().clone();
+        admission.show(&metrics);
+        let gate = Arc::clone(admission.gate());
+        let queue = FairQueue::new(seams.len(), gate, metrics.clone());
         Self {
-            admission: Admission::new(ByteBudget::new(EDGE_BODY_BYTES).shown(&metrics, "edge")),
-            forwarder: Forwarder::new(seam, Arc::clone(&health), Arc::clone(&tenants)),
+            admission,
+            forwarder: Forwarder::new(seams, queue, Arc::clone(&health), Arc::clone(&tenants)),
             tenants,
             health,
             metrics,

@@ -241,6 +241,7 @@ pub fn reply(reply: IntakeReply) -> Result<(StatusCode, RowsAnswer), Refusal> {
         IntakeReply::Rows(rows) => Ok((rows_status(&rows), rows)),
         IntakeReply::Refused(problem) => Err(Refusal::new(problem)),
         IntakeReply::Busy {
+            scope: _,
             reason,
             retry_after_ms,
         } => Err(Refusal::overloaded(

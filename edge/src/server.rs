@@ -109,8 +109,15 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
     let own = &config.config.edge;
     let metrics = Metrics::new("sluice-edge", &config.config)?;
     let inner = config.inner_client_tls().map(ClientTls::open).transpose()?;
-    let seam = PeerClient::new(&own.normalizer, config.internal_token.clone(), inner.clone()).seam();
-    let edge = Edge::new(&config.config, seam, metrics.clone());
+    let peer = |one| {
+        PeerClient::new(
+            std::slice::from_ref(one),
+            config.internal_token.clone(),
+            inner.clone(),
+        )
+    };
+    let seams = own.normalizer.iter().map(|one| peer(one).seam()).collect();
+    let edge = Edge::before(&config.config, seams, metrics.clone());
     let filed = edge.follow_tenants_file(config.tenants_file())?;
     let tls = config
         .edge_tls()

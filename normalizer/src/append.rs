@@ -8,8 +8,10 @@ use sluice_common::metered::{ByteBudget, BytePermit};
 use sluice_common::metrics::{Counter, Labels, Metrics};
 use sluice_common::record::RecordContent;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 
 /// Requests that wait for the builder; each also holds bytes of the budget.
 const WAITING_REQUESTS: usize = 65_536;
@@ -27,6 +29,9 @@ pub enum NotAppended {
     /// Certainly nothing was appended, and nothing will be: stopping, or a bug in encoding.
     #[error("{0}")]
     Refused(String),
+    /// Its time was over before its append began; certainly nothing was appended, and nothing will be.
+    #[error("the request's time was over before its rows could be appended")]
+    TooLate,
     /// The outcome is not known.
     #[error("{0}")]
     Unknown(String),
@@ -35,7 +40,35 @@ pub enum NotAppended {
 struct Job {
     pending: Vec<Pending>,
     done: oneshot::Sender<Result<(), NotAppended>>,
+    claim: Claim,
+    deadline: Instant,
     _permit: BytePermit,
+}
+
+/// The one right to decide about a job: the builder takes it to begin, the caller to withdraw.
+#[derive(Debug, Clone, Default)]
+struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    /// True for the first only.
+    fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
+impl Job {
+    /// Whether it is still to be appended at `now`; its caller is told where it is too late.
+    fn begin(self, now: Instant) -> Option<Self> {
+        if !self.claim.take() {
+            return None;
+        }
+        if now < self.deadline {
+            return Some(self);
+        }
+        // A caller that went away needs no answer.
+        self.done.send(Err(NotAppended::TooLate)).ok();
+        None
+    }
 }
 
 /// The way into the log. Cloning shares it.
@@ -60,18 +93,21 @@ impl Appender {
     }
 
     /// Appends one request's rows; resolves when all of them are durable. Once it has begun it goes on
-    /// even where the caller goes away.
+    /// even where the caller goes away, and past the deadline; what has not begun by then never does.
     ///
     /// # Errors
     /// [`NotAppended`].
-    pub async fn append(&self, pending: Vec<Pending>) -> Result<(), NotAppended> {
+    pub async fn append(&self, pending: Vec<Pending>, deadline: Instant) -> Result<(), NotAppended> {
         let bytes = pending.iter().map(|one| one.bytes).sum();
         let permit = self.budget.try_take(bytes);
         let permit = permit.ok_or_else(|| NotAppended::Full("rows are waiting for the log".into()))?;
-        let (done, answer) = oneshot::channel();
+        let (done, mut answer) = oneshot::channel();
+        let claim = Claim::default();
         let job = Job {
             pending,
             done,
+            claim: claim.clone(),
+            deadline,
             _permit: permit,
         };
         self.jobs.try_send(job).map_err(|error| match error {
@@ -80,9 +116,12 @@ impl Appender {
             }
             mpsc::error::TrySendError::Closed(_) => NotAppended::Refused("the normalizer is stopping".into()),
         })?;
-        answer
-            .await
-            .unwrap_or_else(|_| Err(NotAppended::Unknown("the append was cut off".into())))
+        let cut_off = |_| Err(NotAppended::Unknown("the append was cut off".into()));
+        match timeout_at(deadline, &mut answer).await {
+            Ok(answered) => answered.unwrap_or_else(cut_off),
+            Err(_) if claim.take() => Err(NotAppended::TooLate),
+            Err(_) => answer.await.unwrap_or_else(cut_off),
+        }
     }
 }
 
@@ -93,12 +132,9 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>, metrics:
         let Ok(place) = Arc::clone(&in_flight).acquire_owned().await else {
             return;
         };
-        let mut jobs = vec![first];
-        let mut bytes = size(&jobs[0]);
-        while bytes < GROUP_COMMIT_BYTES {
-            let Ok(job) = waiting.try_recv() else { break };
-            bytes += size(&job);
-            jobs.push(job);
+        let mut jobs = gather(first, &mut waiting, Instant::now());
+        if jobs.is_empty() {
+            continue;
         }
         let (log, metrics) = (Arc::clone(&log), metrics.clone());
         let pending = jobs
@@ -128,6 +164,22 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>, metrics:
     }
 }
 
+/// Those that wait, as far as one group takes them, and nobody gave up.
+fn gather(first: Job, waiting: &mut mpsc::Receiver<Job>, now: Instant) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    let (mut bytes, mut next) = (0, Some(first));
+    while let Some(job) = next {
+        if let Some(job) = job.begin(now) {
+            bytes += size(&job);
+            jobs.push(job);
+        }
+        next = (bytes < GROUP_COMMIT_BYTES)
+            .then(|| waiting.try_recv().ok())
+            .flatten();
+    }
+    jobs
+}
+
 fn size(job: &Job) -> usize {
     job.pending.iter().map(|one| one.bytes).sum()
 }
@@ -140,5 +192,54 @@ fn refusal(error: AppendError) -> NotAppended {
         | AppendError::Invalid(_)
         | AppendError::TooLarge { .. }
         | AppendError::WriteFailed(_) => NotAppended::Refused(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn appender() -> (Appender, mpsc::Receiver<Job>) {
+        let (jobs, waiting) = mpsc::channel(4);
+        let budget = ByteBudget::new(1_024);
+        (Appender { jobs, budget }, waiting)
+    }
+
+    #[tokio::test]
+    async fn what_waits_past_its_deadline_is_refused_and_never_begun() {
+        let (appender, mut waiting) = appender();
+        let deadline = Instant::now() + Duration::from_millis(20);
+        assert_eq!(
+            appender.append(Vec::new(), deadline).await,
+            Err(NotAppended::TooLate)
+        );
+        assert!(Instant::now() >= deadline);
+        let job = waiting.recv().await.unwrap();
+        assert!(gather(job, &mut waiting, deadline - Duration::from_millis(10)).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_comes_to_the_builder_too_late_is_refused_and_what_was_begun_in_time_is_waited_for() {
+        let (appender, mut waiting) = appender();
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let append = || {
+            let appender = appender.clone();
+            tokio::spawn(async move { appender.append(Vec::new(), deadline).await })
+        };
+        let late = append();
+        let job = waiting.recv().await.unwrap();
+        assert!(gather(job, &mut waiting, deadline).is_empty());
+        assert_eq!(late.await.unwrap(), Err(NotAppended::TooLate));
+        let begun = append();
+        let job = waiting.recv().await.unwrap();
+        let mut jobs = gather(job, &mut waiting, deadline - Duration::from_millis(1));
+        tokio::time::sleep_until(deadline + Duration::from_millis(5)).await;
+        jobs.pop().unwrap().done.send(Ok(())).unwrap();
+        assert_eq!(
+            begun.await.unwrap(),
+            Ok(()),
+            "its append had begun: it is waited for"
+        );
     }
 }

@@ -14,7 +14,7 @@ use sluice_common::limits::{INTAKE_BYTES, REJECT_MARKS_PER_SECOND};
 use sluice_common::metered::ByteBudget;
 use sluice_common::metrics::{Counter, Gauge, Metrics};
 use sluice_common::telemetry;
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowError};
+use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest, RowError};
 use sluice_common::wire::transport::Seam;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -30,6 +30,11 @@ const SMALL_BODY_BYTES: usize = 32 * 1024;
 const PARSE_FACTOR: usize = 2;
 /// What the edge is told to wait where the log is full.
 const FULL_RETRY: Duration = Duration::from_millis(250);
+
+/// How long after its deadline an append that has begun is waited for; its caller waits a little longer.
+const APPEND_GRACE: Duration = Duration::from_millis(250);
+/// Shed: the request's time was over before its append began.
+const TOO_LATE: &[(&str, &str)] = &[("where", "intake"), ("reason", "too_late")];
 
 /// What the edge is told to wait where a dataset's table takes no rows.
 const PARKED_RETRY_MS: u64 = 10_000;
@@ -91,9 +96,9 @@ impl IntakeService {
         telemetry::set_parent(&span, request.trace);
         request.trace = telemetry::context_of(&span, request.trace);
         let deadline = Instant::now() + request.timeout;
-        let work = self.take(request).instrument(span);
-        // Past its deadline nobody waits for the answer any more; what was queued is still appended.
-        tokio::time::timeout_at(deadline, work)
+        let work = self.take(request, deadline).instrument(span);
+        // What has not begun by the deadline is refused by then; what has may still end within the grace.
+        tokio::time::timeout_at(deadline + APPEND_GRACE, work)
             .await
             .unwrap_or_else(|_| IntakeReply::Unavailable {
                 unknown: true,
@@ -103,7 +108,7 @@ impl IntakeService {
     }
 
     /// Admit → parse → charge → append.
-    async fn take(&self, request: IntakeRequest) -> IntakeReply {
+    async fn take(&self, request: IntakeRequest, deadline: Instant) -> IntakeReply {
         if let Some(reason) = self.log.stats().closed {
             return self.busy(
                 "log",
@@ -153,7 +158,7 @@ impl IntakeService {
             self.count("rejected", answer.rejected);
             return IntakeReply::Rows(answer);
         }
-        match self.appender.append(pending).await {
+        match self.appender.append(pending, deadline).await {
             Ok(()) => {
                 self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
@@ -164,6 +169,11 @@ impl IntakeService {
             Err(NotAppended::Full(reason)) => {
                 self.key_cap.refund(&request.tenant, answer.accepted);
                 self.busy("log", "queue", reason, FULL_RETRY)
+            }
+            Err(late @ NotAppended::TooLate) => {
+                self.key_cap.refund(&request.tenant, answer.accepted);
+                self.metrics.add(Counter::Shed, 1, TOO_LATE);
+                unavailable(false, late.to_string())
             }
             Err(NotAppended::Refused(reason)) => {
                 self.key_cap.refund(&request.tenant, answer.accepted);
@@ -242,6 +252,8 @@ impl IntakeService {
             .add(Counter::Shed, 1, &[("where", place), ("reason", cause)]);
         let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
         IntakeReply::Busy {
+            // What is short here, the log and this process's memory, is short for all.
+            scope: BusyScope::All,
             reason,
             retry_after_ms,
         }
@@ -301,6 +313,7 @@ impl IntakeService {
             ("intake", "bytes"),
             ("intake", "keys_per_tenant"),
             ("intake", "parked"),
+            ("intake", "too_late"),
         ] {
             metrics.add(Counter::Shed, 0, &[("where", place), ("reason", reason)]);
         }

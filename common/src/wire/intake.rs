@@ -59,6 +59,16 @@ pub struct RowsAnswer {
     pub errors_omitted: u64,
 }
 
+/// Whom a "busy" holds back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BusyScope {
+    /// This tenant has had its share: the others' requests are welcome.
+    Tenant,
+    /// There is no room for anybody.
+    All,
+}
+
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IntakeReply {
@@ -67,7 +77,11 @@ pub enum IntakeReply {
     /// The request as a whole is wrong; nothing was taken.
     Refused(Problem),
     /// No room now; nothing was taken. Over HTTP: 429.
-    Busy { reason: String, retry_after_ms: u64 },
+    Busy {
+        scope: BusyScope,
+        reason: String,
+        retry_after_ms: u64,
+    },
     /// It cannot be said, or cannot be done. `unknown`: something may have been appended.
     Unavailable {
         unknown: bool,

@@ -273,11 +273,16 @@ mod tests {
     use super::*;
     use crate::admission::{Admission, LEAST_CHARGE, TenantAdmission};
     use futures_util::{StreamExt as _, stream};
+    use sluice_common::ids::TenantId;
     use sluice_common::wire::intake::BodyFormat;
     use std::convert::Infallible;
     use std::io::Write as _;
     use std::time::Duration;
     use tokio::time::Instant;
+
+    fn tenant() -> TenantAdmission {
+        TenantAdmission::of(&TenantId::new("acme").unwrap())
+    }
 
     fn plan(encoding: Encoding, length: Option<u64>) -> BodyPlan {
         BodyPlan {
@@ -301,7 +306,7 @@ mod tests {
 
     /// The outcome, and the most that was charged for it.
     async fn run(body: Body, plan: BodyPlan) -> (Result<Bytes, BodyError>, usize) {
-        let (admission, tenant) = (Admission::default(), TenantAdmission::default());
+        let (admission, tenant) = (Admission::default(), tenant());
         let mut permit = admission
             .enter(&tenant, plan.first_charge(), Instant::now())
             .unwrap();
@@ -453,7 +458,7 @@ mod tests {
             (silent(), long, short),
             (drip, long, short),
         ] {
-            let (admission, tenant) = (Admission::default(), TenantAdmission::default());
+            let (admission, tenant) = (Admission::default(), tenant());
             let plan = plan(Encoding::Identity, None);
             let mut permit = admission.enter(&tenant, 1, now).unwrap();
             let deadlines = Deadlines {

@@ -64,10 +64,10 @@ pub async fn take(
         .forwarder
         .forward(call, tenant.admission.clone(), (permit, charge.under_way()))
         .await;
-    if was_refused(&reply) {
+    if reply.as_ref().map_or(true, was_refused) {
         charge.give_back();
     }
-    let (status, rows) = respond::reply(reply)?;
+    let (status, rows) = respond::reply(reply?)?;
     count_rows(&edge, &rows);
     let events = (rows.accepted, rows.rejected);
     edge.tenant_labels.count(&edge.metrics, &tenant.id, events, bytes);

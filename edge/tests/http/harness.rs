@@ -10,7 +10,7 @@ use sluice_common::metrics::Metrics;
 use sluice_common::shutdown::Stop;
 use sluice_common::tls::ServerTls;
 use sluice_common::tls::server::ServerFiles;
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowsAnswer};
+use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest, RowsAnswer};
 use sluice_common::wire::transport::Seam;
 use sluice_edge::{Edge, EdgeServer};
 use std::convert::Infallible;
@@ -70,7 +70,17 @@ pub fn accepted(n: u64) -> IntakeReply {
 
 pub fn busy(retry_after_ms: u64) -> IntakeReply {
     IntakeReply::Busy {
+        scope: BusyScope::All,
         reason: "the log is full".into(),
+        retry_after_ms,
+    }
+}
+
+/// "This tenant has had its share."
+pub fn busy_for_tenant(retry_after_ms: u64) -> IntakeReply {
+    IntakeReply::Busy {
+        scope: BusyScope::Tenant,
+        reason: "the tenant has had its share".into(),
         retry_after_ms,
     }
 }
@@ -174,9 +184,31 @@ impl Fixture {
         read_answers(&mut stream).await
     }
 
+    /// Sends `bytes` as they are, and reads the head of the first answer.
+    pub async fn raw_once(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(bytes).await.unwrap();
+        read_head(&mut stream).await
+    }
+
     pub fn seen(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
+}
+
+/// The head of the next answer, or what came of it before the connection was closed.
+pub async fn read_head(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let read = async {
+        while !text.windows(4).any(|four| four == b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => text.push(byte),
+                Err(_) => return,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), read).await.ok();
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// What comes until the connection is closed, or for half a second.
@@ -187,7 +219,7 @@ pub async fn read_answers(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-async fn exchange(request: Request<Full<bytes::Bytes>>, h2: bool) -> Answer {
+pub async fn exchange(request: Request<Full<bytes::Bytes>>, h2: bool) -> Answer {
     let client: Client<HttpConnector, Full<bytes::Bytes>> =
         Client::builder(TokioExecutor::new()).http2_only(h2).build_http();
     let response = client.request(request).await.unwrap();

@@ -1,6 +1,6 @@
 //! What happens when there is no room, and when clients go away.
 
-use crate::harness::{KEY, accepted, busy, eventually, start, start_accepting};
+use crate::harness::{KEY, NARROW, accepted, busy, busy_for_tenant, eventually, start, start_accepting};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -138,4 +138,95 @@ async fn what_does_not_fit_is_refused_before_it_is_read() {
     );
     let small = fixture.send(fixture.events(), b"{}").await;
     assert_eq!(small.status.as_u16(), 202, "what fits goes on");
+}
+
+fn small(key: &str, dataset: &str) -> String {
+    format!(
+        "POST /v1/events/{dataset} HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\ncontent-length: 2\r\n\r\n{{}}"
+    )
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_request_waits_takes_it_along() {
+    let fixture = start(|_| async { busy(100) }).await;
+    let mut client = fixture.connect().await;
+    client.write_all(small(KEY, "events").as_bytes()).await.unwrap();
+    eventually("it was tried, and waits", || fixture.seen() == 1).await;
+    assert!(fixture.edge.held_bytes() > 0);
+    drop(client);
+    eventually("its bytes are given back", || fixture.edge.held_bytes() == 0).await;
+    let tried = fixture.seen();
+    // Another's request is tried after the hold, and the one that left is not.
+    let answer = fixture.send_once(fixture.events(), b"{}").await;
+    assert_eq!(answer.status.as_u16(), 503);
+    let seen = fixture.seen.lock().unwrap();
+    let left = seen[0].request;
+    assert!(seen.len() > tried && seen[tried..].iter().all(|one| one.request != left));
+}
+
+#[tokio::test]
+async fn a_normalizer_that_is_busy_for_one_tenant_is_not_busy_for_another() {
+    let fixture = start(|request: sluice_common::wire::intake::IntakeRequest| async move {
+        match request.tenant.as_str() {
+            "acme" => busy_for_tenant(400),
+            _ => accepted(1),
+        }
+    })
+    .await;
+    let held = tokio::spawn({
+        let request = fixture.events();
+        let body = http_body_util::Full::new(bytes::Bytes::from_static(b"{}"));
+        crate::harness::exchange(request.body(body).unwrap(), false)
+    });
+    eventually("the one is told", || fixture.seen() >= 1).await;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..20 {
+        let started = Instant::now();
+        let answer = fixture.raw_once(small(NARROW, "other").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest < Duration::from_millis(400), "{slowest:?}");
+    assert_eq!((fixture.edge.readiness())(), Ok(()), "one tenant's matter");
+    let held = held.await.unwrap();
+    assert_eq!(
+        (held.status.as_u16(), held.header("sluice-outcome")),
+        (503, "refused")
+    );
+}
+
+#[tokio::test]
+async fn a_quiet_tenants_request_does_not_wait_for_all_that_a_noisy_one_has_sent() {
+    let open = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&open);
+    let fixture = start(move |_| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            accepted(1)
+        }
+    })
+    .await;
+    let mut noisy = Vec::new();
+    for _ in 0..300 {
+        let mut client = fixture.connect().await;
+        client.write_all(small(KEY, "events").as_bytes()).await.unwrap();
+        noisy.push(client);
+    }
+    eventually("as many as may be are under way", || fixture.seen() == 64).await;
+    eventually("the rest waits", || fixture.edge.held_bytes() == 300 * 4096).await;
+    let mut quiet = fixture.connect().await;
+    quiet.write_all(small(NARROW, "other").as_bytes()).await.unwrap();
+    eventually("it waits", || fixture.edge.held_bytes() == 301 * 4096).await;
+    let is_quiet = |one: &sluice_common::wire::intake::IntakeRequest| one.tenant.as_str() == "narrow";
+    let passed_on = || fixture.seen.lock().unwrap().iter().position(is_quiet);
+    while passed_on().is_none() && fixture.seen() < 300 {
+        let seen = fixture.seen();
+        open.add_permits(1);
+        eventually("one more is passed on", || fixture.seen() > seen).await;
+    }
+    let place = passed_on().expect("it is passed on while the noisy one's wait");
+    assert!(place <= 64 + 17, "after {} more of the noisy one's", place - 64);
+    open.add_permits(1_000);
+    eventually("all are passed on", || fixture.seen() == 301).await;
 }
