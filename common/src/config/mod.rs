@@ -16,6 +16,7 @@ mod place;
 pub mod quantity;
 mod quota;
 mod read;
+pub mod reference;
 pub mod schema;
 pub mod table;
 mod tenant;

@@ -5,7 +5,7 @@
 //! of single values are. Texts may also be references, `${NAME}`, so a pattern admits these.
 
 use super::{
-    ByteSize, Config, Count, Expiry, FieldType, PartitionBy, Period, Share, Text, UnknownFields, Zone,
+    ByteSize, Config, Count, Expiry, FieldType, PartitionBy, Period, Share, Text, UnknownFields, Weight, Zone,
     quantity,
 };
 use crate::ids::{Name, TenantId};
@@ -41,18 +41,19 @@ macro_rules! texts {
 }
 
 texts! {
-    ByteSize, "ByteSize", {"type": ["string", "integer"], "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?$|\\$\\{", "minimum": 0, "examples": ["64MiB"]};
-    Count, "Count", {"type": ["string", "integer"], "pattern": "^[0-9]+ *(k|M|G)?$|\\$\\{", "minimum": 0, "examples": ["100000", "1G"]};
-    Period, "Period", {"type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$|\\$\\{", "examples": ["500ms", "24h", "7d"]};
-    Share, "Share", {"type": ["string", "integer"], "pattern": "^ *[0-9]+ *%?$|\\$\\{", "minimum": 1, "maximum": 100, "examples": ["50%"]};
-    Expiry, "Expiry", {"type": "string", "format": "date-time", "examples": ["2026-11-21T07:00:00Z"]};
-    Name, "Name", {"type": "string", "pattern": "^[a-z_][a-z0-9_]{0,62}$|\\$\\{"};
-    TenantId, "TenantId", {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$|\\$\\{"};
-    Zone, "Zone", {"type": "string", "examples": ["Europe/Berlin"]};
-    Text, "Text", {"type": "string", "examples": ["${NAME}", "file:PATH"]};
-    FieldType, "FieldType", {"type": "string", "pattern": "^[A-Za-z0-9_]+ *(\\(.*\\))?$|\\$\\{", "examples": ["string", "nullable(uint16)", "datetime64(3)"]};
-    PartitionBy, "PartitionBy", {"type": "string", "pattern": "^(none|(toDate|toMonday|toYYYYMM|toStartOfHour)\\( *[a-z_][a-z0-9_]* *\\))$|\\$\\{"};
-    UnknownFields, "UnknownFields", {"type": "string", "pattern": "^[a-z_][a-z0-9_]{0,62}$|\\$\\{", "examples": ["reject", "drop"]};
+    ByteSize, "ByteSize", {"title": "size", "type": ["string", "integer"], "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?$|\\$\\{", "minimum": 0, "examples": ["64MiB"]};
+    Count, "Count", {"title": "count", "type": ["string", "integer"], "pattern": "^[0-9]+ *(k|M|G)?$|\\$\\{", "minimum": 0, "examples": ["100000", "1G"]};
+    Period, "Period", {"title": "period", "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$|\\$\\{", "examples": ["500ms", "24h", "7d"]};
+    Share, "Share", {"title": "share", "type": ["string", "integer"], "pattern": "^ *[0-9]+ *%?$|\\$\\{", "minimum": 1, "maximum": 100, "examples": ["50%"]};
+    Expiry, "Expiry", {"title": "time", "type": "string", "format": "date-time", "examples": ["2026-11-21T07:00:00Z"]};
+    Name, "Name", {"title": "name", "type": "string", "pattern": "^[a-z_][a-z0-9_]{0,62}$|\\$\\{"};
+    TenantId, "TenantId", {"title": "tenant id", "type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$|\\$\\{"};
+    Weight, "Weight", {"title": "weight", "type": "integer", "minimum": 1, "maximum": 1000};
+    Zone, "Zone", {"title": "time zone", "type": "string", "examples": ["Europe/Berlin"]};
+    Text, "Text", {"title": "text", "type": "string", "examples": ["${NAME}", "file:PATH"]};
+    FieldType, "FieldType", {"title": "type", "type": "string", "pattern": "^[A-Za-z0-9_]+ *(\\(.*\\))?$|\\$\\{", "examples": ["string", "nullable(uint16)", "datetime64(3)"]};
+    PartitionBy, "PartitionBy", {"title": "partition", "type": "string", "pattern": "^(none|(toDate|toMonday|toYYYYMM|toStartOfHour)\\( *[a-z_][a-z0-9_]* *\\))$|\\$\\{"};
+    UnknownFields, "UnknownFields", {"title": "`reject`, `drop` or a field", "type": "string", "pattern": "^[a-z_][a-z0-9_]{0,62}$|\\$\\{", "examples": ["reject", "drop"]};
 }
 
 impl Serialize for ByteSize {

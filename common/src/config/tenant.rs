@@ -55,9 +55,9 @@ impl KeyHash {
 }
 
 /// How much of what is short a tenant gets beside others; they all have 1 where nothing is said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
-pub struct Weight(#[schemars(range(min = 1, max = 1000))] u32);
+pub struct Weight(u32);
 
 impl Weight {
     /// Above it a tenant of weight 1 would wait for minutes beside one that has all.

@@ -9,7 +9,9 @@ mod history;
 
 use crate::exit::{EXIT_CODES, Exit};
 use clap::{Args, Subcommand};
+use sluice_common::config::reference;
 use sluice_common::process::Failure;
+use std::io::Write as _;
 
 /// Lists, shows, compares and restores configs.
 ///
@@ -29,6 +31,19 @@ enum ConfigVerb {
     Show(history::ShowArgs),
     Rollback(history::RollbackArgs),
     Diff(diff::DiffArgs),
+    Reference(ReferenceArgs),
+}
+
+/// Prints every key of the config file as a page in Markdown: what it takes, its default, what it means.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES)]
+struct ReferenceArgs {}
+
+impl ReferenceArgs {
+    fn run(self) -> Result<Exit, Failure> {
+        std::io::stdout().write_all(reference::markdown().as_bytes())?;
+        Ok(Exit::Good)
+    }
 }
 
 impl ConfigArgs {
@@ -42,6 +57,7 @@ impl ConfigArgs {
             ConfigVerb::Show(args) => args.run(),
             ConfigVerb::Rollback(args) => args.run(),
             ConfigVerb::Diff(args) => args.run(),
+            ConfigVerb::Reference(args) => args.run(),
         }
     }
 }
