@@ -6,6 +6,7 @@ mod drip;
 mod freshness;
 mod latency;
 mod load;
+mod refusal;
 mod report;
 mod run;
 mod system;
@@ -43,6 +44,8 @@ enum Verb {
     Compare(RunArgs),
     /// Holds many slow connections open; loadtest/slow-client.js measures a healthy client beside them.
     Drip(drip::DripArgs),
+    /// What a refused request costs the edge: CPU, and bytes written.
+    Refusal(refusal::RefusalArgs),
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
             vec![Way::Sluice(args.shape), Way::AsyncInsert, Way::PlainInsert],
             args,
         ),
+        Verb::Refusal(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Drip(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
     };
     finish(on_one_thread(all(&ways, &args)), |reports| {

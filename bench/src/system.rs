@@ -179,7 +179,7 @@ fn places() -> Places {
 }
 
 /// An executable of ours, beside this one.
-fn beside(name: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn beside(name: &str) -> Result<PathBuf, Failure> {
     let own = std::env::current_exe()?;
     let path = own.with_file_name(name);
     if path.is_file() {
@@ -192,7 +192,7 @@ fn beside(name: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Free ones, held together while they are chosen so that no two are the same.
-fn free_ports<const N: usize>() -> Result<[u16; N], Failure> {
+pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N], Failure> {
     let held: Vec<TcpListener> = (0..N)
         .map(|_| TcpListener::bind("127.0.0.1:0"))
         .collect::<Result<_, _>>()?;
