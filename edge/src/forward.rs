@@ -6,7 +6,7 @@
 //! "busy", and after "unknown dataset" where this edge's config has the dataset. Then the normalizer has yet to take
 //! the config that the edge took a moment ago.
 
-use crate::admission::{BodyPermit, Shed, TenantAdmission};
+use crate::admission::{Shed, TenantAdmission};
 use crate::auth::Tenants;
 use crate::health::Health;
 use crate::queue::{FairQueue, Ticket, Turn};
@@ -67,7 +67,7 @@ impl Forwarder {
         }
     }
 
-    /// The normalizer's answer. `permit` is held until there is one, even past the deadline at which
+    /// The normalizer's answer. What is `held` (memory) is held until there is one, even past the deadline at which
     /// this gives up waiting.
     ///
     /// # Errors
@@ -76,15 +76,15 @@ impl Forwarder {
         &self,
         request: IntakeRequest,
         tenant: Arc<TenantAdmission>,
-        mut permit: BodyPermit,
+        mut held: impl Send + 'static,
     ) -> Result<IntakeReply, Shed> {
         let begun = Instant::now();
         let mut ticket = Ticket::new(&request.tenant, request.weight, request.body.len(), begun);
         loop {
             let turn = self.queue.turn(&ticket).await?;
-            let passed = self.pass_on(turn, request.clone(), Arc::clone(&tenant), permit);
+            let passed = self.pass_on(turn, request.clone(), Arc::clone(&tenant), held);
             let reply;
-            (reply, permit) = match passed.await {
+            (reply, held) = match passed.await {
                 Ok(answered) => answered,
                 Err(lost) => return Ok(lost),
             };
@@ -113,16 +113,16 @@ impl Forwarder {
     /// Passes it on in a task of its own.
     ///
     /// # Errors
-    /// What a client is told where there was no answer; the task keeps the permit.
-    async fn pass_on(
+    /// What a client is told where there was no answer; the task keeps what is held.
+    async fn pass_on<H: Send + 'static>(
         &self,
         turn: Turn,
         request: IntakeRequest,
         tenant: Arc<TenantAdmission>,
-        permit: BodyPermit,
-    ) -> Result<(IntakeReply, BodyPermit), IntakeReply> {
+        held: H,
+    ) -> Result<(IntakeReply, H), IntakeReply> {
         let this = self.clone();
-        let task = async move { (this.carry(turn, request, &tenant).await, permit) };
+        let task = async move { (this.carry(turn, request, &tenant).await, held) };
         let task = self.tasks.spawn(task.in_current_span());
         let wait = EDGE_FORWARD_DEADLINE + GRACE;
         match timeout(wait, task).await {

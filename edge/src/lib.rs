@@ -39,6 +39,7 @@ use sluice_common::clock::SystemClock;
 use sluice_common::config::Config;
 use sluice_common::metrics::{Counter, Histogram, Metrics};
 use sluice_common::reload::Part;
+use sluice_common::serve::connections::Caps;
 use sluice_common::tenants_file::TenantsFile;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::transport::Seam;
@@ -55,6 +56,7 @@ pub struct Edge {
     health: Arc<Health>,
     metrics: Metrics,
     tenant_labels: Arc<TenantLabels>,
+    connections: Caps,
 }
 
 impl Edge {
@@ -81,6 +83,7 @@ impl Edge {
             health,
             metrics,
             tenant_labels: Arc::default(),
+            connections: caps(config),
         }
     }
 
@@ -127,6 +130,14 @@ impl Edge {
     /// Waits until everything that was handed on is answered.
     pub async fn drained(&self) {
         self.forwarder.drained().await;
+    }
+}
+
+fn caps(config: &Config) -> Caps {
+    let number = |limit: std::num::NonZeroU32| usize::try_from(limit.get()).unwrap_or(usize::MAX);
+    Caps {
+        total: number(config.edge.connections.total),
+        per_address: number(config.edge.connections.per_address),
     }
 }
 

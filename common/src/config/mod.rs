@@ -44,6 +44,7 @@ use crate::ids::Name;
 use crate::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// The default config: one dataset, `events`.
@@ -107,6 +108,28 @@ pub struct Edge {
     pub normalizer: Vec<String>,
     /// Certificate and key of all public listeners; absent: plain HTTP.
     pub tls: Option<EdgeTls>,
+    /// How many clients may be connected at once.
+    pub connections: Connections,
+}
+
+/// How many clients may be connected at once, to all public listeners of an edge together.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Connections {
+    /// In all; at it the one that has been idle for the longest gives way to a new one.
+    pub total: NonZeroU32,
+    /// From one address; of IPv6 from one /64. Raise it where a load balancer stands before the edge.
+    pub per_address: NonZeroU32,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        let number = |limit: usize| u32::try_from(limit).ok().and_then(NonZeroU32::new);
+        Self {
+            total: number(limits::MAX_CONNECTIONS).unwrap_or(NonZeroU32::MAX),
+            per_address: number(limits::MAX_CONNECTIONS_PER_ADDRESS).unwrap_or(NonZeroU32::MAX),
+        }
+    }
 }
 
 impl Default for Edge {
@@ -116,6 +139,7 @@ impl Default for Edge {
             admin: "127.0.0.1:9464".into(),
             normalizer: vec!["http://127.0.0.1:4320".into()],
             tls: None,
+            connections: Connections::default(),
         }
     }
 }
