@@ -81,8 +81,13 @@ pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 pub const BODY_IDLE_DEADLINE: Duration = Duration::from_secs(10);
 /// From the head to the body's end.
 pub const BODY_TOTAL_DEADLINE: Duration = Duration::from_secs(60);
-/// Connections of one public listener.
+/// Connections of all public listeners of an edge, where the config is silent.
 pub const MAX_CONNECTIONS: usize = 10_000;
+/// Of them from one address, where the config is silent: more than any client's pool, a tenth of all.
+pub const MAX_CONNECTIONS_PER_ADDRESS: usize = 1_024;
+/// HTTP/2 streams that a peer opened and reset before they were looked at, and streams that were reset for an error of
+/// the peer's: with more of either its connection is closed. Honest clients cancel a few.
+pub const MAX_H2_RESETS: usize = 128;
 /// HTTP/2 streams of one connection.
 pub const MAX_H2_STREAMS: u32 = 256;
 /// Bytes of a request head.
@@ -93,9 +98,16 @@ pub const MAX_COMPRESSION_RATIO: usize = 400;
 pub const COMPRESSION_RATIO_FROM_BYTES: usize = 16 * MIB;
 /// Largest window of a zstd body, as a power of two: RFC 9659 has senders keep to 8 MiB.
 pub const MAX_ZSTD_WINDOW_LOG: u32 = 23;
-/// Bytes read and dropped after an early refusal, so that the client sees the answer.
+/// How long what still comes is read and dropped after an early refusal, so that a client which sends all before it
+/// looks for the answer sees it: 64 MiB over 100 Mbit/s.
+pub const LONG_DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// How long such a drain waits for the next piece: a client that is silent is not sending any more.
+pub const LONG_DRAIN_IDLE: Duration = Duration::from_secs(1);
+/// Such drains under way on one listener: they hold a connection each, and read.
+pub const LONG_DRAINS: usize = 256;
+/// Bytes read and dropped where there are more than that.
 pub const REFUSAL_DRAIN_BYTES: usize = 64 * KIB;
-/// How long such a drain may take.
+/// How long such a short drain may take.
 pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
 
 // ---- intake and the log ----
@@ -242,6 +254,7 @@ const _: () = {
     assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);
     assert!(WATERMARK_REOPEN_PERCENT < 100);
     assert!(MAX_HANDSHAKES * 4 <= MAX_CONNECTIONS);
+    assert!(LONG_DRAINS * 4 <= MAX_CONNECTIONS);
     assert!(QUEUE_TARGET.as_millis() < EDGE_QUEUE_DEADLINE.as_millis());
     assert!(BUSY_HOLD.as_millis() * 2 <= EDGE_QUEUE_DEADLINE.as_millis());
     assert!(FORWARD_REQUESTS_FIRST <= FORWARD_REQUESTS);

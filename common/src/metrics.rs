@@ -105,6 +105,7 @@ names! {
         QueueBytes = "sluice_queue_bytes", "Bytes held in a bounded queue.";
         /// `queue`.
         QueueLimitBytes = "sluice_queue_limit_bytes", "The bound of that queue.";
+        Connections = "sluice_connections", "Open connections of the public listeners.";
         /// `queue` edge.
         QueueRequests = "sluice_queue_requests", "Requests that wait for their turn.";
         /// `normalizer`: its place in `edge.normalizer`, from 0.

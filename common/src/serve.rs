@@ -1,12 +1,17 @@
 //! The listener loop of every service: HTTP/1.1 and HTTP/2 on one port, bounded in connections,
 //! streams, header bytes and time, ended gracefully.
 
+pub mod connections;
 mod preface;
 
-use crate::limits::{HEADER_DEADLINE, MAX_CONNECTIONS, MAX_H2_STREAMS, MAX_HEADER_BYTES};
+use crate::limits::{
+    HEADER_DEADLINE, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, MAX_H2_RESETS, MAX_H2_STREAMS,
+    MAX_HEADER_BYTES,
+};
 use crate::shutdown::Stop;
 use crate::tls::{ClientCertificate, ServerTls};
 use axum::Router;
+use connections::{Caps, Connections, Place};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -16,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 /// Who is at the other end of a connection; in each request's extensions.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +38,7 @@ pub struct ListenError {
 /// How much one listener takes.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    pub connections: usize,
+    pub connections: Caps,
     pub h2_streams: u32,
     /// HTTP/2 flow-control window of a stream, and a quarter of a connection's.
     pub h2_window_bytes: u32,
@@ -42,19 +47,28 @@ pub struct Bounds {
 impl Bounds {
     /// For clients from outside.
     pub const PUBLIC: Self = Self {
-        connections: MAX_CONNECTIONS,
+        connections: Caps {
+            total: MAX_CONNECTIONS,
+            per_address: MAX_CONNECTIONS_PER_ADDRESS,
+        },
         h2_streams: MAX_H2_STREAMS,
         h2_window_bytes: 1024 * 1024,
     };
     /// For our own services: few connections, many calls on each.
     pub const INNER: Self = Self {
-        connections: 1_024,
+        connections: Caps {
+            total: 1_024,
+            per_address: 1_024,
+        },
         h2_streams: 4_096,
         h2_window_bytes: 16 * 1024 * 1024,
     };
     /// For probes and metrics.
     pub const ADMIN: Self = Self {
-        connections: 64,
+        connections: Caps {
+            total: 64,
+            per_address: 64,
+        },
         h2_streams: 16,
         h2_window_bytes: 64 * 1024,
     };
@@ -88,20 +102,25 @@ impl From<TcpListener> for Door {
 /// Serves `router` until `stop`; then finishes the requests that are under way. The caller bounds
 /// the time that this may take.
 pub async fn serve(door: impl Into<Door>, router: Router, bounds: Bounds, stop: Stop) {
+    serve_among(Connections::new(bounds.connections), door, router, bounds, stop).await;
+}
+
+/// [`serve`], where the connections of several listeners are bounded together.
+pub async fn serve_among(
+    connections: Connections,
+    door: impl Into<Door>,
+    router: Router,
+    bounds: Bounds,
+    stop: Stop,
+) {
     let Door { listener, tls } = door.into();
     let graceful = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(bounds.connections));
     let host = Arc::new(Host {
         server: server(bounds),
         router,
         tls,
     });
     loop {
-        let permit = tokio::select! {
-            () = stop.cancelled() => break,
-            permit = Arc::clone(&room).acquire_owned() => permit,
-        };
-        let Ok(permit) = permit else { break };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -115,10 +134,16 @@ pub async fn serve(door: impl Into<Door>, router: Router, bounds: Bounds, stop: 
                 continue;
             }
         };
+        let Ok(place) = connections.enter(peer.ip(), Instant::now()) else {
+            continue;
+        };
         let (host, watcher, stop) = (Arc::clone(&host), graceful.watcher(), stop.clone());
+        let place = Arc::new(place);
         tokio::spawn(async move {
-            host.receive(stream, peer, watcher, stop).await;
-            drop(permit);
+            tokio::select! {
+                () = host.receive(stream, (peer, Arc::clone(&place)), watcher, stop) => {}
+                () = place.taken() => tracing::debug!(%peer, "an idle connection gave way"),
+            }
         });
     }
     drop(listener);
@@ -134,28 +159,35 @@ struct Host {
 
 impl Host {
     /// One connection, from its first byte to its last.
-    async fn receive(&self, stream: TcpStream, peer: SocketAddr, watcher: Watcher, stop: Stop) {
+    async fn receive(
+        &self,
+        stream: TcpStream,
+        (peer, place): (SocketAddr, Arc<Place>),
+        watcher: Watcher,
+        stop: Stop,
+    ) {
         // A socket without TCP_NODELAY still works; one that is already closed is not worth a line.
         if stream.set_nodelay(true).is_err() {
             return;
         }
         let Some(tls) = &self.tls else {
             let nobody = ClientCertificate::default();
-            return self.converse(stream, (peer, nobody), watcher, stop).await;
+            return self.converse(stream, (peer, nobody, place), watcher, stop).await;
         };
         let shaken = tokio::select! {
             shaken = tls.accept(stream, peer) => shaken,
             () = stop.cancelled() => None,
         };
         if let Some((stream, certificate)) = shaken {
-            self.converse(stream, (peer, certificate), watcher, stop).await;
+            self.converse(stream, (peer, certificate, place), watcher, stop)
+                .await;
         }
     }
 
     async fn converse<IO>(
         &self,
         io: IO,
-        (peer, certificate): (SocketAddr, ClientCertificate),
+        (peer, certificate, place): (SocketAddr, ClientCertificate, Arc<Place>),
         watcher: Watcher,
         stop: Stop,
     ) where
@@ -169,6 +201,7 @@ impl Host {
         let service = tower::ServiceBuilder::new()
             .layer(axum::Extension(PeerAddress(peer)))
             .layer(axum::Extension(certificate))
+            .map_future(move |answer| Arc::clone(&place).carry(answer))
             .service(self.router.clone());
         let service = TowerToHyperService::new(service);
         let connection = self
@@ -193,6 +226,8 @@ fn server(bounds: Bounds) -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(bounds.h2_streams)
+        .max_pending_accept_reset_streams(MAX_H2_RESETS)
+        .max_local_error_reset_streams(MAX_H2_RESETS)
         .initial_stream_window_size(bounds.h2_window_bytes)
         .initial_connection_window_size(bounds.h2_window_bytes.saturating_mul(4))
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))

@@ -40,6 +40,7 @@ use sluice_common::clock::SystemClock;
 use sluice_common::config::Config;
 use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
 use sluice_common::reload::Part;
+use sluice_common::serve::connections::Caps;
 use sluice_common::tenants_file::TenantsFile;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::transport::Seam;
@@ -56,6 +57,7 @@ pub struct Edge {
     health: Arc<Health>,
     metrics: Metrics,
     tenant_labels: Arc<TenantLabels>,
+    connections: Caps,
 }
 
 impl Edge {
@@ -85,6 +87,7 @@ impl Edge {
             health,
             metrics,
             tenant_labels,
+            connections: caps(config),
         }
     }
 
@@ -145,6 +148,14 @@ fn show_used_quotas(metrics: &Metrics, tenants: &Arc<Tenants>, labels: &Arc<Tena
             .map(|(tenant, ratio)| (vec![("tenant", tenant)], ratio))
             .collect()
     });
+}
+
+fn caps(config: &Config) -> Caps {
+    let number = |limit: std::num::NonZeroU32| usize::try_from(limit.get()).unwrap_or(usize::MAX);
+    Caps {
+        total: number(config.edge.connections.total),
+        per_address: number(config.edge.connections.per_address),
+    }
 }
 
 fn show_zeros(metrics: &Metrics) {

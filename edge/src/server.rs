@@ -8,7 +8,8 @@ use sluice_common::config::Loaded;
 use sluice_common::error;
 use sluice_common::metrics::{Metrics, MetricsError};
 use sluice_common::reload::Reloader;
-use sluice_common::serve::{Bounds, Door, ListenError, listen, serve};
+use sluice_common::serve::connections::Connections;
+use sluice_common::serve::{Bounds, Door, ListenError, listen, serve_among};
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::tls::client::{ClientTls, ClientTlsError};
 use sluice_common::tls::{ServerTls, TlsError, reload};
@@ -70,13 +71,15 @@ impl EdgeServer {
     /// Serves until `stop`, then finishes what was taken. The caller bounds the time that this takes.
     pub async fn run(self, stop: Stop) {
         let mut running = JoinSet::new();
+        let connections = Connections::new(self.edge.connections).shown(&self.edge.metrics);
         for listener in self.listeners {
             let router = stack::service(self.edge.clone());
             let door = Door {
                 listener,
                 tls: self.tls.clone(),
             };
-            running.spawn(serve(door, router, Bounds::PUBLIC, stop.clone()));
+            let among = connections.clone();
+            running.spawn(serve_among(among, door, router, Bounds::PUBLIC, stop.clone()));
         }
         running.join_all().await;
         self.edge.drained().await;

@@ -207,9 +207,9 @@ mod tests {
                 }
                 prop_assert_eq!(shares.held(), held.iter().sum::<usize>());
                 prop_assert!(shares.held() <= shares.limit());
-                for n in 0..count {
-                    prop_assert!(held[n] <= guarantee(n) + BOUNDS.borrow);
-                    let left = guarantee(n).saturating_sub(held[n]);
+                for (n, held) in held.iter().enumerate() {
+                    prop_assert!(*held <= guarantee(n) + BOUNDS.borrow);
+                    let left = guarantee(n).saturating_sub(*held);
                     prop_assert_eq!(shares.take(&tenant(n), left), Ok(()), "its guarantee is its own");
                     shares.give_back(&tenant(n), left);
                 }

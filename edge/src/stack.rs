@@ -66,7 +66,7 @@ pub fn service(edge: Edge) -> Router {
         .layer(from_fn(span))
         .layer(from_fn_with_state(edge.clone(), measure))
         .layer(from_fn(catch_panic))
-        .layer(from_fn(linger::layer));
+        .layer(from_fn_with_state(linger::Drains::default(), linger::layer));
     routes::routes(edge).layer(layers)
 }
 

@@ -46,6 +46,7 @@ use crate::ids::Name;
 use crate::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// The default config: one dataset, `events`.
@@ -111,6 +112,28 @@ pub struct Edge {
     pub tls: Option<EdgeTls>,
     /// The part of every tenant's quota that this edge gives, where several edges share the load.
     pub quota_share: Share,
+    /// How many clients may be connected at once.
+    pub connections: Connections,
+}
+
+/// How many clients may be connected at once, to all public listeners of an edge together.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Connections {
+    /// In all; at it the one that has been idle for the longest gives way to a new one.
+    pub total: NonZeroU32,
+    /// From one address; of IPv6 from one /64. Raise it where a load balancer stands before the edge.
+    pub per_address: NonZeroU32,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        let number = |limit: usize| u32::try_from(limit).ok().and_then(NonZeroU32::new);
+        Self {
+            total: number(limits::MAX_CONNECTIONS).unwrap_or(NonZeroU32::MAX),
+            per_address: number(limits::MAX_CONNECTIONS_PER_ADDRESS).unwrap_or(NonZeroU32::MAX),
+        }
+    }
 }
 
 impl Default for Edge {
@@ -121,6 +144,7 @@ impl Default for Edge {
             normalizer: vec!["http://127.0.0.1:4320".into()],
             tls: None,
             quota_share: Share::default(),
+            connections: Connections::default(),
         }
     }
 }

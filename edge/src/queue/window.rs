@@ -255,7 +255,7 @@ mod tests {
                 now += Duration::from_millis(took);
                 let end = [End::Done, End::Neutral, End::Overload][usize::from(end)];
                 window.end(cost, at, end, now);
-                prop_assert!(window.limit() >= 1 && window.limit as f64 <= FORWARD_REQUESTS);
+                prop_assert!(window.limit() >= 1 && window.limit <= FORWARD_REQUESTS);
                 prop_assert!(window.has_room() && !window.is_full_of_bytes());
             }
             prop_assert_eq!((window.requests(), window.bytes), (0, 0));

@@ -1,6 +1,8 @@
 //! The edge over real sockets, before a normalizer that does what each test tells it.
 
 #[cfg(test)]
+mod connections;
+#[cfg(test)]
 mod contract;
 #[cfg(test)]
 mod harness;

@@ -1,6 +1,6 @@
 //! The wire: early refusals, deadlines, and framing that attackers play with.
 
-use crate::harness::{KEY, read_answers, start_accepting};
+use crate::harness::{KEY, read_answers, read_head, start_accepting};
 use sluice_common::limits::BODY_IDLE_DEADLINE;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -34,6 +34,33 @@ async fn a_gigabyte_with_a_bad_key_costs_almost_nothing_and_is_answered() {
     let sent = sending.await.unwrap();
     // What the kernel's socket buffers take, and the drain.
     assert!(sent < 16 << 20, "{sent} bytes were taken");
+}
+
+/// As clients do that look for an answer only when all is sent.
+async fn send_all_then_look(stream: &mut tokio::net::TcpStream, key: &str, bytes: usize) -> String {
+    let head = format!(
+        "POST /v1/events/events HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\ncontent-length: {bytes}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let sent = stream.write_all(&vec![b' '; bytes]).await;
+    sent.expect("the edge reads on");
+    read_head(stream).await
+}
+
+#[tokio::test]
+async fn the_refusal_of_a_large_body_is_seen_by_a_client_that_sends_all_before_it_looks() {
+    let fixture = start_accepting().await;
+    for bytes in [800_000, 1 << 20, 16 << 20] {
+        for _ in 0..5 {
+            let mut stream = fixture.connect().await;
+            let answer = send_all_then_look(&mut stream, "wrong", bytes).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 401") && answer.contains("connection: close"),
+                "{bytes}: {answer:?}"
+            );
+        }
+    }
+    assert_eq!(fixture.edge.held_bytes(), 0);
 }
 
 #[tokio::test]
@@ -106,6 +133,46 @@ async fn ambiguous_framing_never_smuggles_a_second_request() {
         (
             "a broken chunk",
             head("transfer-encoding: chunked\r\n") + "zz\r\n{}\r\n0\r\n\r\n" + &hidden,
+        ),
+        (
+            "chunked in disguise",
+            head("transfer-encoding: \x0bchunked\r\n") + "0\r\n\r\n" + &hidden,
+        ),
+        (
+            "a folded line",
+            head("transfer-encoding:\r\n chunked\r\n") + "0\r\n\r\n" + &hidden,
+        ),
+        (
+            "a folded length",
+            head("content-length: 2\r\n 0\r\n") + "{}" + &hidden,
+        ),
+        (
+            "two lengths in one",
+            head("content-length: 2, 3\r\n") + "{}" + &hidden,
+        ),
+        (
+            "a length in hex",
+            head("content-length: 0x2\r\n") + "{}" + &hidden,
+        ),
+        (
+            "a negative length",
+            head("content-length: -2\r\n") + "{}" + &hidden,
+        ),
+        (
+            "a chunk size that overflows",
+            head("transfer-encoding: chunked\r\n") + "10000000000000002\r\n{}\r\n0\r\n\r\n" + &hidden,
+        ),
+        (
+            "a chunk size with a sign",
+            head("transfer-encoding: chunked\r\n") + "+2\r\n{}\r\n0\r\n\r\n" + &hidden,
+        ),
+        (
+            "a chunk longer than its size",
+            head("transfer-encoding: chunked\r\n") + "2\r\n{}{}\r\n0\r\n\r\n" + &hidden,
+        ),
+        (
+            "a null in a name",
+            head("content\0-length: 2\r\n") + "{}" + &hidden,
         ),
         (
             "a space before the colon",

@@ -1,0 +1,178 @@
+//! Caps on connections, and HTTP/2 connections that attack.
+
+use crate::harness::{Fixture, KEY, accepted, eventually, read_head, start_accepting, start_as, two_tenants};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+
+async fn capped(total: u32, per_address: u32) -> Fixture {
+    let caps = format!("edge: {{connections: {{total: {total}, per_address: {per_address}}}}}\n");
+    start_as(&(caps + &two_tenants()), None, |_| async { accepted(1) }).await
+}
+
+async fn connect_from(fixture: &Fixture, last: u8) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    socket.connect(fixture.address).await.unwrap()
+}
+
+fn request() -> String {
+    format!("POST /v1/events/events HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-length: 2\r\n\r\n{{}}")
+}
+
+async fn answer(stream: &mut TcpStream) -> String {
+    // One that was closed at once may reset already.
+    stream.write_all(request().as_bytes()).await.ok();
+    read_head(stream).await
+}
+
+fn sheds(fixture: &Fixture, reason: &str, n: u64) -> bool {
+    let line = format!("sluice_shed_total{{reason=\"{reason}\",where=\"edge\"}} {n}\n");
+    fixture.metrics.render().contains(&line)
+}
+
+#[tokio::test]
+async fn one_address_has_its_cap_and_another_is_served() {
+    let fixture = capped(100, 2).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = connect_from(&fixture, 1).await;
+        assert!(answer(&mut stream).await.starts_with("HTTP/1.1 202"));
+        held.push(stream);
+    }
+    let mut third = connect_from(&fixture, 1).await;
+    assert_eq!(answer(&mut third).await, "", "closed at once");
+    assert!(sheds(&fixture, "address_connections", 1));
+    let mut other = connect_from(&fixture, 2).await;
+    assert!(answer(&mut other).await.starts_with("HTTP/1.1 202"));
+    assert!(fixture.metrics.render().contains("sluice_connections 3\n"));
+    drop(held);
+    eventually("the places are free", || {
+        fixture.metrics.render().contains("sluice_connections 1\n")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn idle_connections_keep_no_new_one_out_and_one_with_a_request_is_never_closed() {
+    let fixture = capped(3, 3).await;
+    let mut sending = fixture.connect().await;
+    let half = request();
+    sending
+        .write_all(&half.as_bytes()[..half.len() - 1])
+        .await
+        .unwrap();
+    eventually("its body is awaited", || fixture.edge.held_bytes() > 0).await;
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut stream = fixture.connect().await;
+        assert!(answer(&mut stream).await.starts_with("HTTP/1.1 202"));
+        idle.push(stream);
+    }
+    let mut early = connect_from(&fixture, 2).await;
+    assert_eq!(answer(&mut early).await, "", "nobody was idle for a second");
+    assert!(sheds(&fixture, "connections", 1));
+    let served = async {
+        loop {
+            let mut stream = connect_from(&fixture, 3).await;
+            if answer(&mut stream).await.starts_with("HTTP/1.1 202") {
+                return stream;
+            }
+        }
+    };
+    let _new = tokio::time::timeout(Duration::from_secs(5), served)
+        .await
+        .unwrap();
+    assert_eq!(
+        idle[0].read(&mut [0; 1]).await.unwrap_or(0),
+        0,
+        "the longest idle gave way"
+    );
+    sending.write_all(b"}").await.unwrap();
+    assert!(read_head(&mut sending).await.starts_with("HTTP/1.1 202"));
+}
+
+const SETTINGS: u8 = 4;
+const HEADERS: u8 = 1;
+const DATA: u8 = 0;
+const RESET: u8 = 3;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+fn preface() -> Vec<u8> {
+    [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+        &frame(SETTINGS, 0, 0, &[]),
+    ]
+    .concat()
+}
+
+/// A literal field that is not indexed.
+fn field(name: &str, value: &str) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    [vec![0], text(name), text(value)].concat()
+}
+
+/// `POST /v1/events/events`.
+fn head() -> Vec<u8> {
+    let indexed = vec![0x83, 0x86];
+    let path = field(":path", "/v1/events/events");
+    [indexed, path, field(":authority", "x"), field("x-api-key", KEY)].concat()
+}
+
+#[tokio::test]
+async fn a_flood_of_streams_that_are_reset_at_once_ends_its_connection_and_no_other() {
+    let fixture = start_accepting().await;
+    let mut attacker = fixture.connect().await;
+    let mut flood = preface();
+    for n in 0..20_000u32 {
+        flood.extend(frame(HEADERS, END_HEADERS, 2 * n + 1, &head()));
+        flood.extend(frame(RESET, 0, 2 * n + 1, &8u32.to_be_bytes()));
+    }
+    let (mut read, mut write) = attacker.split();
+    let mut said = Vec::new();
+    let ended = async { tokio::join!(write.write_all(&flood), read.read_to_end(&mut said)) };
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+    assert!(ended.is_ok(), "the connection is ended");
+    assert!(
+        fixture
+            .send_once(fixture.events(), b"{}")
+            .await
+            .status
+            .is_success()
+    );
+    eventually("nothing is held", || fixture.edge.held_bytes() == 0).await;
+}
+
+#[tokio::test]
+async fn a_body_in_frames_of_one_byte_is_a_body_like_any_other() {
+    let fixture = start_accepting().await;
+    let mut client = fixture.connect().await;
+    let mut sent = preface();
+    sent.extend(frame(HEADERS, END_HEADERS, 1, &head()));
+    for _ in 0..20_000 {
+        sent.extend(frame(DATA, 0, 1, b" "));
+    }
+    sent.extend(frame(DATA, END_STREAM, 1, b"{}"));
+    let (mut read, mut write) = client.split();
+    let reading = async {
+        let mut some = [0; 1_024];
+        while fixture.seen() == 0 && read.read(&mut some).await.is_ok_and(|n| n > 0) {}
+    };
+    let (written, ()) = tokio::join!(write.write_all(&sent), async {
+        tokio::time::timeout(Duration::from_secs(10), reading).await.ok();
+    });
+    written.unwrap();
+    eventually("it is handed on", || fixture.seen() == 1).await;
+    assert_eq!(fixture.seen.lock().unwrap()[0].body.len(), 20_002);
+}
