@@ -108,6 +108,15 @@ pub const LOG_RESERVE_MIN: u64 = 512 * MIB as u64;
 pub const LOG_RESERVE_MAX: u64 = 4096 * MIB as u64;
 /// The watermark closes at 100 % of `log.max_bytes` and reopens at this percentage.
 pub const WATERMARK_REOPEN_PERCENT: u64 = 80;
+/// Age of the backlog from which on each tenant gets its share of what is drained: well above what a range
+/// takes, well below what a client takes for an outage.
+pub const GRANT_AGE: Duration = Duration::from_secs(5);
+/// The same for a backlog of so much of `log.max_bytes`: a burst may fill the log before it is old.
+pub const GRANT_BACKLOG_PERCENT: u32 = 50;
+/// Then all tenants together may fill so many times what they leave free: one alone 16/17 of the log.
+pub const GRANT_ROOM_FACTOR: f64 = 16.0;
+/// Tenants whose shares are remembered at once; one more is not held back.
+pub const GRANT_TENANTS: usize = 10_000;
 
 // ---- dedup ----
 
@@ -218,5 +227,6 @@ const _: () = {
     assert!(MAX_RECORD_BYTES <= MAX_RANGE_BYTES);
     assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);
     assert!(WATERMARK_REOPEN_PERCENT < 100);
+    assert!(GRANT_BACKLOG_PERCENT < 100);
     assert!(MAX_HANDSHAKES * 4 <= MAX_CONNECTIONS);
 };

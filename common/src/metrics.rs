@@ -107,6 +107,9 @@ names! {
         /// `partition`.
         LogBacklogAge = "sluice_log_backlog_age_seconds", "Age of the oldest record that is not yet stored.";
         LogBacklogLimitBytes = "sluice_log_backlog_limit_bytes", "`log.max_bytes`: at it clients get 503.";
+        GrantInForce = "sluice_grant_in_force", "Tenants' shares: 0 not in force, 1 of what is drained, 2 of the log's room because nothing is drained.";
+        GrantBytes = "sluice_grant_bytes_per_second", "What all tenants together may append a second; 0 while shares of what is drained are not in force.";
+        DrainBytes = "sluice_drain_bytes_per_second", "Log bytes that are stored a second, while there are any.";
         LogDiskBytes = "sluice_log_disk_bytes", "Disk that the log takes.";
         DedupKeys = "sluice_dedup_keys", "Keys that dedup remembers.";
         DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";

@@ -14,6 +14,7 @@ mod range;
 mod recover;
 
 use crate::dedup::{Dedup, DedupError};
+use crate::grant::{Grant, Load};
 use crate::log::{EmbeddedLog, ReadError};
 use crate::parked::driver::Drivers;
 use crate::parked::file::FileError;
@@ -46,6 +47,8 @@ use tokio::task::{JoinHandle, block_in_place};
 pub const PARTITION: u16 = 0;
 /// Record bytes read from the log at once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
+/// A backlog is late at so many times the age to which ranges grow: one grows, one is settled.
+const LATE_AGES: u64 = 3;
 /// How long the pump sleeps at most before it looks around again.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -55,6 +58,7 @@ pub struct Parts {
     pub dedup: Dedup,
     pub store: Store,
     pub shelf: Shelf,
+    pub grant: Grant,
     pub sink: Seam<SinkRequest>,
     pub metrics: Metrics,
     pub clock: SharedClock,
@@ -96,6 +100,7 @@ pub struct Pump {
     log: Arc<EmbeddedLog>,
     dedup: Dedup,
     driver: Driver,
+    grant: Grant,
     store: Arc<Mutex<Store>>,
     settings: SharedSettings,
     /// Of the settings in force, those that were taken.
@@ -123,6 +128,7 @@ impl Pump {
             dedup,
             store,
             shelf,
+            grant,
             sink,
             metrics,
             clock,
@@ -131,6 +137,8 @@ impl Pump {
             settings,
             park_after,
         } = parts;
+        let taken = settings.load_full();
+        grant.set_late(LATE_AGES * taken.batching.max_age_ms());
         let next = OpenRange::at(store.state().end());
         let store = Arc::new(Mutex::new(store));
         let in_trouble = Arc::new(AtomicBool::new(false));
@@ -150,11 +158,11 @@ impl Pump {
             metrics: metrics.clone(),
             in_trouble,
         };
-        let taken = settings.load_full();
         Self {
             log,
             dedup,
             driver,
+            grant,
             store,
             settings,
             tables: taken.tables.clone(),
@@ -220,6 +228,7 @@ impl Pump {
             return;
         }
         self.taken = Arc::clone(&settings);
+        self.grant.set_late(LATE_AGES * self.taken.batching.max_age_ms());
         self.dedup.widen(self.taken.max_window_ms);
         let added = self
             .taken
@@ -434,6 +443,11 @@ impl Pump {
             self.log.set_progress(committed, self.dedup.sealed());
             Ok(())
         })?;
+        self.grant.committed(closed.records.iter().map(|one| {
+            let (record, place) = (&one.record, one.record.place);
+            let load = Load::of(record.frame().len(), record.rows() as usize);
+            (place.offset, place.append_ms, &record.meta.tenant, load)
+        }));
         self.driver.shelf.committed(committed);
         self.note_dedup();
         Ok(())
