@@ -45,7 +45,9 @@ impl Drain {
     /// What is drained a second.
     #[must_use]
     pub fn per_second(&self, oldest_ms: Option<UnixMs>, now: UnixMs) -> Load {
-        let seconds = self.seconds + self.waiting(oldest_ms, now);
+        // Up to the usual time the next lump is on its way.
+        let late = (self.waiting(oldest_ms, now) - self.gap_s).max(0.0);
+        let seconds = self.seconds + late;
         self.load * (1.0 / seconds.max(0.05))
     }
 

@@ -13,7 +13,7 @@ const WANTS_MORE_MS: u64 = 3_000;
 /// Seconds over which what it asks for is smoothed.
 const DEMAND_S: f64 = 2.0;
 /// Room above what it asked for lately.
-const DEMAND_ROOM: f64 = 1.25;
+const DEMAND_ROOM: f64 = 1.1;
 /// What it may take at once, in seconds of its rate; and one request may go into debt.
 const BURST_S: f64 = 1.0;
 /// What is kept of the learned sizes from one turn to the next.

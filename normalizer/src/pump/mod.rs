@@ -10,8 +10,10 @@ mod books;
 pub mod call;
 mod drive;
 mod live;
+pub mod pacing;
 mod range;
 mod recover;
+pub mod retries;
 
 use crate::dedup::{Dedup, DedupError};
 use crate::grant::{Grant, Load};
@@ -26,8 +28,10 @@ use books::Evidence;
 use call::Caller;
 use drive::{DriveError, Driver, Outcome, Start};
 use live::{Live, show};
+use pacing::Pace;
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
+use retries::Retries;
 use sluice_common::books::LedgerRow;
 use sluice_common::clock::SharedClock;
 use sluice_common::ids::{Name, Offset};
@@ -114,6 +118,7 @@ pub struct Pump {
     live: Arc<Live>,
     next: OpenRange,
     under_way: Option<UnderWay>,
+    pace: Pace,
     ranges: u64,
     /// The last trouble of the dedup state that was logged.
     told: Option<String>,
@@ -138,7 +143,6 @@ impl Pump {
             park_after,
         } = parts;
         let taken = settings.load_full();
-        grant.set_late(LATE_AGES * taken.batching.max_age_ms());
         let next = OpenRange::at(store.state().end());
         let store = Arc::new(Mutex::new(store));
         let in_trouble = Arc::new(AtomicBool::new(false));
@@ -157,6 +161,7 @@ impl Pump {
             clock: Arc::clone(&clock),
             metrics: metrics.clone(),
             in_trouble,
+            retries: Retries::new(Arc::clone(&clock), metrics.clone()),
         };
         Self {
             log,
@@ -174,6 +179,7 @@ impl Pump {
             live,
             next,
             under_way: None,
+            pace: Pace::default(),
             ranges: 0,
             told: None,
         }
@@ -196,14 +202,26 @@ impl Pump {
             Err(error) => return Err(error),
         }
         let driver = &self.driver;
-        let drivers = Drivers::new(driver.caller.clone(), driver.shelf.clone(), self.metrics.clone());
+        let drivers = Drivers::new(
+            driver.caller.clone(),
+            driver.shelf.clone(),
+            self.metrics.clone(),
+            driver.retries.clone(),
+        );
         let mut drivers = tokio::spawn(drivers.run());
+        let watch = self.pace.clone().watch(
+            self.driver.caller.sink.clone(),
+            Arc::clone(&self.settings),
+            self.metrics.clone(),
+        );
+        let watch = tokio::spawn(watch);
         let ended = tokio::select! {
             pumped = self.pump() => pumped,
             failed = &mut drivers => failed?.map_err(Into::into),
         };
         // As a crash would end them: what they sent is verified before it is sent again.
         drivers.abort();
+        watch.abort();
         ended?;
         self.dedup.close()?;
         Ok(())
@@ -213,6 +231,7 @@ impl Pump {
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
             self.follow_config();
+            self.tell_late();
             self.fill(&mut durable)?;
             self.send_if_ripe()?;
             self.wait(&mut durable).await?;
@@ -228,7 +247,6 @@ impl Pump {
             return;
         }
         self.taken = Arc::clone(&settings);
-        self.grant.set_late(LATE_AGES * self.taken.batching.max_age_ms());
         self.dedup.widen(self.taken.max_window_ms);
         let added = self
             .taken
@@ -237,6 +255,12 @@ impl Pump {
             .filter(|name| !self.tables.contains(name));
         let added: Vec<Name> = added.cloned().collect();
         self.tables.extend(added);
+    }
+
+    /// Ranges that grow long, as configured or for a slower pace, are no lateness.
+    fn tell_late(&self) {
+        let longest = range::scaled(self.taken.batching.max_age_ms(), self.pace.slowest());
+        self.grant.set_late(LATE_AGES * longest);
     }
 
     /// After a stop: everything durable is settled, or the rest is in trouble and stays in the log.
@@ -258,7 +282,13 @@ impl Pump {
                 let Some(one) = self.decide(record)? else {
                     return Ok(());
                 };
-                self.next.push(one, &self.taken.batching, self.clock.now_ms());
+                let pace = if sends(&one) {
+                    self.pace.of(&one.record.meta.table)
+                } else {
+                    1.0
+                };
+                let batching = (&self.taken.batching, pace);
+                self.next.push(one, batching, self.clock.now_ms());
                 if self.next.is_full() {
                     return Ok(());
                 }
@@ -305,6 +335,8 @@ impl Pump {
         let closed = std::mem::replace(&mut self.next, OpenRange::at(0)).close();
         self.next = OpenRange::at(closed.range.b);
         self.declare(&closed)?;
+        let sent = closed.records.iter().filter(|one| sends(one));
+        self.pace.written(sent.map(|one| &one.record.meta.table));
         // R14: the first range after a start, and one in a thousand.
         let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
         self.ranges += 1;
