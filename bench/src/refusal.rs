@@ -12,7 +12,7 @@ use serde::Serialize;
 use sluice_common::process::Failure;
 use sluice_common::serve::{Bounds, Door, listen, serve};
 use sluice_common::shutdown::Stop;
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest};
+use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest};
 use sluice_common::wire::transport::{Seam, receive};
 use std::convert::Infallible;
 use std::path::Path;
@@ -99,6 +99,7 @@ impl RefusalArgs {
 async fn busy_normalizer(port: u16) -> Result<(), Failure> {
     let seam: Seam<IntakeRequest> = Seam::<IntakeRequest>::new(tower::service_fn(|_: IntakeRequest| async {
         Ok::<_, Infallible>(IntakeReply::Busy {
+            scope: BusyScope::All,
             reason: "always busy".into(),
             retry_after_ms: 1_000,
         })

@@ -143,6 +143,15 @@ pub const LOG_RESERVE_MIN: u64 = 512 * MIB as u64;
 pub const LOG_RESERVE_MAX: u64 = 4096 * MIB as u64;
 /// The watermark closes at 100 % of `log.max_bytes` and reopens at this percentage.
 pub const WATERMARK_REOPEN_PERCENT: u64 = 80;
+/// Age of the backlog from which on each tenant gets its share of what is drained: well above what a range
+/// takes, well below what a client takes for an outage.
+pub const GRANT_AGE: Duration = Duration::from_secs(5);
+/// The same for a backlog of so much of `log.max_bytes`: a burst may fill the log before it is old.
+pub const GRANT_BACKLOG_PERCENT: u32 = 50;
+/// Then all tenants together may fill so many times what they leave free: one alone 16/17 of the log.
+pub const GRANT_ROOM_FACTOR: f64 = 16.0;
+/// Tenants whose shares are remembered at once; one more is not held back.
+pub const GRANT_TENANTS: usize = 10_000;
 
 // ---- dedup ----
 
@@ -196,6 +205,22 @@ pub const MAX_BAD_ROWS: usize = 64;
 pub const MAX_DEAD_ROWS: usize = 128;
 /// Record bytes that calls to one sink-writer may hold at once; over it 429.
 pub const SINK_CALL_BYTES: usize = 256 * MIB;
+/// Sub-batches that one ClickHouse is given at once, to begin with.
+pub const CLICKHOUSE_SLOTS: f64 = 4.0;
+/// The least, however overloaded it is.
+pub const CLICKHOUSE_SLOTS_MIN: f64 = 1.0;
+/// The most, however well it goes: each holds a block of up to [`MAX_BLOCK_BYTES`] twice on the server.
+pub const CLICKHOUSE_SLOTS_MAX: f64 = 16.0;
+/// Failed inserts in a row after which a table gets probes only.
+pub const CIRCUIT_FAILURES: u32 = 3;
+/// Tables whose failures are remembered at once.
+pub const CIRCUIT_TABLES: usize = 10_000;
+/// Between two looks at the parts of tables that are written: a query of about a millisecond.
+pub const PARTS_LOOK: Duration = Duration::from_secs(2);
+/// Tables that are looked at at once.
+pub const PARTS_TABLES: usize = 1_000;
+/// By how much ranges grow longer at most while a table has nearly too many parts.
+pub const PACE_MAX: f64 = 8.0;
 /// First time-out of an insert; it doubles with each attempt (R12).
 pub const INSERT_DEADLINE: Duration = Duration::from_secs(60);
 /// Last time-out of an insert.
@@ -204,6 +229,12 @@ pub const INSERT_DEADLINE_MAX: Duration = Duration::from_secs(600);
 pub const TOKEN_WINDOW_BLOCKS: u32 = 10_000;
 /// One range in so many is verified though its answer was clean (R14).
 pub const VERIFY_ONE_IN: u64 = 1_000;
+/// Retries of one partition that may come at once.
+pub const RETRIES_AT_ONCE: f64 = 20.0;
+/// What a call that went well adds to the budget of retries.
+pub const RETRY_PER_SUCCESS: f64 = 0.1;
+/// In so much time one retry is added without any: an outage ends unseen else.
+pub const RETRY_FLOOR: Duration = Duration::from_secs(2);
 /// Back-off after a range that could not be settled: first wait.
 pub const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Back-off after a range that could not be settled: last wait.
@@ -251,8 +282,11 @@ const _: () = {
     // A call carries frames and, for each row, at most 6 bytes of fates.
     assert!(MAX_RANGE_FRAME_BYTES * 2 <= SINK_CALL_BYTES);
     assert!(MAX_RECORD_BYTES <= MAX_RANGE_BYTES);
+    assert!(CLICKHOUSE_SLOTS_MIN >= 1.0 && CLICKHOUSE_SLOTS_MIN <= CLICKHOUSE_SLOTS);
+    assert!(CLICKHOUSE_SLOTS <= CLICKHOUSE_SLOTS_MAX);
     assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);
     assert!(WATERMARK_REOPEN_PERCENT < 100);
+    assert!(GRANT_BACKLOG_PERCENT < 100);
     assert!(MAX_HANDSHAKES * 4 <= MAX_CONNECTIONS);
     assert!(LONG_DRAINS * 4 <= MAX_CONNECTIONS);
     assert!(QUEUE_TARGET.as_millis() < EDGE_QUEUE_DEADLINE.as_millis());

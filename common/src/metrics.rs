@@ -68,6 +68,7 @@ names! {
         TenantBytes = "sluice_tenant_bytes_total", "Decompressed bytes of answered requests by tenant.";
         /// `outcome` applied, refused.
         TenantsFileReads = "sluice_tenants_file_reads_total", "Changes of the tenants file that were seen.";
+        Retries = "sluice_retries_total", "Calls to the sink-writer that were made again after a failure.";
         GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
         /// `reason`.
         DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
@@ -117,12 +118,22 @@ names! {
         /// `partition`.
         LogBacklogAge = "sluice_log_backlog_age_seconds", "Age of the oldest record that is not yet stored.";
         LogBacklogLimitBytes = "sluice_log_backlog_limit_bytes", "`log.max_bytes`: at it clients get 503.";
+        GrantInForce = "sluice_grant_in_force", "Tenants' shares: 0 not in force, 1 of what is drained, 2 of the log's room because nothing is drained.";
+        GrantBytes = "sluice_grant_bytes_per_second", "What all tenants together may append a second; 0 while shares of what is drained are not in force.";
+        DrainBytes = "sluice_drain_bytes_per_second", "Log bytes that are stored a second, while there are any.";
         LogDiskBytes = "sluice_log_disk_bytes", "Disk that the log takes.";
         DedupKeys = "sluice_dedup_keys", "Keys that dedup remembers.";
         DedupDiskBytes = "sluice_dedup_disk_bytes", "Disk that the dedup state takes.";
         DedupLimitBytes = "sluice_dedup_limit_bytes", "`dedup.max_bytes`: at it writing waits.";
         /// `partition`: 1 while a range cannot be settled.
         Unsettled = "sluice_unsettled", "1 while a declared range cannot be settled and is retried.";
+        /// `table` of a configured dataset.
+        PartsRatio = "sluice_table_parts_ratio", "Parts of the table's fullest partition, in parts of the number at which ClickHouse delays inserts.";
+        /// `table` of a configured dataset.
+        PaceFactor = "sluice_pace_factor", "By how much ranges with rows of the table may grow longer; 1 is as configured.";
+        InsertSlots = "sluice_insert_slots", "Sub-batches that ClickHouse is given at once, as learned from its answers.";
+        InsertSlotsBusy = "sluice_insert_slots_busy", "Of those, the ones in use.";
+        OpenCircuits = "sluice_open_circuits", "Tables that keep failing and get one probe at a time.";
         /// `certificate` edge, internal.
         TlsCertificateExpiry = "sluice_tls_certificate_expiry_seconds", "When the certificate that is shown expires, as a Unix time.";
         ConfigRestartPending = "sluice_config_restart_pending", "1 while the config file has changes that wait for the next start.";

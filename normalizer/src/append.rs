@@ -1,8 +1,10 @@
 //! Group commit's first half: requests that wait together are built into records together, while the
 //! log is busy with the group before them.
 
-use crate::intake::{Pending, build_records};
+use crate::grant::{Grant, Load};
+use crate::intake::{Pending, RecordTemplate, build_records};
 use crate::log::{AppendError, EmbeddedLog};
+use sluice_common::ids::TenantId;
 use sluice_common::limits::{GROUP_COMMIT_BYTES, LOG_QUEUE_BYTES};
 use sluice_common::metered::{ByteBudget, BytePermit};
 use sluice_common::metrics::{Counter, Labels, Metrics};
@@ -81,10 +83,10 @@ pub struct Appender {
 impl Appender {
     /// Starts the builder; its handle ends early only where it failed inside, and then nothing can be
     /// appended any more.
-    pub fn start(log: Arc<EmbeddedLog>, metrics: &Metrics) -> (Self, JoinHandle<()>) {
+    pub fn start(log: Arc<EmbeddedLog>, grant: Grant, metrics: &Metrics) -> (Self, JoinHandle<()>) {
         let (jobs, waiting) = mpsc::channel(WAITING_REQUESTS);
         metrics.add(Counter::Bytes, 0, LOG_STAGE);
-        let builder = tokio::spawn(build(waiting, log, metrics.clone()));
+        let builder = tokio::spawn(build(waiting, log, grant, metrics.clone()));
         let appender = Self {
             jobs,
             budget: ByteBudget::new(LOG_QUEUE_BYTES).shown(metrics, "log"),
@@ -125,7 +127,7 @@ impl Appender {
     }
 }
 
-async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>, metrics: Metrics) {
+async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>, grant: Grant, metrics: Metrics) {
     let in_flight = Arc::new(Semaphore::new(GROUPS_IN_FLIGHT));
     while let Some(first) = waiting.recv().await {
         // While the log is busy more requests gather here: that is what makes a group.
@@ -136,20 +138,23 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>, metrics:
         if jobs.is_empty() {
             continue;
         }
-        let (log, metrics) = (Arc::clone(&log), metrics.clone());
-        let pending = jobs
+        let (log, grant, metrics) = (Arc::clone(&log), grant.clone(), metrics.clone());
+        let pending: Vec<Pending> = jobs
             .iter_mut()
             .flat_map(|job| std::mem::take(&mut job.pending))
             .collect();
+        let templates: Vec<_> = pending.iter().map(|one| Arc::clone(&one.template)).collect();
         let built = tokio::task::block_in_place(|| build_records(pending));
         tokio::spawn(async move {
             let outcome = match built {
                 Ok(records) => {
+                    let whose = whose(&records, &templates);
                     let records: Vec<_> = records.into_iter().map(|(record, _)| record).collect();
                     let frames: usize = records.iter().map(RecordContent::frame_bytes).sum();
                     let appended = log.append(records).await.map(drop).map_err(refusal);
                     if appended.is_ok() {
                         metrics.add(Counter::Bytes, frames as u64, LOG_STAGE);
+                        whose.iter().for_each(|(tenant, load)| grant.wrote(tenant, *load));
                     }
                     appended
                 }
@@ -178,6 +183,21 @@ fn gather(first: Job, waiting: &mut mpsc::Receiver<Job>, now: Instant) -> Vec<Jo
             .flatten();
     }
     jobs
+}
+
+/// Each record's tenant, which is that of any pending in it, and what it takes of the log.
+fn whose(
+    records: &[(RecordContent, Vec<usize>)],
+    templates: &[Arc<RecordTemplate>],
+) -> Vec<(TenantId, Load)> {
+    let one = |(record, pendings): &(RecordContent, Vec<usize>)| {
+        let template = templates.get(*pendings.first()?)?;
+        Some((
+            template.tenant.clone(),
+            Load::of(record.frame_bytes(), record.rows()),
+        ))
+    };
+    records.iter().filter_map(one).collect()
 }
 
 fn size(job: &Job) -> usize {

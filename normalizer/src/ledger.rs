@@ -108,7 +108,7 @@ impl Ledger {
             Ok(SinkReply::Books(lines)) => return Ok(lines),
             Ok(SinkReply::Failed { reason }) => reason,
             Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-            Ok(SinkReply::Wrote(_) | SinkReply::Horizon(_) | SinkReply::Letters(_)) => {
+            Ok(SinkReply::Wrote(_) | SinkReply::Horizon(_) | SinkReply::Letters(_) | SinkReply::Parts(_)) => {
                 "the sink-writer answers another question".into()
             }
             Err(never) => match never {},

@@ -1,6 +1,6 @@
 //! The normalizer: intake before the log, dedup and the pump behind it.
 //!
-//! An event's way: [`service`] admits a request, [`intake`] turns its bytes into checked columns,
+//! An event's way: [`service`] admits a request within its tenant's share ([`grant`]), [`intake`] turns its bytes into checked columns,
 //! [`append`] groups them into records, [`log`] makes them durable (the ack waits here), the [`pump`]
 //! reads them in order, [`dedup`] decides which are repeats, [`progress`] declares a range, has the
 //! sink-writer write it, and commits it when it is proven. [`start`] puts it all together.
@@ -9,6 +9,7 @@ pub mod admin;
 pub mod append;
 pub mod dedup;
 mod dlq;
+pub mod grant;
 pub mod intake;
 pub mod key_cap;
 mod ledger;

@@ -1,6 +1,8 @@
 //! The intake service: what the edge calls. Admit, parse, append, answer.
 
 use crate::append::{Appender, NotAppended};
+use crate::grant::shares::Refused;
+use crate::grant::{Grant, Why};
 use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
@@ -45,6 +47,7 @@ pub struct IntakeService {
     pub drift: Drift,
     pub appender: Appender,
     pub log: Arc<EmbeddedLog>,
+    pub grant: Grant,
     pub shelf: Shelf,
     pub key_cap: KeyCap,
     pub marks: RejectMarks,
@@ -109,7 +112,8 @@ impl IntakeService {
 
     /// Admit → parse → charge → append.
     async fn take(&self, request: IntakeRequest, deadline: Instant) -> IntakeReply {
-        if let Some(reason) = self.log.stats().closed {
+        let log = self.log.stats();
+        if let Some(reason) = log.closed {
             return self.busy(
                 "log",
                 "log_full",
@@ -121,6 +125,14 @@ impl IntakeService {
         if self.shelf.is_full(&request.dataset) {
             return self.dataset_full(&request.dataset);
         }
+        let view = self
+            .grant
+            .view(log.backlog_bytes + log.queued_bytes, log.oldest_backlog_append_ms);
+        let asked = (&request.tenant, request.weight);
+        let taken = match self.grant.ask(asked, request.body.len(), view) {
+            Ok(taken) => taken,
+            Err(refused) => return self.over_share(refused),
+        };
         let full = || self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
         let Some(mut permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
             return full();
@@ -131,6 +143,7 @@ impl IntakeService {
             Err(NotParsed::Refused(problem)) => return IntakeReply::Refused(problem),
         };
         let Parsed {
+            schema,
             mut pending,
             mark,
             copies_dropped,
@@ -140,9 +153,7 @@ impl IntakeService {
             observed,
             late_events,
         } = parsed;
-        if let Some(schema) = self.intake.schema(&request.dataset, &request.tenant) {
-            self.drift.add(&schema, observed, self.clock.now_ms());
-        }
+        self.drift.add(&schema, observed, self.clock.now_ms());
         if let Err(wait_ms) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())
@@ -160,6 +171,7 @@ impl IntakeService {
         }
         match self.appender.append(pending, deadline).await {
             Ok(()) => {
+                taken.appended();
                 self.count("rejected", answer.rejected);
                 self.count("accepted", answer.accepted);
                 self.count_fields(&request.dataset, dropped_members, &conversions);
@@ -218,6 +230,23 @@ impl IntakeService {
                 "the table of dataset {dataset} takes no rows, and as many as may wait for it are waiting"
             ),
             retry_after_ms: PARKED_RETRY_MS,
+        }
+    }
+
+    /// The tenant has had its share of what the log gives: the others' requests are welcome.
+    fn over_share(&self, refused: Refused) -> IntakeReply {
+        let labels = [("where", "intake"), ("reason", refused.why.label())];
+        self.metrics.add(Counter::Shed, 1, &labels);
+        let reason = match refused.why {
+            Why::Drain => "more comes than is stored, and the tenant has had its share of what is",
+            Why::Room => {
+                "nothing like as much is stored as comes, and the tenant has filled its share of the log"
+            }
+        };
+        IntakeReply::Busy {
+            scope: BusyScope::Tenant,
+            reason: reason.into(),
+            retry_after_ms: refused.retry_after_ms,
         }
     }
 
@@ -314,9 +343,16 @@ impl IntakeService {
             ("intake", "keys_per_tenant"),
             ("intake", "parked"),
             ("intake", "too_late"),
+            ("intake", Why::Drain.label()),
+            ("intake", Why::Room.label()),
         ] {
             metrics.add(Counter::Shed, 0, &[("where", place), ("reason", reason)]);
         }
+        let log = Arc::clone(&self.log);
+        self.grant.show(metrics, move || {
+            let stats = log.stats();
+            (stats.backlog_bytes, stats.oldest_backlog_append_ms)
+        });
         let (backlog, disk, age) = (
             Arc::clone(&self.log),
             Arc::clone(&self.log),

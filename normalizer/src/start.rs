@@ -5,6 +5,7 @@ use crate::admin;
 use crate::append::Appender;
 use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
 use crate::dlq::DeadLetters;
+use crate::grant::Grant;
 use crate::intake::{Drift, Intake};
 use crate::key_cap::KeyCap;
 use crate::ledger::Ledger;
@@ -153,12 +154,14 @@ impl Running {
         metrics.watch(Gauge::LogBacklogLimitBytes, &[], move || log_limit as f64);
         metrics.watch(Gauge::DedupLimitBytes, &[], move || dedup_limit as f64);
         let routes = parked::routes::routes(shelf.clone());
-        let (appender, builder) = Appender::start(Arc::clone(&log), &metrics);
+        let grant = Grant::new(Arc::clone(&clock), log_limit, *log.durable_end().borrow());
+        let (appender, builder) = Appender::start(Arc::clone(&log), grant.clone(), &metrics);
         let service = Arc::new(IntakeService {
             intake,
             drift: Drift::default(),
             appender,
             log: Arc::clone(&log),
+            grant: grant.clone(),
             shelf: shelf.clone(),
             key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
             marks: RejectMarks::default(),
@@ -173,6 +176,7 @@ impl Running {
             dedup,
             store,
             shelf,
+            grant,
             sink,
             metrics,
             clock,

@@ -3,7 +3,7 @@
 //! The path of one call: [`service`] takes it within its byte budget ([`admit`]); [`tables`] knows what the
 //! tables are; [`block`] splits the range's rows by (table, ClickHouse partition) with [`place`], and builds
 //! each block's columns with [`assemble`] as far as they fit ([`adapt`]); [`settle`] works each sub-batch to
-//! one verdict with [`insert`] and [`verify`]. [`client`] alone speaks to ClickHouse.
+//! one verdict with [`insert`] and [`verify`], as many at once as the server bears ([`limiter`]). [`client`] alone speaks to ClickHouse.
 
 pub mod adapt;
 pub mod admit;
@@ -17,7 +17,9 @@ pub mod horizon;
 pub mod insert;
 mod ledger;
 mod letters;
+pub mod limiter;
 pub mod observe;
+pub mod pace;
 pub mod place;
 pub mod report;
 mod route;

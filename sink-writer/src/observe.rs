@@ -3,6 +3,7 @@
 
 use crate::admit::Budget;
 use crate::client::ServerError;
+use crate::limiter::Limiter;
 use crate::verify::Found;
 use sluice_common::classify::{Class, classify};
 use sluice_common::limits::SINK_CALL_BYTES;
@@ -17,9 +18,9 @@ const UNCERTAIN: &str = "uncertain";
 pub struct Observer(Metrics);
 
 impl Observer {
-    /// Exports zeros, and has `budget` watched.
+    /// Exports zeros, and has `budget` and `limiter` watched.
     #[must_use]
-    pub fn new(metrics: &Metrics, budget: &Budget) -> Self {
+    pub fn new(metrics: &Metrics, budget: &Budget, limiter: &Limiter) -> Self {
         for class in [
             Class::Quarantine.label(),
             Class::Retry.label(),
@@ -42,6 +43,10 @@ impl Observer {
         metrics.watch(Gauge::QueueLimitBytes, &[("queue", "sink")], || {
             SINK_CALL_BYTES as f64
         });
+        let (slots, busy, open) = (limiter.clone(), limiter.clone(), limiter.clone());
+        metrics.watch(Gauge::InsertSlots, &[], move || slots.slots() as f64);
+        metrics.watch(Gauge::InsertSlotsBusy, &[], move || busy.busy() as f64);
+        metrics.watch(Gauge::OpenCircuits, &[], move || open.open_circuits() as f64);
         Self(metrics.clone())
     }
 

@@ -5,16 +5,18 @@ use crate::admit::{Budget, RETRY_AFTER_MS};
 use crate::block::{self, Sight, Sights, Source, SubBatch};
 use crate::client::{Client, ServerError, Target};
 use crate::insert::Origin;
+use crate::limiter::Limiter;
 use crate::observe::Observer;
 use crate::settle::Settler;
 use crate::survey::Survey;
 use crate::tables::{DescribeError, Tables};
-use crate::{horizon, ledger, letters, report, survey};
+use crate::{horizon, ledger, letters, pace, report, survey};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Dataset;
 use sluice_common::ids::Name;
+use sluice_common::limits::CLICKHOUSE_SLOTS_MAX;
 use sluice_common::metrics::Metrics;
 use sluice_common::reload::Part;
 use sluice_common::telemetry;
@@ -32,8 +34,6 @@ use tower::Service;
 use tower::util::BoxCloneSyncService;
 use tracing::Instrument as _;
 
-/// Sub-batches of one call that are worked on at once.
-const SUB_BATCHES_AT_ONCE: usize = 4;
 /// How long the making of new datasets' tables may take; after it, calls make them.
 const NEW_TABLES_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -44,6 +44,7 @@ pub struct SinkWriter {
     tables: Arc<Tables>,
     budget: Budget,
     observer: Observer,
+    limiter: Limiter,
 }
 
 impl SinkWriter {
@@ -53,12 +54,13 @@ impl SinkWriter {
     pub fn new(target: &Target, datasets: &[Dataset], metrics: &Metrics) -> Self {
         let client = Client::new(target);
         let tables = Arc::new(Tables::new(client.clone(), datasets, target.letters_ttl));
-        let budget = Budget::default();
+        let (budget, limiter) = (Budget::default(), Limiter::default());
         Self {
             client,
             tables,
-            observer: Observer::new(metrics, &budget),
+            observer: Observer::new(metrics, &budget, &limiter),
             budget,
+            limiter,
         }
     }
 
@@ -118,6 +120,12 @@ impl SinkWriter {
         self.budget.held()
     }
 
+    /// Sub-batches that the server is given at once now.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.limiter.slots()
+    }
+
     /// This sink-writer as a seam.
     #[must_use]
     pub fn seam(self) -> Seam<SinkRequest> {
@@ -143,6 +151,12 @@ impl SinkWriter {
                 Ok(lines) => SinkReply::Books(lines),
                 Err(error) => SinkReply::Failed {
                     reason: format!("table ledger: {error}"),
+                },
+            },
+            SinkRequest::Parts(asked) => match pace::parts(&self.client, &asked).await {
+                Ok(lines) => SinkReply::Parts(lines),
+                Err(error) => SinkReply::Failed {
+                    reason: format!("system.parts: {error}"),
                 },
             },
             SinkRequest::Letters(call) => match letters::answer(&self.client, &self.tables, call).await {
@@ -174,6 +188,7 @@ impl SinkWriter {
             client: self.client.clone(),
             tables: self.tables.clone(),
             observer: self.observer.clone(),
+            limiter: self.limiter.clone(),
             origin: Origin {
                 log: call.log,
                 partition: call.partition,
@@ -181,9 +196,13 @@ impl SinkWriter {
             },
             steps: call.steps,
             deadline,
+            failed: Arc::default(),
         };
         let settled = stream::iter(work).map(|(sub, generation)| settler.settle(sub, generation));
-        let mut reports: Vec<SubReport> = settled.buffer_unordered(SUB_BATCHES_AT_ONCE).collect().await;
+        let mut reports: Vec<SubReport> = settled
+            .buffer_unordered(CLICKHOUSE_SLOTS_MAX as usize)
+            .collect()
+            .await;
         reports.extend(lost);
         reports.sort_by(|a, b| a.sub.cmp(&b.sub));
         SinkReply::Wrote(reports)
@@ -307,6 +326,7 @@ fn span(request: &SinkRequest) -> tracing::Span {
         SinkRequest::Horizon(asked) => tracing::info_span!("horizon", partition = asked.partition),
         SinkRequest::Books(asked) => tracing::info_span!("books", partition = asked.partition),
         SinkRequest::Letters(_) => tracing::info_span!("letters"),
+        SinkRequest::Parts(_) => tracing::debug_span!("parts"),
     }
 }
 

@@ -3,14 +3,18 @@
 use crate::block::{Content, SubBatch};
 use crate::client::{Client, ServerError};
 use crate::insert::{self, Origin};
+use crate::limiter::{Limiter, Slot};
 use crate::observe::Observer;
 use crate::tables::{DescribeError, Table, Tables};
 use crate::verify::{Found, verify};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use sluice_common::classify::{
     Class, QUERY_WITH_SAME_ID_IS_RUNNING, TIME_OUT_OF_RANGE, classify, is_stale_description,
 };
+use sluice_common::ids::Name;
 use sluice_common::wire::sink::{Steps, SubReport, Verdict};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -20,9 +24,12 @@ pub struct Settler {
     pub client: Client,
     pub tables: Arc<Tables>,
     pub observer: Observer,
+    pub limiter: Limiter,
     pub origin: Origin,
     pub steps: Steps,
     pub deadline: Instant,
+    /// Tables that failed in this call, and how.
+    pub failed: Arc<Mutex<BTreeMap<Name, String>>>,
 }
 
 /// What became of the insert itself.
@@ -43,7 +50,13 @@ impl Settler {
             let what = format!("column {column} of the dataset is not in the table and is left out");
             self.tables.warn_once(&sub.key.table, &what);
         }
-        let verdict = self.verdict(&sub, generation).await;
+        let slot = self.slot(&sub).await;
+        let verdict = match &slot {
+            Ok(slot) => self.verdict(&sub, generation, slot).await,
+            Err(reason) => Verdict::Unknown {
+                reason: reason.clone(),
+            },
+        };
         SubReport {
             sub: sub.key,
             rows: sub.rows,
@@ -53,10 +66,25 @@ impl Settler {
         }
     }
 
-    async fn verdict(&self, sub: &SubBatch, generation: u32) -> Verdict {
+    /// The right to ask the server; the rest of a call for a table whose probe has just failed has none.
+    async fn slot(&self, sub: &SubBatch) -> Result<Slot, String> {
+        let table = &sub.key.table;
+        let slot = self.limiter.take(table, self.deadline).await;
+        let slot = slot.ok_or("ClickHouse had no room before the deadline")?;
+        // It may have failed while this one waited.
+        match self.failed.lock().get(table) {
+            Some(error) if self.steps.insert && self.limiter.is_open(table) => Err(format!(
+                "the table keeps failing, and a probe failed just now: {error}"
+            )),
+            Some(_) | None => Ok(slot),
+        }
+    }
+
+    async fn verdict(&self, sub: &SubBatch, generation: u32, slot: &Slot) -> Verdict {
         match &sub.content {
             Content::Block { columns, body, table } => {
-                self.write(sub, generation, (columns, body), table).await
+                let content = (columns.as_slice(), body, table.as_ref());
+                self.write((sub, generation), content, slot).await
             }
             Content::Refused { refusal, table } => {
                 let refused = Sent::Refused {
@@ -87,10 +115,9 @@ impl Settler {
     /// Verify first, if asked; then insert, if asked and none is there; then the insert's answer.
     async fn write(
         &self,
-        sub: &SubBatch,
-        generation: u32,
-        (columns, body): (&[String], &Bytes),
-        table: &Table,
+        (sub, generation): (&SubBatch, u32),
+        (columns, body, table): (&[String], &Bytes, &Table),
+        slot: &Slot,
     ) -> Verdict {
         // Where nothing can be verified, the token alone stands between a repeat and a second row.
         if self.steps.verify_first && table.verifiable {
@@ -114,6 +141,11 @@ impl Settler {
         let answer = self.client.insert(request, self.deadline).await;
         self.observer
             .inserted(sub.rows, body.len(), begun.elapsed(), &answer);
+        if let Some(error) = slot.ended(&answer, begun) {
+            self.failed
+                .lock()
+                .insert(sub.key.table.clone(), error.to_string());
+        }
         let sent = match answer {
             Ok(()) => Sent::Clean,
             Err(ServerError::Definite { code, message }) => {

@@ -15,6 +15,7 @@ use sluice_sink_writer::admit::Budget;
 use sluice_sink_writer::{ServerError, SinkWriter};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::{LOG, PARTITION, ask, call, events, name, record, rows, write};
 use tower::ServiceExt;
@@ -23,6 +24,8 @@ use tower::ServiceExt;
 #[derive(Debug, Clone, Copy)]
 enum Insert {
     Clean,
+    /// After a moment, so that several are under way at once.
+    SlowlyClean,
     /// 200 with `X-ClickHouse-Exception-Code`.
     HeaderBehind200,
     /// 200 whose body tells of an exception.
@@ -43,8 +46,11 @@ enum There {
 
 #[derive(Debug)]
 struct Fake {
-    insert: Insert,
+    insert: Mutex<Insert>,
     there: There,
+    /// Inserts under way, and most of them at once.
+    under_way: AtomicUsize,
+    most: AtomicUsize,
     /// Rows of the range, with their sums, as the test knows them.
     all: (u64, u64, u64),
     seen: Mutex<Vec<Seen>>,
@@ -71,8 +77,10 @@ impl Fake {
                 .wrapping_add(second.wrapping_mul(second)),
         );
         let fake = Arc::new(Self {
-            insert,
+            insert: Mutex::new(insert),
             there,
+            under_way: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
             all,
             seen: Mutex::default(),
         });
@@ -119,7 +127,11 @@ impl Fake {
                 chunked,
                 body_bytes: body.len(),
             });
-            return self.inserted().await;
+            let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(now, Ordering::SeqCst);
+            let answer = self.inserted().await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            return answer;
         }
         let sql = String::from_utf8_lossy(&body).into_owned();
         let row = if sql.contains("system.tables") {
@@ -141,8 +153,13 @@ impl Fake {
     }
 
     async fn inserted(&self) -> Response<Full<bytes::Bytes>> {
-        match self.insert {
+        let insert = *self.insert.lock();
+        match insert {
             Insert::Clean => answered(200, ""),
+            Insert::SlowlyClean => {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                answered(200, "")
+            }
             Insert::HeaderBehind200 => {
                 let mut answer = answered(200, "Code: 241. DB::Exception: Memory limit exceeded. (X)");
                 answer
@@ -207,6 +224,81 @@ async fn verdict(insert: Insert, there: There, steps: Steps) -> Verdict {
     let mut reports = write(&writer, call((5, 6), steps, None, range())).await;
     assert_eq!(reports.len(), 1);
     reports.remove(0).verdict
+}
+
+async fn many(writer: &SinkWriter, calls: usize) -> Vec<Verdict> {
+    let one = || async {
+        let mut reports = write(writer, call((5, 6), Steps::FIRST, None, range())).await;
+        reports.remove(0).verdict
+    };
+    futures_util::future::join_all((0..calls).map(|_| one())).await
+}
+
+#[tokio::test]
+async fn a_storm_of_overloads_takes_concurrency_to_one_and_it_comes_back() {
+    let (writer, fake) = Fake::start(Insert::SlowlyClean, There::Nothing).await;
+    assert!(
+        many(&writer, 40)
+            .await
+            .iter()
+            .all(|verdict| *verdict == Verdict::Done)
+    );
+    let before = fake.most.load(Ordering::SeqCst);
+    assert!(before >= 4, "{before}");
+    for storm in [
+        TOO_MANY_PARTS,
+        Insert::Status(500, "Code: 241. DB::Exception: Memory limit exceeded. (X)"),
+        Insert::Status(500, "Code: 242. DB::Exception: Table is in readonly mode. (X)"),
+        Insert::Status(500, "Code: 159. DB::Exception: Timeout exceeded. (X)"),
+        Insert::Status(503, "Service Unavailable"),
+    ] {
+        *fake.insert.lock() = storm;
+        for _ in 0..6 {
+            let verdicts = many(&writer, 4).await;
+            assert!(
+                verdicts.iter().all(|one| matches!(one, Verdict::Unknown { .. })),
+                "{verdicts:?}"
+            );
+        }
+        assert_eq!(writer.slots(), 1, "{storm:?}");
+        // One probe at a time, whatever is asked for.
+        fake.most.store(0, Ordering::SeqCst);
+        many(&writer, 10).await;
+        assert_eq!(fake.most.load(Ordering::SeqCst), 1, "{storm:?}");
+        *fake.insert.lock() = Insert::SlowlyClean;
+        for _ in 0..8 {
+            assert!(
+                many(&writer, 20)
+                    .await
+                    .iter()
+                    .all(|verdict| *verdict == Verdict::Done)
+            );
+        }
+        assert!(writer.slots() >= 4, "{} after {storm:?}", writer.slots());
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_waited_past_its_deadline_for_a_slot_sends_no_byte() {
+    let (writer, fake) = Fake::start(Insert::Hang, There::Nothing).await;
+    let held: Vec<_> = (0..writer.slots())
+        .map(|_| {
+            let writer = writer.clone();
+            tokio::spawn(async move { write(&writer, call((5, 6), Steps::FIRST, None, range())).await })
+        })
+        .collect();
+    while fake.under_way.load(Ordering::SeqCst) < held.len() {
+        tokio::task::yield_now().await;
+    }
+    let mut late = call((5, 6), Steps::FIRST, None, range());
+    late.timeout = Duration::from_millis(300);
+    let reports = write(&writer, late).await;
+    assert!(
+        matches!(reports[0].verdict, Verdict::Unknown { .. }),
+        "{reports:?}"
+    );
+    assert_eq!(fake.seen.lock().len(), held.len(), "nothing more was sent");
+    held.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 const TOO_MANY_PARTS: Insert =

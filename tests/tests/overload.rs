@@ -1,5 +1,6 @@
-//! ClickHouse stopped under load: the backlog grows on disk up to the watermark, then clients are refused
-//! with nothing taken, and memory stays flat; when ClickHouse is back, all that was acknowledged is there once.
+//! ClickHouse stopped under load: the backlog grows on disk up to the tenant's share of the log, then it is
+//! refused with nothing taken, and memory stays flat, while others find room; when ClickHouse is back, all that
+//! was acknowledged is there once.
 
 use rustix::process::{Signal, kill_process};
 use sluice_tests::payload::Bulk;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 const MIB: u64 = 1024 * 1024;
-/// `log.max_bytes`, and so the watermark.
+/// `log.max_bytes`, of which one tenant alone may fill 16/17.
 const WATERMARK: u64 = 512 * MIB;
 const EVENTS: usize = 16;
 const EVENT_BYTES: usize = 50_000;
@@ -25,12 +26,12 @@ const MEMORY: u64 = 420 * MIB;
 const GROWTH: u64 = 96 * MIB;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clickhouse_stopped_under_load_fills_the_log_to_its_watermark_all_in_one() {
+async fn clickhouse_stopped_under_load_fills_the_log_but_for_others_room_all_in_one() {
     overload(Shape::AllInOne).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clickhouse_stopped_under_load_fills_the_log_to_its_watermark_over_three_processes() {
+async fn clickhouse_stopped_under_load_fills_the_log_but_for_others_room_over_three_processes() {
     overload(Shape::ThreeProcesses).await;
 }
 
@@ -53,17 +54,45 @@ async fn overload(shape: Shape) {
         (load.acked_bytes() > WATERMARK / 3).then_some(memory)
     })
     .await;
-    let full = eventually("the watermark is reached", Duration::from_secs(90), async || {
-        let memory = memory(&deployment);
-        (load.refused() >= REFUSALS).then_some(memory)
-    })
+    let full = eventually(
+        "the tenant's share is full",
+        Duration::from_secs(90),
+        async || {
+            let memory = memory(&deployment);
+            (load.refused() >= REFUSALS).then_some(memory)
+        },
+    )
     .await;
     println!("RSS at a third of the fill {third:?}, refusing {full:?} (MiB)");
     for (before, after) in third.iter().zip(&full) {
         assert!(after.1 * MIB < MEMORY, "{full:?}");
         assert!(after.1 < before.1 + GROWTH / MIB, "{third:?} {full:?}");
     }
-    assert_eq!(readyz(&deployment).await, 503);
+    // It is this tenant that is refused, and nobody else.
+    assert_eq!(readyz(&deployment).await, 200);
+    let room_share = deployment
+        .metric(Part::Normalizer, "sluice_shed_total", "reason=\"room_share\"")
+        .await;
+    assert!(room_share > 0.0);
+    assert!(
+        deployment
+            .metric(Part::Normalizer, "sluice_grant_in_force", "")
+            .await
+            > 1.0
+    );
+    for _ in 0..10 {
+        let event = format!(
+            r#"{{"event_id":"other-{}","timestamp":{},"service":"x"}}"#,
+            rand::random::<u64>(),
+            now_ms()
+        );
+        let answer = deployment
+            .tenant(1)
+            .post("/v1/events/events", event)
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
     let acked = load.acked_bytes();
     assert!(
         acked > WATERMARK / 10 * 9 && acked < WATERMARK / 10 * 11,
@@ -71,9 +100,9 @@ async fn overload(shape: Shape) {
     );
     load.stop(fill).await;
 
-    // It takes events again once a fifth is stored, and all that was acknowledged arrives.
+    // It takes events again once something is stored, and all that was acknowledged arrives.
     start_clickhouse(&mut deployment).await;
-    eventually("the watermark reopens", Duration::from_secs(60), async || {
+    eventually("there is room again", Duration::from_secs(60), async || {
         (load.send().await == Ended::Acked).then_some(())
     })
     .await;
@@ -85,7 +114,7 @@ async fn overload(shape: Shape) {
 
 /// What is acknowledged is there once; what was refused is not; what is unknown may be, once.
 async fn all_arrived(deployment: &Deployment, load: &Load) {
-    let ids = "SELECT event_id FROM telemetry.events FORMAT TSV";
+    let ids = "SELECT event_id FROM telemetry.events WHERE tenant = 't0' FORMAT TSV";
     let rows = eventually("all that was acknowledged", Duration::from_secs(60), async || {
         let rows = deployment.clickhouse().query(ids).await.ok()?;
         let rows: Vec<u64> = rows.lines().map(|id| id.parse().expect("a number")).collect();

@@ -184,6 +184,25 @@ pub struct Horizon {
     pub timeout: Duration,
 }
 
+/// How many parts have these tables?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartsQuery {
+    pub tables: Vec<Name>,
+    pub timeout: Duration,
+}
+
+/// One table's parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartsLine {
+    pub table: Name,
+    /// Active ones of the partition that has most.
+    pub parts: u64,
+    /// At so many ClickHouse delays inserts.
+    pub delay: u64,
+    /// At so many it refuses them.
+    pub throw: u64,
+}
+
 /// All that the sink-writer is asked.
 #[derive(Debug, Clone)]
 pub enum SinkRequest {
@@ -191,6 +210,7 @@ pub enum SinkRequest {
     Horizon(Horizon),
     Books(BooksQuery),
     Letters(LettersCall),
+    Parts(PartsQuery),
 }
 
 /// All that it answers.
@@ -203,6 +223,8 @@ pub enum SinkReply {
     Books(Vec<BooksLine>),
     /// Dead letters, or what became of them.
     Letters(LettersTold),
+    /// The parts of those tables that there are.
+    Parts(Vec<PartsLine>),
     /// Over its byte budget; nothing was begun. Over HTTP: 429.
     Busy {
         retry_after_ms: u64,
@@ -224,7 +246,9 @@ impl From<Failure> for SinkReply {
 impl Answer for SinkReply {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Wrote(_) | Self::Horizon(_) | Self::Books(_) | Self::Letters(_) => StatusCode::OK,
+            Self::Wrote(_) | Self::Horizon(_) | Self::Books(_) | Self::Letters(_) | Self::Parts(_) => {
+                StatusCode::OK
+            }
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -249,6 +273,7 @@ enum Head {
     Horizon(Horizon),
     Books(BooksQuery),
     Letters(LettersCall),
+    Parts(PartsQuery),
 }
 
 impl SinkCall {
@@ -270,13 +295,14 @@ impl Call for SinkRequest {
             Self::Horizon(horizon) => horizon.timeout,
             Self::Books(query) => query.timeout,
             Self::Letters(call) => call.timeout,
+            Self::Parts(query) => query.timeout,
         }
     }
 
     fn trace(&self) -> TraceContext {
         match self {
             Self::Write(call) => call.trace,
-            Self::Horizon(_) | Self::Books(_) | Self::Letters(_) => TraceContext::default(),
+            Self::Horizon(_) | Self::Books(_) | Self::Letters(_) | Self::Parts(_) => TraceContext::default(),
         }
     }
 
@@ -286,6 +312,7 @@ impl Call for SinkRequest {
             Self::Horizon(horizon) => (Head::Horizon(horizon), Vec::new()),
             Self::Books(query) => (Head::Books(query), Vec::new()),
             Self::Letters(call) => (Head::Letters(call), Vec::new()),
+            Self::Parts(query) => (Head::Parts(query), Vec::new()),
         };
         let head = serde_json::to_vec(&head).expect("the head has no map with other keys than text");
         let frames: usize = records.iter().map(|record| record.frame().len()).sum();
@@ -306,6 +333,10 @@ impl Call for SinkRequest {
             Head::Books(mut query) => {
                 query.timeout = timeout;
                 Ok(Self::Books(query))
+            }
+            Head::Parts(mut query) => {
+                query.timeout = timeout;
+                Ok(Self::Parts(query))
             }
             Head::Letters(mut call) => {
                 call.timeout = timeout;

@@ -97,7 +97,7 @@ impl DeadLetters {
             Ok(SinkReply::Letters(told)) => return Ok(told),
             Ok(SinkReply::Failed { reason }) => reason,
             Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-            Ok(SinkReply::Wrote(_) | SinkReply::Horizon(_) | SinkReply::Books(_)) => {
+            Ok(SinkReply::Wrote(_) | SinkReply::Horizon(_) | SinkReply::Books(_) | SinkReply::Parts(_)) => {
                 "the sink-writer answers another question".into()
             }
             Err(never) => match never {},

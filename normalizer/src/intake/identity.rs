@@ -43,6 +43,7 @@ use std::hash::Hasher;
 pub struct RecordTemplate {
     /// JSON of [`RecordMeta`].
     pub meta: Bytes,
+    pub tenant: TenantId,
     pub identity: Identity,
     /// Dedup window in ms.
     pub window_ms: u64,
@@ -98,6 +99,7 @@ impl RecordTemplate {
             meta: serde_json::to_vec(meta)
                 .expect("names and numbers have a JSON form")
                 .into(),
+            tenant: meta.tenant.clone(),
             identity,
             window_ms: meta.window_ms,
             inner_key: inner,

@@ -114,6 +114,8 @@ pub struct Pending {
 /// A request, parsed.
 #[derive(Debug)]
 pub struct Parsed {
+    /// The schema that it was read with; the one in force may be another by now.
+    pub schema: Arc<Schema>,
     /// Rows, and copies of rejected ones. Each within the rows of a record and [`sluice_common::limits::TARGET_RECORD_BYTES`], unless a
     /// single row is larger. Empty where no row was taken and no copy is kept.
     pub pending: Vec<Pending>,

@@ -374,6 +374,7 @@ impl<'s, 'r> Run<'s, 'r> {
             self.pending.extend(copies.finish(span).map_err(contradiction)?);
         }
         Ok(Parsed {
+            schema: Arc::clone(self.schema),
             pending: self.pending,
             mark,
             copies_dropped,

@@ -11,8 +11,9 @@ use crate::progress::closing::{self, Aside};
 use crate::progress::plan::{Next, Rules};
 use crate::progress::settle::Settling;
 use crate::pump::call::{Caller, Occasion};
+use crate::pump::retries::{Retries, jittered};
 use sluice_common::classify::letter_code;
-use sluice_common::ids::{Name, RequestId};
+use sluice_common::ids::Name;
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::RangeRecord;
@@ -25,10 +26,10 @@ use tokio::task::{JoinSet, block_in_place};
 
 /// Units whose rows are in memory at once.
 const UNITS_AT_ONCE: usize = 2;
-/// How long after a unit's trouble its table is tried again: at least, and the random part on top, so
-/// that tables do not come together.
-const PAUSE: Duration = Duration::from_secs(2);
-const JITTER_MS: u128 = 1_000;
+/// How long after a unit's trouble its table is tried again, at first and at last: half of it, and a random
+/// part of the other half, so that tables do not come together.
+const PAUSE: Duration = Duration::from_secs(3);
+const PAUSE_MAX: Duration = Duration::from_secs(20);
 /// Attempts at a unit before it makes room for another table's.
 const ATTEMPTS: u32 = 3;
 
@@ -38,6 +39,7 @@ pub struct Drivers {
     pub caller: Caller,
     pub shelf: Shelf,
     pub metrics: Metrics,
+    retries: Retries,
     room: Arc<Semaphore>,
 }
 
@@ -51,12 +53,13 @@ enum Ended {
 impl Drivers {
     /// Drivers of what is on the shelf; nothing runs yet.
     #[must_use]
-    pub fn new(caller: Caller, shelf: Shelf, metrics: Metrics) -> Self {
+    pub fn new(caller: Caller, shelf: Shelf, metrics: Metrics, retries: Retries) -> Self {
         let room = Arc::new(Semaphore::new(UNITS_AT_ONCE));
         Self {
             caller,
             shelf,
             metrics,
+            retries,
             room,
         }
     }
@@ -95,6 +98,7 @@ impl Drivers {
 
     /// Settles one table's units, the oldest first, until there is none.
     async fn table(&self, table: &Name) -> Result<(), FileError> {
+        let mut troubles = 0;
         while let Some((id, unit)) = self.shelf.next(table) {
             let ended = {
                 let Ok(_room) = self.room.acquire().await else {
@@ -104,17 +108,26 @@ impl Drivers {
             };
             match ended {
                 Ok(Ended::Settled) => {
+                    troubles = 0;
+                    self.retries.succeeded();
                     tracing::info!(%table, a = id.a, b = id.b, "rows that were set aside are settled");
                 }
-                Ok(Ended::Later) => tokio::time::sleep(pause()).await,
+                Ok(Ended::Later) => self.pause(&mut troubles).await,
                 Err(error @ FileError::Io { .. }) => {
                     tracing::error!(%error, %table, "rows that were set aside cannot be worked on; it is tried again");
-                    tokio::time::sleep(pause()).await;
+                    self.pause(&mut troubles).await;
                 }
                 Err(error @ (FileError::InDoubt { .. } | FileError::Damaged { .. })) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// The slow pace of a table that stays broken.
+    async fn pause(&self, troubles: &mut u32) {
+        let whole = pause_after(*troubles);
+        *troubles += 1;
+        tokio::time::sleep(whole / 2 + jittered(whole / 2)).await;
     }
 
     /// Rows → told → removed.
@@ -170,7 +183,7 @@ impl Drivers {
                     if !heals || waits >= ATTEMPTS {
                         return Ok(None);
                     }
-                    tokio::time::sleep(delay).await;
+                    self.retries.wait(delay).await;
                 }
             }
         }
@@ -204,7 +217,7 @@ impl Drivers {
                     if waits >= ATTEMPTS {
                         return Ok(false);
                     }
-                    tokio::time::sleep(delay).await;
+                    self.retries.wait(delay).await;
                 }
             }
         }
@@ -244,7 +257,17 @@ impl Drivers {
     }
 }
 
-fn pause() -> Duration {
-    let jitter = u64::try_from(RequestId::random().0 % JITTER_MS).unwrap_or_default();
-    PAUSE + Duration::from_millis(jitter)
+fn pause_after(troubles: u32) -> Duration {
+    PAUSE.saturating_mul(1 << troubles.min(5)).min(PAUSE_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_stays_broken_is_tried_ever_more_slowly() {
+        let pauses: Vec<u64> = (0..5).map(|n| pause_after(n).as_secs()).collect();
+        assert_eq!(pauses, [3, 6, 12, 20, 20]);
+    }
 }

@@ -54,6 +54,13 @@ impl Batching {
         }
     }
 
+    /// The greatest age that a range of any dataset may reach.
+    #[must_use]
+    pub fn max_age_ms(&self) -> u64 {
+        let ages = self.datasets.values().map(|one| one.max_age.ms());
+        ages.max().unwrap_or_else(|| self.otherwise.max_age.ms())
+    }
+
     /// The settings of a dataset; the default ones where the config no longer has it.
     #[must_use]
     pub fn of(&self, dataset: &Name) -> &Batch {

@@ -58,7 +58,9 @@ impl Caller {
                 settling.busy(Duration::from_millis(retry_after_ms));
             }
             Ok(Ok(SinkReply::Failed { reason })) => settling.failed(format!("the sink-writer: {reason}")),
-            Ok(Ok(SinkReply::Horizon(_) | SinkReply::Books(_) | SinkReply::Letters(_))) => {
+            Ok(Ok(
+                SinkReply::Horizon(_) | SinkReply::Books(_) | SinkReply::Letters(_) | SinkReply::Parts(_),
+            )) => {
                 settling.failed("the sink-writer answers another question".into());
             }
             Ok(Err(never)) => match never {},

@@ -4,6 +4,7 @@
 use super::books::Evidence;
 use super::call::{Caller, Occasion};
 use super::range::{ClosedRange, sends};
+use super::retries::Retries;
 use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::closing::{self, Aside, Work};
@@ -17,6 +18,7 @@ use sluice_common::ids::Name;
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::telemetry;
 use sluice_common::trace::TraceContext;
+use sluice_common::wire::sink::Verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +37,7 @@ pub struct Driver {
     pub metrics: Metrics,
     /// Up while the declared range is in trouble; shown as `sluice_unsettled`.
     pub in_trouble: Arc<AtomicBool>,
+    pub retries: Retries,
 }
 
 /// Where settling begins.
@@ -226,6 +229,9 @@ impl Driver {
     ) {
         let all = plan.tasks.is_none() && !work.is_told();
         if let Some(reports) = self.caller.call(occasion, work, plan, settling).await {
+            if reports.iter().all(|report| report.verdict == Verdict::Done) {
+                self.retries.succeeded();
+            }
             evidence.note(all, &reports);
         }
     }
@@ -305,7 +311,7 @@ impl Driver {
         self.say(reason, alarm, due);
         said.alarmed |= alarm;
         said.waits += 1;
-        tokio::time::sleep(delay).await;
+        self.retries.wait(delay).await;
     }
 
     fn say(&self, reason: &str, alarm: bool, due: bool) {

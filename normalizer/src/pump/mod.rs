@@ -10,10 +10,13 @@ mod books;
 pub mod call;
 mod drive;
 mod live;
+pub mod pacing;
 mod range;
 mod recover;
+pub mod retries;
 
 use crate::dedup::{Dedup, DedupError};
+use crate::grant::{Grant, Load};
 use crate::log::{EmbeddedLog, ReadError};
 use crate::parked::driver::Drivers;
 use crate::parked::file::FileError;
@@ -25,8 +28,10 @@ use books::Evidence;
 use call::Caller;
 use drive::{DriveError, Driver, Outcome, Start};
 use live::{Live, show};
+use pacing::Pace;
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
+use retries::Retries;
 use sluice_common::books::LedgerRow;
 use sluice_common::clock::SharedClock;
 use sluice_common::ids::{Name, Offset};
@@ -46,6 +51,8 @@ use tokio::task::{JoinHandle, block_in_place};
 pub const PARTITION: u16 = 0;
 /// Record bytes read from the log at once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
+/// A backlog is late at so many times the age to which ranges grow: one grows, one is settled.
+const LATE_AGES: u64 = 3;
 /// How long the pump sleeps at most before it looks around again.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -55,6 +62,7 @@ pub struct Parts {
     pub dedup: Dedup,
     pub store: Store,
     pub shelf: Shelf,
+    pub grant: Grant,
     pub sink: Seam<SinkRequest>,
     pub metrics: Metrics,
     pub clock: SharedClock,
@@ -96,6 +104,7 @@ pub struct Pump {
     log: Arc<EmbeddedLog>,
     dedup: Dedup,
     driver: Driver,
+    grant: Grant,
     store: Arc<Mutex<Store>>,
     settings: SharedSettings,
     /// Of the settings in force, those that were taken.
@@ -109,6 +118,7 @@ pub struct Pump {
     live: Arc<Live>,
     next: OpenRange,
     under_way: Option<UnderWay>,
+    pace: Pace,
     ranges: u64,
     /// The last trouble of the dedup state that was logged.
     told: Option<String>,
@@ -123,6 +133,7 @@ impl Pump {
             dedup,
             store,
             shelf,
+            grant,
             sink,
             metrics,
             clock,
@@ -131,6 +142,7 @@ impl Pump {
             settings,
             park_after,
         } = parts;
+        let taken = settings.load_full();
         let next = OpenRange::at(store.state().end());
         let store = Arc::new(Mutex::new(store));
         let in_trouble = Arc::new(AtomicBool::new(false));
@@ -149,12 +161,13 @@ impl Pump {
             clock: Arc::clone(&clock),
             metrics: metrics.clone(),
             in_trouble,
+            retries: Retries::new(Arc::clone(&clock), metrics.clone()),
         };
-        let taken = settings.load_full();
         Self {
             log,
             dedup,
             driver,
+            grant,
             store,
             settings,
             tables: taken.tables.clone(),
@@ -166,6 +179,7 @@ impl Pump {
             live,
             next,
             under_way: None,
+            pace: Pace::default(),
             ranges: 0,
             told: None,
         }
@@ -188,14 +202,26 @@ impl Pump {
             Err(error) => return Err(error),
         }
         let driver = &self.driver;
-        let drivers = Drivers::new(driver.caller.clone(), driver.shelf.clone(), self.metrics.clone());
+        let drivers = Drivers::new(
+            driver.caller.clone(),
+            driver.shelf.clone(),
+            self.metrics.clone(),
+            driver.retries.clone(),
+        );
         let mut drivers = tokio::spawn(drivers.run());
+        let watch = self.pace.clone().watch(
+            self.driver.caller.sink.clone(),
+            Arc::clone(&self.settings),
+            self.metrics.clone(),
+        );
+        let watch = tokio::spawn(watch);
         let ended = tokio::select! {
             pumped = self.pump() => pumped,
             failed = &mut drivers => failed?.map_err(Into::into),
         };
         // As a crash would end them: what they sent is verified before it is sent again.
         drivers.abort();
+        watch.abort();
         ended?;
         self.dedup.close()?;
         Ok(())
@@ -205,6 +231,7 @@ impl Pump {
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
             self.follow_config();
+            self.tell_late();
             self.fill(&mut durable)?;
             self.send_if_ripe()?;
             self.wait(&mut durable).await?;
@@ -230,6 +257,12 @@ impl Pump {
         self.tables.extend(added);
     }
 
+    /// Ranges that grow long, as configured or for a slower pace, are no lateness.
+    fn tell_late(&self) {
+        let longest = range::scaled(self.taken.batching.max_age_ms(), self.pace.slowest());
+        self.grant.set_late(LATE_AGES * longest);
+    }
+
     /// After a stop: everything durable is settled, or the rest is in trouble and stays in the log.
     fn is_drained(&self, durable: &watch::Receiver<Offset>) -> bool {
         let all = self.next.is_empty() && self.next.end() >= *durable.borrow() && self.under_way.is_none();
@@ -249,7 +282,13 @@ impl Pump {
                 let Some(one) = self.decide(record)? else {
                     return Ok(());
                 };
-                self.next.push(one, &self.taken.batching, self.clock.now_ms());
+                let pace = if sends(&one) {
+                    self.pace.of(&one.record.meta.table)
+                } else {
+                    1.0
+                };
+                let batching = (&self.taken.batching, pace);
+                self.next.push(one, batching, self.clock.now_ms());
                 if self.next.is_full() {
                     return Ok(());
                 }
@@ -296,6 +335,8 @@ impl Pump {
         let closed = std::mem::replace(&mut self.next, OpenRange::at(0)).close();
         self.next = OpenRange::at(closed.range.b);
         self.declare(&closed)?;
+        let sent = closed.records.iter().filter(|one| sends(one));
+        self.pace.written(sent.map(|one| &one.record.meta.table));
         // R14: the first range after a start, and one in a thousand.
         let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
         self.ranges += 1;
@@ -434,6 +475,11 @@ impl Pump {
             self.log.set_progress(committed, self.dedup.sealed());
             Ok(())
         })?;
+        self.grant.committed(closed.records.iter().map(|one| {
+            let (record, place) = (&one.record, one.record.place);
+            let load = Load::of(record.frame().len(), record.rows() as usize);
+            (place.offset, place.append_ms, &record.meta.tenant, load)
+        }));
         self.driver.shelf.committed(committed);
         self.note_dedup();
         Ok(())

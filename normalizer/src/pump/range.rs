@@ -15,6 +15,9 @@ use sluice_common::record::{Holds, Record};
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::BTreeMap;
 
+/// How old a range grows for the sake of a table with many parts, where its datasets do not say longer.
+const MAX_PACED_AGE_MS: u64 = 10_000;
+
 /// Records `[a, b)` with their fates, not yet declared.
 #[derive(Debug)]
 pub struct OpenRange {
@@ -30,6 +33,10 @@ pub struct OpenRange {
     ripe_at: UnixMs,
     /// That dataset's patience: a wait longer than it shows that the clock was stepped back.
     max_age: u64,
+    /// Until then it grows on, for the sake of a table with many parts.
+    hold_until: UnixMs,
+    /// By how much it may grow larger and older than configured.
+    pace: f64,
     full: bool,
 }
 
@@ -66,6 +73,8 @@ impl OpenRange {
             tables: BTreeMap::new(),
             ripe_at: UnixMs::MAX,
             max_age: u64::MAX,
+            hold_until: 0,
+            pace: 1.0,
             full: false,
         }
     }
@@ -109,7 +118,7 @@ impl OpenRange {
     ///
     /// # Panics
     /// Where the record is not the next one: the reader promised the log's order.
-    pub fn push(&mut self, one: RangeRecord, batching: &Batching, now: UnixMs) {
+    pub fn push(&mut self, one: RangeRecord, (batching, pace): (&Batching, f64), now: UnixMs) {
         let record = &one.record;
         assert_eq!(record.place.offset, self.range.b, "records come in log order");
         self.range.b += 1;
@@ -125,13 +134,23 @@ impl OpenRange {
         let load = self.tables.entry(record.meta.table.clone()).or_default();
         load.rows += u64::from(one.fates.kept());
         load.bytes += record.column_bytes() as u64;
-        self.full |= load.rows >= policy.max_rows.0 || load.bytes >= policy.max_bytes.0;
+        self.pace = self.pace.max(pace);
+        let longer = |bound: u64| scaled(bound, self.pace);
+        self.full |= load.rows >= longer(policy.max_rows.0) || load.bytes >= longer(policy.max_bytes.0);
         let begun = record.place.append_ms.min(now);
         let max_age = if sends(&one) {
             policy.max_age.ms()
         } else {
             policy.max_age.ms().max(ROWLESS_RANGE_AGE.as_secs() * 1_000)
         };
+        if pace > 1.0 && sends(&one) {
+            // From the first record of such a table on.
+            let age = scaled(max_age, pace).min(MAX_PACED_AGE_MS.max(max_age));
+            self.hold_until = match self.hold_until {
+                0 => begun + age,
+                held => held.min(begun + age),
+            };
+        }
         self.ripe_at = self.ripe_at.min(begun + max_age);
         self.max_age = self.max_age.min(max_age);
         self.records.push(one);
@@ -152,12 +171,12 @@ impl OpenRange {
     #[must_use]
     pub fn ripe_in(&self, now: UnixMs) -> Option<u64> {
         (!self.is_empty()).then(|| {
-            let wait = self.ripe_at.saturating_sub(now);
-            if self.is_full() || wait > self.max_age {
-                0
-            } else {
-                wait
-            }
+            let wait = self.ripe_at.max(self.hold_until).saturating_sub(now);
+            let longest = match self.hold_until {
+                0 => self.max_age,
+                _ => scaled(self.max_age, self.pace).max(MAX_PACED_AGE_MS),
+            };
+            if self.is_full() || wait > longest { 0 } else { wait }
         })
     }
 
@@ -172,6 +191,21 @@ impl OpenRange {
             ledger: self.books.close(),
         }
     }
+}
+
+/// A bound at a slower pace.
+pub(super) fn scaled(bound: u64, pace: f64) -> u64 {
+    if pace <= 1.0 {
+        return bound;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a bound of the config, a few times; `as` saturates"
+    )]
+    let scaled = (bound as f64 * pace) as u64;
+    scaled
 }
 
 /// Whether any row of the record goes out; a record of repeats alone stays here.

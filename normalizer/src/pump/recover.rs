@@ -161,7 +161,7 @@ impl Pump {
                     self.wait_for_seal().await?;
                     break;
                 };
-                range.push(one, &self.taken.batching, self.clock.now_ms());
+                range.push(one, (&self.taken.batching, 1.0), self.clock.now_ms());
             }
         }
         if range.proof() != intent.proof {
@@ -216,9 +216,9 @@ impl Pump {
                 }
                 Ok(SinkReply::Failed { reason }) => reason,
                 Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-                Ok(SinkReply::Wrote(_) | SinkReply::Books(_) | SinkReply::Letters(_)) => {
-                    "the sink-writer answers another question".into()
-                }
+                Ok(
+                    SinkReply::Wrote(_) | SinkReply::Books(_) | SinkReply::Letters(_) | SinkReply::Parts(_),
+                ) => "the sink-writer answers another question".into(),
                 Err(never) => match never {},
             };
             self.driver.in_trouble.store(true, Ordering::Relaxed);

@@ -157,6 +157,7 @@ pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
         other @ (SinkReply::Horizon(_)
         | SinkReply::Books(_)
         | SinkReply::Letters(_)
+        | SinkReply::Parts(_)
         | SinkReply::Busy { .. }
         | SinkReply::Failed { .. }) => {
             panic!("not written: {other:?}")

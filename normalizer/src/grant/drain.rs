@@ -1,0 +1,112 @@
+//! How fast the log is drained: what was committed, over the time in which there was something to commit.
+//!
+//! Commits come in lumps, one a range, so a mean over the last seconds is kept; the time since the last lump
+//! counts too, so that the rate falls while nothing comes.
+
+use super::Load;
+use sluice_common::clock::UnixMs;
+
+/// Over how much time the mean goes.
+const MEMORY_S: f64 = 5.0;
+/// Nothing committed for so long, with something there, is an outage and no slowness.
+const STALL_MIN_S: f64 = 3.0;
+/// Where ranges usually take longer, so many of them.
+const STALL_GAPS: f64 = 3.0;
+/// The longest time between two ranges that is taken to be usual.
+const MAX_GAP_S: f64 = 20.0;
+
+/// The meter of one log. Time goes in.
+#[derive(Debug, Default)]
+pub struct Drain {
+    load: Load,
+    seconds: f64,
+    /// Mean time from one range to the next.
+    gap_s: f64,
+    last_ms: Option<UnixMs>,
+}
+
+impl Drain {
+    /// A range was committed, whose oldest record was appended at `oldest_ms`.
+    pub fn committed(&mut self, load: Load, oldest_ms: UnixMs, now: UnixMs) {
+        let gap = self.waiting(Some(oldest_ms), now).min(MAX_GAP_S);
+        let kept = (-gap / MEMORY_S).exp();
+        self.load = self.load * kept + load;
+        self.seconds = self.seconds * kept + gap;
+        self.gap_s += (gap - self.gap_s) / 4.0;
+        self.last_ms = Some(now);
+    }
+
+    /// Seconds since which there is something to commit and nothing was.
+    fn waiting(&self, oldest_ms: Option<UnixMs>, now: UnixMs) -> f64 {
+        let since = oldest_ms.map(|oldest| self.last_ms.unwrap_or(0).max(oldest));
+        since.map_or(0.0, |since| seconds(now.saturating_sub(since)))
+    }
+
+    /// What is drained a second.
+    #[must_use]
+    pub fn per_second(&self, oldest_ms: Option<UnixMs>, now: UnixMs) -> Load {
+        // Up to the usual time the next lump is on its way.
+        let late = (self.waiting(oldest_ms, now) - self.gap_s).max(0.0);
+        let seconds = self.seconds + late;
+        self.load * (1.0 / seconds.max(0.05))
+    }
+
+    /// Whether nothing is drained at all.
+    #[must_use]
+    pub fn is_stalled(&self, oldest_ms: Option<UnixMs>, now: UnixMs) -> bool {
+        let never = self.last_ms.is_none();
+        never || self.waiting(oldest_ms, now) > (self.gap_s * STALL_GAPS).max(STALL_MIN_S)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+pub(super) fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(bytes: f64) -> Load {
+        Load { bytes, rows: 1.0 }
+    }
+
+    #[test]
+    fn the_rate_is_what_was_committed_while_there_was_something_to_commit() {
+        let mut drain = Drain::default();
+        assert!(drain.is_stalled(Some(0), 1), "nothing is known yet");
+        for n in 1..=20 {
+            drain.committed(load(1_000.0), 0, n * 500);
+        }
+        let rate = drain.per_second(Some(10_000), 10_000).bytes;
+        assert!((rate - 2_000.0).abs() < 20.0, "{rate}");
+        // Idle for an hour: no evidence of slowness.
+        drain.committed(load(1_000.0), 3_609_500, 3_610_000);
+        let rate = drain.per_second(None, 3_700_000).bytes;
+        assert!((rate - 2_000.0).abs() < 100.0, "{rate}");
+    }
+
+    #[test]
+    fn a_lump_that_does_not_come_lowers_the_rate_and_then_is_an_outage() {
+        let mut drain = Drain::default();
+        for n in 1..=20 {
+            drain.committed(load(1_000.0), 0, n * 500);
+        }
+        let rate = |now| drain.per_second(Some(9_000), now).bytes;
+        assert!(rate(12_000) < 0.8 * rate(10_000));
+        assert!(!drain.is_stalled(Some(9_000), 12_900));
+        assert!(drain.is_stalled(Some(9_000), 13_100));
+        assert!(!drain.is_stalled(None, 99_000), "there is nothing to commit");
+    }
+
+    #[test]
+    fn ranges_that_take_long_are_no_outage() {
+        let mut drain = Drain::default();
+        for n in 1..=20 {
+            drain.committed(load(9.0), 0, n * 4_000);
+        }
+        assert!(!drain.is_stalled(Some(0), 80_000 + 9_000));
+        assert!(drain.is_stalled(Some(0), 80_000 + 13_000));
+    }
+}

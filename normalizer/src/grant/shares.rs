@@ -1,0 +1,278 @@
+//! Who may send how much: the gate, each tenant's share of what is drained, and its share of the room that
+//! is left in the log. Pure: time and the log's state go in.
+
+use super::drain::{Drain, seconds};
+use super::level::level;
+use super::tenant::Tenant;
+use super::{Load, View, Why};
+use sluice_common::clock::UnixMs;
+use sluice_common::config::Weight;
+use sluice_common::ids::TenantId;
+use sluice_common::limits::{GRANT_AGE, GRANT_BACKLOG_PERCENT, GRANT_ROOM_FACTOR, GRANT_TENANTS};
+use std::collections::HashMap;
+
+/// Between two looks at who asks for what.
+const TURN_MS: u64 = 250;
+/// Granted of what is drained; the rest takes the backlog down.
+const GRANTED: f64 = 0.9;
+/// The gate opens again at this part of what shut it, give or take the jitter: several that stand before one
+/// ClickHouse do not open at once.
+const REOPEN: f64 = 0.8;
+const REOPEN_JITTER: f64 = 0.05;
+/// What a tenant is told to wait at most.
+const MAX_WAIT_MS: u64 = 30_000;
+/// What a tenant is told to wait for room while nothing is drained: nobody knows.
+const STALL_WAIT_MS: u64 = 5_000;
+/// The shortest wait: a look around comes no more often.
+const MIN_WAIT_MS: u64 = 50;
+
+/// A refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    pub why: Why,
+    /// When the tenant will have room, as far as can be said.
+    pub retry_after_ms: u64,
+}
+
+/// All tenants' shares.
+#[derive(Debug)]
+pub struct Shares {
+    drain: Drain,
+    tenants: HashMap<TenantId, Tenant>,
+    late_ms: u64,
+    /// Where it is shut: at which part of the bounds it opens.
+    shut: Option<f64>,
+    stalled: bool,
+    /// For each unit of weight, a second.
+    level: Load,
+    capacity: Load,
+    turned_ms: UnixMs,
+    random: u64,
+}
+
+impl Shares {
+    /// An open gate; `seed` is for the jitter.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            drain: Drain::default(),
+            tenants: HashMap::new(),
+            late_ms: GRANT_AGE.as_secs() * 1_000,
+            shut: None,
+            stalled: false,
+            level: Load::default(),
+            capacity: Load::default(),
+            turned_ms: 0,
+            random: seed,
+        }
+    }
+
+    /// The age of the backlog at which the gate shuts, at least [`GRANT_AGE`].
+    pub fn set_late(&mut self, ms: u64) {
+        self.late_ms = ms.max(GRANT_AGE.as_secs() * 1_000);
+    }
+
+    /// A tenant asks to send a body of so many bytes. What is reserved for it, to be given back with
+    /// [`Self::done`]; nothing where it is one tenant too many to be remembered.
+    ///
+    /// # Errors
+    /// [`Refused`]: its share is used up.
+    pub fn ask(
+        &mut self,
+        (tenant, weight): (&TenantId, Weight),
+        body: usize,
+        view: View,
+    ) -> Result<Option<Load>, Refused> {
+        self.turn(view);
+        let now = view.now;
+        if !self.tenants.contains_key(tenant) && self.tenants.len() >= GRANT_TENANTS {
+            self.tenants.retain(|_, one| !one.is_idle(now));
+            if self.tenants.len() >= GRANT_TENANTS {
+                return Ok(None);
+            }
+        }
+        let newcomer = || Tenant::new(now);
+        let one = self.tenants.entry(tenant.clone()).or_insert_with(newcomer);
+        let load = one.asks(weight, real(body), now);
+        if self.shut.is_some() {
+            self.check(tenant, view)?;
+        }
+        if let Some(one) = self.tenants.get_mut(tenant) {
+            one.reserved = one.reserved + load;
+        }
+        Ok(Some(load))
+    }
+
+    fn check(&mut self, tenant: &TenantId, view: View) -> Result<(), Refused> {
+        let now = view.now;
+        let room = self.room(tenant, view);
+        let (level, stalled) = (self.level, self.stalled);
+        let Some(one) = self.tenants.get_mut(tenant) else {
+            return Ok(());
+        };
+        let over = one.backlog + one.reserved.bytes - room;
+        let refused = if over >= 0.0 {
+            let drained = one.weight * level.bytes;
+            let wait = if stalled {
+                STALL_WAIT_MS
+            } else {
+                wait_ms(over / drained)
+            };
+            Some((Why::Room, wait))
+        } else if stalled {
+            None
+        } else {
+            let wait = one.wait(level, now);
+            (wait > 0.0).then(|| (Why::Drain, wait_ms(wait)))
+        };
+        let Some((why, retry_after_ms)) = refused else {
+            return Ok(());
+        };
+        one.refused(now);
+        Err(Refused { why, retry_after_ms })
+    }
+
+    /// What of the log may be this tenant's: its part, by weight among those that send or have something in
+    /// it, of a multiple of what is free. So whoever fills it leaves room, and a newcomer finds some.
+    fn room(&self, tenant: &TenantId, view: View) -> f64 {
+        let here = |one: &&Tenant| one.is_active(view.now) || one.backlog > 0.0;
+        let weights: f64 = self.tenants.values().filter(here).map(|one| one.weight).sum();
+        let reserved: f64 = self.tenants.values().map(|one| one.reserved.bytes).sum();
+        let weight = self.tenants.get(tenant).map_or(1.0, |one| one.weight);
+        let free = wide(view.limit_bytes) - wide(view.backlog_bytes) - reserved;
+        GRANT_ROOM_FACTOR * free.max(0.0) * weight / weights.max(weight)
+    }
+
+    /// A request has ended; where its rows were appended its body tells of the next ones.
+    pub fn done(&mut self, tenant: &TenantId, reserved: Load, appended: Option<usize>) {
+        if let Some(one) = self.tenants.get_mut(tenant) {
+            one.reserved = (one.reserved + reserved * -1.0).at_least_zero();
+            if let Some(body) = appended {
+                one.took(real(body));
+            }
+        }
+    }
+
+    /// So much of the log is the tenant's now.
+    pub fn wrote(&mut self, tenant: &TenantId, load: Load) {
+        if let Some(one) = self.tenants.get_mut(tenant) {
+            one.wrote(load);
+        }
+    }
+
+    /// A range was committed: all of it, and of each tenant what was written since the start.
+    pub fn committed(&mut self, all: Load, of: &HashMap<TenantId, Load>, (oldest_ms, now): (UnixMs, UnixMs)) {
+        self.drain.committed(all, oldest_ms, now);
+        for (tenant, load) in of {
+            if let Some(one) = self.tenants.get_mut(tenant) {
+                one.backlog = (one.backlog - load.bytes).max(0.0);
+            }
+        }
+    }
+
+    /// What all tenants together may send a second; `None` while the gate is open.
+    #[must_use]
+    pub fn in_force(&self) -> Option<Load> {
+        self.shut.map(|_| {
+            if self.stalled {
+                Load::default()
+            } else {
+                self.capacity
+            }
+        })
+    }
+
+    /// What is drained a second.
+    #[must_use]
+    pub fn drained(&self, view: View) -> Load {
+        self.drain.per_second(view.oldest_ms, view.now)
+    }
+
+    /// Whether the gate is shut and nothing is drained.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.shut.is_some() && self.stalled
+    }
+
+    /// Looks who asks for what, and shares out anew.
+    pub fn turn(&mut self, view: View) {
+        let now = view.now;
+        let passed = now.saturating_sub(self.turned_ms);
+        if passed < TURN_MS && now >= self.turned_ms {
+            return;
+        }
+        self.turned_ms = now;
+        let passed_s = seconds(passed.max(TURN_MS));
+        self.tenants.retain(|_, one| !one.is_idle(now));
+        self.tenants.values_mut().for_each(|one| one.turn(passed_s));
+        self.gate(view);
+        let was_stalled = self.stalled;
+        self.stalled = self.drain.is_stalled(view.oldest_ms, now);
+        if was_stalled && !self.stalled {
+            // What was sent into the outage is paid with room, and not once more with what is drained.
+            self.tenants.values_mut().for_each(Tenant::free);
+        }
+        self.capacity = self.drain.per_second(view.oldest_ms, now) * GRANTED;
+        let active = self.tenants.values().filter(|one| one.is_active(now));
+        let (bytes, rows): (Vec<_>, Vec<_>) = active.map(|one| one.claims(now)).unzip();
+        self.level = Load {
+            bytes: level(self.capacity.bytes, &bytes),
+            rows: level(self.capacity.rows, &rows),
+        };
+    }
+
+    /// Shuts at the bounds, and opens below a part of them.
+    fn gate(&mut self, view: View) {
+        let age = view.oldest_ms.map_or(0, |oldest| view.now.saturating_sub(oldest));
+        let bound = wide(view.limit_bytes) / 100.0 * f64::from(GRANT_BACKLOG_PERCENT);
+        let reach = (wide(age) / wide(self.late_ms)).max(wide(view.backlog_bytes) / bound.max(1.0));
+        match self.shut {
+            None if reach >= 1.0 => self.shut = Some(REOPEN + REOPEN_JITTER * self.jitter()),
+            Some(reopen) if reach < reopen => {
+                self.shut = None;
+                self.tenants.values_mut().for_each(Tenant::free);
+            }
+            None | Some(_) => {}
+        }
+    }
+
+    /// From -1 to 1.
+    fn jitter(&mut self) -> f64 {
+        // Knuth's generator; its high bits are good enough to tell intakes apart.
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        wide(self.random >> 40) / f64::from(1u32 << 23) - 1.0
+    }
+
+    #[cfg(test)]
+    pub(super) fn tenants(&self) -> usize {
+        self.tenants.len()
+    }
+}
+
+fn wait_ms(seconds: f64) -> u64 {
+    let ms = (seconds * 1_000.0).ceil();
+    if ms.is_finite() {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "finite and clamped; as saturates"
+        )]
+        let ms = ms as u64;
+        ms.clamp(MIN_WAIT_MS, MAX_WAIT_MS)
+    } else {
+        MAX_WAIT_MS
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn wide(n: u64) -> f64 {
+    n as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn real(n: usize) -> f64 {
+    n as f64
+}
