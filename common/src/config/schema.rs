@@ -5,8 +5,8 @@
 //! of single values are. Texts may also be references, `${NAME}`, so a pattern admits these.
 
 use super::{
-    ByteSize, Config, Count, Expiry, FieldType, PartitionBy, Period, Share, Text, UnknownFields, Weight, Zone,
-    quantity,
+    ByteSize, Config, Count, Expiry, FieldType, PartitionBy, Period, Share, Text, UnknownFields, Weight,
+    Zone, quantity,
 };
 use crate::ids::{Name, TenantId};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
