@@ -10,13 +10,16 @@
 //! **Read.** Without a lock: a rename is seen whole or not at all. What cannot be parsed is refused whole.
 //! **Delete.** Never by us. **Recovery.** None: the file is always whole.
 
-use crate::config::{Config, KeyHash, Quota, Rates, Tenant, Weight};
+mod quota;
+
+pub use quota::set_quota;
+
+use crate::config::{Config, KeyHash, Quota, Tenant, Weight};
 use crate::ids::{Name, TenantId};
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::replace::{OWNER_ONLY, replace};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -314,8 +317,8 @@ pub fn add(list: &mut Vec<Tenant>, beside: &Beside, tenant: Tenant) -> Result<()
         return Err(ChangeError::Exists(tenant.id));
     }
     let datasets = tenant.datasets.iter().flatten();
-    known(beside, datasets.chain(tenant.quota.datasets.keys()))?;
-    sound(&tenant)?;
+    quota::known(beside, datasets.chain(tenant.quota.datasets.keys()))?;
+    quota::sound(&tenant)?;
     list.push(tenant);
     Ok(())
 }
@@ -374,72 +377,6 @@ pub fn revoke(
         }
         _ => Err(ChangeError::Ambiguous(id.clone(), beginning.to_owned())),
     }
-}
-
-/// Changes what a tenant may send: members of `patch` (as in RFC 7396) replace those of its quota, null takes
-/// one away, and what is not named stays. The quota then.
-///
-/// # Errors
-/// [`ChangeError`] where there is no such tenant here, or no such quota could be.
-pub fn set_quota(
-    list: &mut [Tenant],
-    beside: &Beside,
-    id: &TenantId,
-    (patch, weight): (&Value, Option<Weight>),
-) -> Result<Quota, ChangeError> {
-    outside_of(beside, id)?;
-    let tenant = list.iter_mut().find(|one| one.id == *id);
-    let tenant = tenant.ok_or_else(|| ChangeError::Unknown(id.clone()))?;
-    let bad = |error: serde_json::Error| ChangeError::BadQuota(id.clone(), error.to_string());
-    if !patch.is_object() {
-        let what = "a quota is a map of limits".to_owned();
-        return Err(ChangeError::BadQuota(id.clone(), what));
-    }
-    let mut quota = serde_json::to_value(&tenant.quota).map_err(bad)?;
-    merge(&mut quota, patch);
-    let mut quota: Quota = serde_json::from_value(quota).map_err(bad)?;
-    quota.datasets.retain(|_, rates| *rates != Rates::default());
-    known(beside, quota.datasets.keys())?;
-    let changed = Tenant {
-        quota,
-        weight: weight.unwrap_or(tenant.weight),
-        ..tenant.clone()
-    };
-    sound(&changed)?;
-    *tenant = changed;
-    Ok(tenant.quota.clone())
-}
-
-/// RFC 7396. As deep as a quota is; the reader refuses what is deeper.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(members) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(serde_json::Map::new());
-    }
-    let Value::Object(target) = target else { return };
-    for (name, value) in members {
-        if value.is_null() {
-            target.remove(name);
-        } else {
-            merge(target.entry(name).or_insert(Value::Null), value);
-        }
-    }
-}
-
-fn sound(tenant: &Tenant) -> Result<(), ChangeError> {
-    let problems = tenant.quota.problems();
-    if problems.is_empty() {
-        return Ok(());
-    }
-    Err(ChangeError::BadQuota(tenant.id.clone(), problems.join("; ")))
-}
-
-fn known<'n>(beside: &Beside, mut names: impl Iterator<Item = &'n Name>) -> Result<(), ChangeError> {
-    let unknown = names.find(|name| !beside.datasets.contains(*name));
-    unknown.map_or(Ok(()), |name| Err(ChangeError::NoDataset(name.clone())))
 }
 
 fn outside_of(beside: &Beside, id: &TenantId) -> Result<(), ChangeError> {
@@ -521,6 +458,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 mod tests {
     use super::*;
     use crate::config::Loaded;
+    use serde_json::Value;
 
     fn beside() -> Beside {
         let yaml = format!(
