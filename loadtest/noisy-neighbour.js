@@ -33,6 +33,8 @@ export const options = shared({
   },
   thresholds: {
     ...HONEST,
+    sluice_over: [],
+    'sluice_over{phase:together}': ['count==0'],
     'sluice_acked{phase:alone}': ['count>0'],
     'sluice_acked{phase:together}': ['count>0'],
     'sluice_acked{phase:noisy}': ['count>0'],
@@ -52,7 +54,7 @@ export function quiet({ run }) {
 // Sends as much as is taken, and waits only when it is told to.
 export function noisy({ run }) {
   const { ended, retryAfter } = send(settings, { key: noisyKey, body: noisyBody, id: newId(run), tags: { phase: 'noisy' } });
-  if (ended === 'refused') sleep(retryAfter);
+  if (ended === 'refused' || ended === 'over') sleep(retryAfter);
 }
 
 export const handleSummary = summary('noisy-neighbour', settings, {

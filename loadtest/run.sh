@@ -46,6 +46,11 @@ ready() {
     sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" "$own/ready"
 }
 
+# What each tenant of `quota`'s own Sluice may send.
+quota() {
+    [ "$script" != quota ] || printf ', quota: {events_per_second: %s, burst: 2s}' "${QUOTA_EVENTS:-500}"
+}
+
 start_own() {
     own=$(mktemp -d "${TMPDIR:-/tmp}/sluice-loadtest.XXXXXX")
     local keys=() key number
@@ -56,11 +61,16 @@ start_own() {
         for number in $(seq "$tenants"); do
             key=slc_load${number}_$(openssl rand -hex 24)
             keys+=("$key")
-            echo "  - {id: load$number, keys: [{sha256: \"$(printf %s "$key" | openssl dgst -sha256 -r | cut -d' ' -f1)\"}]}"
+            echo "  - {id: load$number, keys: [{sha256: \"$(printf %s "$key" | openssl dgst -sha256 -r | cut -d' ' -f1)\"}]$(quota)}"
         done
     } >"$own/sluice.yaml"
     [ -x "$bin/ingestctl" ] || die "$bin/ingestctl is not built: run 'make build', or name a running Sluice with BASE_URL and KEY."
-    "$bin/ingestctl" up --config "$own/sluice.yaml" --data-dir "$own/data" --listen 127.0.0.1:0 \
+    local tls=()
+    if [ "$script" = tls ]; then
+        tls=(--tls self-signed)
+        export TLS_INSECURE=1
+    fi
+    "$bin/ingestctl" up "${tls[@]}" --config "$own/sluice.yaml" --data-dir "$own/data" --listen 127.0.0.1:0 \
         --admin-listen 127.0.0.1:0 --clickhouse-port 0 --json >"$own/ready" 2>"$own/log" &
     own_pid=$!
     local waited=0

@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::borrow::Cow;
 
 /// One refusal: what is wrong, machine-readable, and what to do.
@@ -38,17 +39,25 @@ impl Problem {
     /// The document's body.
     #[must_use]
     pub fn to_json(&self, request_id: &str) -> Vec<u8> {
+        self.to_json_with(request_id, None, &[])
+    }
+
+    /// The same of a registered type, and with members of its own.
+    #[must_use]
+    pub fn to_json_with(&self, request_id: &str, kind: Option<&str>, members: &[(&str, Value)]) -> Vec<u8> {
         let title = self.status().canonical_reason().unwrap_or("Error");
-        serde_json::json!({
-            "type": format!("urn:sluice:problem:{}", self.code),
+        let mut document = serde_json::json!({
+            "type": kind.map_or_else(|| format!("urn:sluice:problem:{}", self.code), str::to_owned),
             "title": title,
             "status": self.status,
             "detail": self.detail,
             "code": self.code,
             "request_id": request_id,
-        })
-        .to_string()
-        .into_bytes()
+        });
+        for (name, value) in members {
+            document[*name] = value.clone();
+        }
+        document.to_string().into_bytes()
     }
 }
 

@@ -69,6 +69,10 @@ pub const FORWARD_BYTES_PER_REQUEST: u64 = 256 * KIB as u64;
 pub const BUSY_HOLD: Duration = Duration::from_millis(500);
 /// How long an edge waits for the normalizer's answer once the request was passed on.
 pub const EDGE_FORWARD_DEADLINE: Duration = Duration::from_secs(30);
+/// Shortest `burst` of a quota, in ms: `Retry-After` and the headers of quotas count whole seconds.
+pub const MIN_QUOTA_BURST: u64 = 1_000;
+/// Longest one, in ms: beyond an hour a quota no longer evens out load.
+pub const MAX_QUOTA_BURST: u64 = 3_600_000;
 /// Tenants with a label of their own in metrics; the rest are `other`.
 pub const TENANT_LABELS: usize = 200;
 /// From the first byte of a request head to its last.

@@ -56,6 +56,8 @@ names! {
         HttpRequests = "sluice_http_requests_total", "HTTP requests answered on the public listener.";
         /// `where` edge, intake, log, sink; `reason`.
         Shed = "sluice_shed_total", "Requests refused for want of room, by place and reason.";
+        /// `tenant` (as in `TenantEvents`), `policy`, `mode` refused, dry_run.
+        QuotaRefusals = "sluice_quota_refusals_total", "Requests over a quota, refused, or taken all the same in a dry run.";
         /// `class` of `classify`.
         ClickHouseErrors = "sluice_clickhouse_errors_total", "Errors of ClickHouse calls by class.";
         /// `outcome` all, none, between, unknown.
@@ -128,6 +130,8 @@ names! {
         ParkedBytes = "sluice_parked_bytes", "Bytes of rows that wait for a table in trouble.";
         /// `table` of a configured dataset.
         ParkedUnits = "sluice_parked_units", "Shares of ranges that wait for a table in trouble.";
+        /// `tenant` with a quota.
+        QuotaUsedRatio = "sluice_quota_used_ratio", "What was taken in the last ten seconds or so over what the quota gives: the highest of its limits.";
         LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";
@@ -150,7 +154,9 @@ impl Histogram {
     }
 }
 
-type Reading = (Vec<KeyValue>, Box<dyn Fn() -> f64 + Send + Sync>);
+/// Values of one level, each with its labels.
+pub type Values = Vec<(Vec<(&'static str, String)>, f64)>;
+type Reading = Box<dyn Fn(&mut dyn FnMut(f64, &[KeyValue])) + Send + Sync>;
 type Readings = Arc<Mutex<Vec<Reading>>>;
 
 /// The instruments of one process. Cloning shares them.
@@ -276,7 +282,21 @@ impl Metrics {
     /// Has a level read by `read` whenever metrics are asked for.
     pub fn watch(&self, gauge: Gauge, labels: Labels<'_>, read: impl Fn() -> f64 + Send + Sync + 'static) {
         if let Some(readings) = self.0.gauges.get(&gauge) {
-            readings.lock().push((pairs(labels), Box::new(read)));
+            let labels = pairs(labels);
+            readings.lock().push(Box::new(move |tell| tell(read(), &labels)));
+        }
+    }
+
+    /// The same of a level whose labels come and go: all its values at a time. The caller bounds them.
+    pub fn watch_all(&self, gauge: Gauge, read: impl Fn() -> Values + Send + Sync + 'static) {
+        let told = move |tell: &mut dyn FnMut(f64, &[KeyValue])| {
+            for (labels, value) in read() {
+                let labels = labels.into_iter().map(|(name, value)| KeyValue::new(name, value));
+                tell(value, &labels.collect::<Vec<_>>());
+            }
+        };
+        if let Some(readings) = self.0.gauges.get(&gauge) {
+            readings.lock().push(Box::new(told));
         }
     }
 
@@ -333,9 +353,9 @@ fn gauge(meter: &Meter, which: Gauge) -> Readings {
         .with_description(which.help());
     instrument
         .with_callback(move |observer| {
-            read.lock()
-                .iter()
-                .for_each(|(labels, value)| observer.observe(value(), labels));
+            for reading in read.lock().iter() {
+                reading(&mut |value, labels| observer.observe(value, labels));
+            }
         })
         .build();
     readings

@@ -5,6 +5,7 @@ use crate::telemetry::Telemetry;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinError;
 
 /// Why a process ends with an error: its message is all that a person gets, so it says what to do.
@@ -46,7 +47,11 @@ pub fn run(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => {
-            let outcome = runtime.block_on(work);
+            let outcome = runtime.block_on(async {
+                // Before the config is followed there is nothing to read again, and no reason to end.
+                let _ignored = signal(SignalKind::hangup())?;
+                work.await
+            });
             // Whatever still runs was given its deadline.
             runtime.shutdown_background();
             outcome

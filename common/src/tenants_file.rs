@@ -10,12 +10,13 @@
 //! **Read.** Without a lock: a rename is seen whole or not at all. What cannot be parsed is refused whole.
 //! **Delete.** Never by us. **Recovery.** None: the file is always whole.
 
-use crate::config::{Config, KeyHash, Tenant};
+use crate::config::{Config, KeyHash, Quota, Rates, Tenant, Weight};
 use crate::ids::{Name, TenantId};
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::replace::{OWNER_ONLY, replace};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -71,6 +72,8 @@ pub enum ChangeError {
     NoDataset(Name),
     #[error("tenant {0} has no key that begins with {1:?}: `tenants list` shows them")]
     NoKey(TenantId, String),
+    #[error("tenant {0}: {1}")]
+    BadQuota(TenantId, String),
     #[error("{1:?} is the beginning of several keys of tenant {0}: give more of it")]
     Ambiguous(TenantId, String),
 }
@@ -225,6 +228,8 @@ pub fn problems(filed: &[Tenant], configured: &[Tenant]) -> Vec<String> {
                 tenant.id
             ));
         }
+        let quota = tenant.quota.problems().into_iter();
+        found.extend(quota.map(|problem| format!("tenant {}: {problem}", tenant.id)));
         for key in &tenant.keys {
             if !is_hash(&key.sha256) {
                 found.push(format!(
@@ -255,6 +260,9 @@ pub struct Listed {
     pub keys: Vec<ListedKey>,
     /// None: all.
     pub datasets: Option<Vec<Name>>,
+    pub weight: Weight,
+    /// None: nothing is limited.
+    pub quota: Option<Quota>,
 }
 
 /// A key as it is listed.
@@ -285,6 +293,8 @@ fn listed(source: &'static str, tenant: &Tenant) -> Listed {
         source,
         keys: keys.collect(),
         datasets: tenant.datasets.clone(),
+        weight: tenant.weight,
+        quota: (tenant.quota != Quota::default()).then(|| tenant.quota.clone()),
     }
 }
 
@@ -303,10 +313,9 @@ pub fn add(list: &mut Vec<Tenant>, beside: &Beside, tenant: Tenant) -> Result<()
     if list.iter().any(|one| one.id == tenant.id) {
         return Err(ChangeError::Exists(tenant.id));
     }
-    let mut datasets = tenant.datasets.iter().flatten();
-    if let Some(name) = datasets.find(|name| !beside.datasets.contains(*name)) {
-        return Err(ChangeError::NoDataset(name.clone()));
-    }
+    let datasets = tenant.datasets.iter().flatten();
+    known(beside, datasets.chain(tenant.quota.datasets.keys()))?;
+    sound(&tenant)?;
     list.push(tenant);
     Ok(())
 }
@@ -367,6 +376,72 @@ pub fn revoke(
     }
 }
 
+/// Changes what a tenant may send: members of `patch` (as in RFC 7396) replace those of its quota, null takes
+/// one away, and what is not named stays. The quota then.
+///
+/// # Errors
+/// [`ChangeError`] where there is no such tenant here, or no such quota could be.
+pub fn set_quota(
+    list: &mut [Tenant],
+    beside: &Beside,
+    id: &TenantId,
+    (patch, weight): (&Value, Option<Weight>),
+) -> Result<Quota, ChangeError> {
+    outside_of(beside, id)?;
+    let tenant = list.iter_mut().find(|one| one.id == *id);
+    let tenant = tenant.ok_or_else(|| ChangeError::Unknown(id.clone()))?;
+    let bad = |error: serde_json::Error| ChangeError::BadQuota(id.clone(), error.to_string());
+    if !patch.is_object() {
+        let what = "a quota is a map of limits".to_owned();
+        return Err(ChangeError::BadQuota(id.clone(), what));
+    }
+    let mut quota = serde_json::to_value(&tenant.quota).map_err(bad)?;
+    merge(&mut quota, patch);
+    let mut quota: Quota = serde_json::from_value(quota).map_err(bad)?;
+    quota.datasets.retain(|_, rates| *rates != Rates::default());
+    known(beside, quota.datasets.keys())?;
+    let changed = Tenant {
+        quota,
+        weight: weight.unwrap_or(tenant.weight),
+        ..tenant.clone()
+    };
+    sound(&changed)?;
+    *tenant = changed;
+    Ok(tenant.quota.clone())
+}
+
+/// RFC 7396. As deep as a quota is; the reader refuses what is deeper.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(members) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let Value::Object(target) = target else { return };
+    for (name, value) in members {
+        if value.is_null() {
+            target.remove(name);
+        } else {
+            merge(target.entry(name).or_insert(Value::Null), value);
+        }
+    }
+}
+
+fn sound(tenant: &Tenant) -> Result<(), ChangeError> {
+    let problems = tenant.quota.problems();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(ChangeError::BadQuota(tenant.id.clone(), problems.join("; ")))
+}
+
+fn known<'n>(beside: &Beside, mut names: impl Iterator<Item = &'n Name>) -> Result<(), ChangeError> {
+    let unknown = names.find(|name| !beside.datasets.contains(*name));
+    unknown.map_or(Ok(()), |name| Err(ChangeError::NoDataset(name.clone())))
+}
+
 fn outside_of(beside: &Beside, id: &TenantId) -> Result<(), ChangeError> {
     if beside.configured.iter().any(|one| one.id == *id) {
         return Err(ChangeError::InConfig(id.clone()));
@@ -391,7 +466,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<Tenant>, String> {
     }
 }
 
-/// Names, ids, hashes and times need no YAML quoting beyond quotes.
+/// Names, ids, hashes and times need no YAML quoting beyond quotes; a quota is written as JSON, which is YAML.
 fn render(tenants: &[Tenant]) -> String {
     let mut text = String::from(
         "# Kept by `ingestctl tenants`; a change by hand counts within two seconds. Keys stand here as SHA-256 only.\n",
@@ -418,6 +493,13 @@ fn render(tenants: &[Tenant]) -> String {
         if let Some(datasets) = &tenant.datasets {
             let names: Vec<String> = datasets.iter().map(|name| format!("\"{name}\"")).collect();
             let _ = writeln!(text, "  datasets: [{}]", names.join(", "));
+        }
+        if tenant.quota != Quota::default() {
+            let quota = serde_json::to_string(&tenant.quota).expect("names, numbers and texts are JSON");
+            let _ = writeln!(text, "  quota: {quota}");
+        }
+        if tenant.weight != Weight::default() {
+            let _ = writeln!(text, "  weight: {}", tenant.weight.get());
         }
     }
     text
@@ -474,6 +556,9 @@ mod tests {
         let mut with_all = tenant("acme", 'a');
         with_all.datasets = Some(vec![Name::new("events").expect("valid")]);
         with_all.keys[0].end_by(1_763_712_000_123);
+        let quota = r#"{"bytes_per_second": "64MiB", "burst": "5s", "dry_run": true, "datasets": {"events": {"events_per_second": 7}}}"#;
+        with_all.quota = serde_json::from_str(quota).expect("a quota");
+        with_all.weight = Weight::new(3).expect("a weight");
         let change = |list: &mut Vec<Tenant>| {
             list.push(with_all.clone());
             list.push(tenant("b", 'b'));
@@ -577,6 +662,54 @@ mod tests {
             revoke(&mut list, &beside, &id("acme"), None),
             Err(ChangeError::Unknown(id("acme")))
         );
+    }
+
+    #[test]
+    fn a_quota_is_changed_member_by_member_and_never_into_one_that_cannot_be() {
+        let (beside, mut list) = (beside(), vec![tenant("acme", 'a')]);
+        let mut set = |id: &str, patch: Value| {
+            let done = set_quota(&mut list, &beside, &self::id(id), (&patch, Weight::new(5)));
+            done.map(|quota| serde_json::to_value(quota).expect("JSON"))
+        };
+        let json = serde_json::json!({"events_per_second": 5, "burst": "3s", "datasets": {"events": {"requests_per_second": 2}}});
+        let first = set("acme", json).expect("set");
+        assert_eq!(first["events_per_second"], 5);
+        let second = set(
+            "acme",
+            serde_json::json!({"events_per_second": null, "bytes_per_second": "1MiB"}),
+        );
+        let second = second.expect("set");
+        assert_eq!(
+            (&second["events_per_second"], &second["burst"]),
+            (&Value::Null, &"3s".into())
+        );
+        assert_eq!(second["datasets"]["events"]["requests_per_second"], 2);
+        let third = set(
+            "acme",
+            serde_json::json!({"datasets": {"events": {"requests_per_second": null}}}),
+        );
+        assert_eq!(
+            third.expect("set")["datasets"],
+            Value::Null,
+            "a dataset without limits is none"
+        );
+        for bad in [
+            serde_json::json!({"events_per_second": 0}),
+            serde_json::json!({"events_per_minute": 1}),
+            serde_json::json!({"burst": "1ms"}),
+            serde_json::json!([]),
+        ] {
+            assert!(
+                matches!(set("acme", bad.clone()), Err(ChangeError::BadQuota(..))),
+                "{bad}"
+            );
+        }
+        let nowhere = serde_json::json!({"datasets": {"nowhere": {"events_per_second": 1}}});
+        assert!(matches!(set("acme", nowhere), Err(ChangeError::NoDataset(_))));
+        assert!(matches!(set("own", Value::Null), Err(ChangeError::InConfig(_))));
+        assert!(matches!(set("nobody", Value::Null), Err(ChangeError::Unknown(_))));
+        assert_eq!(list[0].weight.get(), 5);
+        assert_eq!(list[0].quota.bytes_per_second.map(|bytes| bytes.0), Some(1 << 20));
     }
 
     #[test]

@@ -7,18 +7,19 @@
 //! both end in one constant-time comparison, a miss against a dummy.
 
 use crate::admission::{Admission, TenantAdmission};
+use crate::quota::{Report, TenantQuotas};
 use crate::respond::Refusal;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use sluice_common::clock::{SharedClock, SystemClock};
-use sluice_common::config::{self, Config, Expiry, Weight};
+use sluice_common::config::{self, Config, Expiry, Share, Weight};
 use sluice_common::error::Problem;
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::tenants_file::{self, Beside, Filed};
 use sluice_common::tls::{ClientCertificate, ClientName};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
@@ -56,6 +57,8 @@ pub struct Tenant {
     pub weight: Weight,
     /// Its share of memory, and whether the normalizer takes its requests. Outlives a reload.
     pub admission: Arc<TenantAdmission>,
+    /// What it may send, and what it has.
+    pub quotas: Arc<TenantQuotas>,
 }
 
 impl Tenant {
@@ -93,6 +96,8 @@ pub struct Sources {
     pub filed: Vec<config::Tenant>,
     /// Which tenants file is in force.
     pub version: String,
+    /// The part of every quota that this edge gives.
+    share: Share,
 }
 
 /// The tenants and dataset names in force; replaced whole when the config or the tenants file changes.
@@ -103,23 +108,25 @@ pub struct Tenants {
     sources: Mutex<Sources>,
     admission: Admission,
     clock: SharedClock,
+    report: Arc<Report>,
 }
 
 impl Tenants {
-    /// The tenants of `config`.
+    /// The tenants of `config`; `report` hears of those over their quota.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self::with_clock(config, Arc::new(SystemClock))
+    pub fn new(config: &Config, report: Arc<Report>) -> Self {
+        Self::with_clock(config, report, Arc::new(SystemClock))
     }
 
     /// The same, where `clock` says which keys have ended.
     #[must_use]
-    pub fn with_clock(config: &Config, clock: SharedClock) -> Self {
+    pub fn with_clock(config: &Config, report: Arc<Report>, clock: SharedClock) -> Self {
         let tenants = Self {
             table: ArcSwap::default(),
             sources: Mutex::default(),
             admission: Admission::default(),
             clock,
+            report,
         };
         tenants.replace(config);
         tenants
@@ -136,6 +143,7 @@ impl Tenants {
     pub fn replace(&self, config: &Config) {
         let mut sources = self.sources.lock();
         sources.configured.clone_from(&config.tenants);
+        sources.share = config.edge.quota_share;
         let (configured, filed) = (&config.tenants, std::mem::take(&mut sources.filed));
         for tenant in filed {
             let problems = tenants_file::problems(std::slice::from_ref(&tenant), configured);
@@ -191,6 +199,7 @@ impl Tenants {
         };
         for one in sources.configured.iter().chain(&sources.filed) {
             let known = old.tenants.get(&one.id);
+            let quotas = known.map(|known| &known.quotas);
             let tenant = Arc::new(Tenant {
                 id: one.id.clone(),
                 datasets: one.datasets.as_ref().map(|list| list.iter().cloned().collect()),
@@ -199,6 +208,7 @@ impl Tenants {
                     || Arc::new(TenantAdmission::of(&one.id)),
                     |known| known.admission.clone(),
                 ),
+                quotas: TenantQuotas::new((&one.id, &one.quota), sources.share, quotas, &self.report),
             });
             for key in &one.keys {
                 if let Some(hash) = read_hash(&key.sha256) {
@@ -214,6 +224,17 @@ impl Tenants {
         let weights = table.tenants.values().map(|tenant| (&tenant.id, tenant.weight));
         self.admission.share_out(weights);
         self.table.store(Arc::new(table));
+    }
+
+    /// What was lately used of the quotas of all tenants that have one, the highest of each `label`.
+    pub fn used_ratios<'l>(&self, label: impl Fn(&TenantId) -> String + 'l) -> BTreeMap<String, f64> {
+        let (table, now) = (self.table.load(), self.report.now());
+        let mut found = BTreeMap::new();
+        for tenant in table.tenants.values().filter(|one| !one.quotas.is_unlimited()) {
+            let highest = found.entry(label(&tenant.id)).or_insert(0.0);
+            *highest = f64::max(*highest, tenant.quotas.used_ratio(now));
+        }
+        found
     }
 
     /// Whether a dataset of that name is configured.
@@ -378,7 +399,10 @@ mod tests {
 
     #[test]
     fn a_key_is_taken_from_each_of_its_places_and_from_nowhere_else() {
-        let tenants = Tenants::new(&config(&[("acme", "slc_a_1"), ("other", "slc_o_1")]));
+        let tenants = Tenants::new(
+            &config(&[("acme", "slc_a_1"), ("other", "slc_o_1")]),
+            Report::quiet(),
+        );
         for good in [
             &[("authorization", "Bearer slc_a_1")][..],
             &[("authorization", "bEARER   slc_a_1 ")],
@@ -423,7 +447,7 @@ mod tests {
         let yaml =
             format!("tenants: [{{id: a, keys: [{{sha256: {hash}, until: \"1970-01-01T00:00:02Z\"}}]}}]");
         let loaded = Loaded::parse(&yaml, Path::new("t"), Path::new("/tmp")).unwrap();
-        let tenants = Tenants::with_clock(&loaded.config, Arc::new(clock.clone()));
+        let tenants = Tenants::with_clock(&loaded.config, Report::quiet(), Arc::new(clock.clone()));
         assert_eq!(tenant_of(&tenants, &[("x-api-key", "k")]).as_deref(), Ok("a"));
         clock.advance(1_000);
         assert_eq!(
@@ -434,7 +458,7 @@ mod tests {
 
     #[test]
     fn a_tenants_file_stands_beside_the_config_and_gives_way_to_it() {
-        let tenants = Tenants::new(&config(&[("acme", "a")]));
+        let tenants = Tenants::new(&config(&[("acme", "a")]), Report::quiet());
         let filed = |list: &[(&str, &str)]| Filed {
             tenants: config(list).tenants,
             version: "v".into(),
@@ -466,7 +490,7 @@ mod tests {
 
     #[test]
     fn a_reload_revokes_keys_and_keeps_what_a_tenant_holds() {
-        let tenants = Tenants::new(&config(&[("acme", "old"), ("gone", "x")]));
+        let tenants = Tenants::new(&config(&[("acme", "old"), ("gone", "x")]), Report::quiet());
         let mut headers = HeaderMap::new();
         headers.insert(API_KEY, HeaderValue::from_static("old"));
         let nobody = ClientCertificate::default();
@@ -496,7 +520,7 @@ mod tests {
         let config = Loaded::parse(&yaml, Path::new("t"), Path::new("/tmp"))
             .unwrap()
             .config;
-        let tenants = Tenants::new(&config);
+        let tenants = Tenants::new(&config, Report::quiet());
         let dns = |name| ClientName::dns(name);
         let uri = |name: &str| ClientName::Uri(name.into());
         for (names, key, expected) in [

@@ -67,8 +67,8 @@ impl Forwarder {
         }
     }
 
-    /// The normalizer's answer. What is `held` (memory) is held until there is one, even past the deadline at which
-    /// this gives up waiting.
+    /// The normalizer's answer. What is `held` (memory, a place among the tenant's requests) is held until there is
+    /// one, even past the deadline at which this gives up waiting.
     ///
     /// # Errors
     /// [`Shed`]: the request never had its turn, or the normalizer was busy for as long as it may wait.

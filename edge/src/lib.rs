@@ -16,6 +16,7 @@ mod handlers;
 mod health;
 mod linger;
 mod queue;
+mod quota;
 mod respond;
 mod routes;
 mod server;
@@ -37,7 +38,7 @@ use queue::FairQueue;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::SystemClock;
 use sluice_common::config::Config;
-use sluice_common::metrics::{Counter, Histogram, Metrics};
+use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
 use sluice_common::reload::Part;
 use sluice_common::serve::connections::Caps;
 use sluice_common::tenants_file::TenantsFile;
@@ -71,7 +72,10 @@ impl Edge {
     pub fn before(config: &Config, seams: Vec<Seam<IntakeRequest>>, metrics: Metrics) -> Self {
         show_zeros(&metrics);
         let health = Arc::new(Health::default());
-        let tenants = Arc::new(Tenants::new(config));
+        let tenant_labels = Arc::<TenantLabels>::default();
+        let report = quota::Report::new(metrics.clone(), Arc::clone(&tenant_labels));
+        let tenants = Arc::new(Tenants::new(config, report));
+        show_used_quotas(&metrics, &tenants, &tenant_labels);
         let admission = tenants.admission().clone();
         admission.show(&metrics);
         let gate = Arc::clone(admission.gate());
@@ -82,7 +86,7 @@ impl Edge {
             tenants,
             health,
             metrics,
-            tenant_labels: Arc::default(),
+            tenant_labels,
             connections: caps(config),
         }
     }
@@ -141,8 +145,24 @@ fn caps(config: &Config) -> Caps {
     }
 }
 
+/// Tenants that have not sent yet have no label of their own; they have used nothing.
+fn show_used_quotas(metrics: &Metrics, tenants: &Arc<Tenants>, labels: &Arc<TenantLabels>) {
+    let (tenants, labels) = (Arc::downgrade(tenants), Arc::clone(labels));
+    metrics.watch_all(Gauge::QuotaUsedRatio, move || {
+        let tenants = tenants.upgrade();
+        let ratios = tenants.map(|tenants| tenants.used_ratios(|id| labels.known(id).to_owned()));
+        let ratios = ratios.into_iter().flatten();
+        ratios
+            .map(|(tenant, ratio)| (vec![("tenant", tenant)], ratio))
+            .collect()
+    });
+}
+
 fn show_zeros(metrics: &Metrics) {
     for reason in Shed::REASONS {
+        metrics.zeros(Counter::Shed, &[&[("where", "edge"), ("reason", reason)]]);
+    }
+    for reason in quota::REASONS {
         metrics.zeros(Counter::Shed, &[&[("where", "edge"), ("reason", reason)]]);
     }
     for outcome in ["accepted", "rejected"] {

@@ -6,6 +6,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde_json::Value;
 use sluice_common::error::Problem;
 use sluice_common::ids::RequestId;
 use sluice_common::wire::intake::{IntakeReply, RowsAnswer};
@@ -34,6 +35,10 @@ pub struct Refusal {
     headers: Vec<(HeaderName, HeaderValue)>,
     close: bool,
     shed: Option<&'static str>,
+    /// The registered type of its problem document, where it has one.
+    kind: Option<&'static str>,
+    /// Members that its problem document has besides.
+    members: Vec<(&'static str, Value)>,
 }
 
 impl Refusal {
@@ -48,6 +53,8 @@ impl Refusal {
             headers: Vec::new(),
             close: false,
             shed: None,
+            kind: None,
+            members: Vec::new(),
         }
     }
 
@@ -89,6 +96,34 @@ impl Refusal {
         self
     }
 
+    /// Counts it among what was shed, for this reason: the metric's label.
+    #[must_use]
+    pub fn shed_for(mut self, reason: &'static str) -> Self {
+        self.shed = Some(reason);
+        self
+    }
+
+    /// A retry makes sense after `wait`.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// Its problem document is of a registered type, and has these members besides.
+    #[must_use]
+    pub fn of_type(mut self, kind: &'static str, members: Vec<(&'static str, Value)>) -> Self {
+        self.kind = Some(kind);
+        self.with_members(members)
+    }
+
+    /// Its problem document has these members besides.
+    #[must_use]
+    pub fn with_members(mut self, members: Vec<(&'static str, Value)>) -> Self {
+        self.members = members;
+        self
+    }
+
     /// Ends an HTTP/1 connection after the answer: what follows on it is not worth reading.
     #[must_use]
     pub fn closing(mut self) -> Self {
@@ -108,9 +143,17 @@ impl Refusal {
         self.problem.status()
     }
 
+    /// What `Retry-After` is at least.
+    #[cfg(test)]
+    pub fn least_wait(&self) -> Duration {
+        self.retry_after.max(Duration::from_secs(1))
+    }
+
     fn render(self, request: RequestId) -> Response {
         let status = self.status();
-        let mut response = Response::new(Body::from(self.problem.to_json(&request.to_string())));
+        let id = request.to_string();
+        let document = self.problem.to_json_with(&id, self.kind, &self.members);
+        let mut response = Response::new(Body::from(document));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(

@@ -14,7 +14,7 @@
 //! | dataset | 403, 404 | what the tenant may do, before what it sent |
 //! | media type, encoding | 415 | from the head alone |
 //! | length | 413 | from the head alone, before memory is taken |
-//! | *quotas* | 429 | their place: a tenant over its quota must not take memory; from the head alone |
+//! | [quotas](crate::quota) | 429, 413 | a tenant over its quota must not take memory; from the head alone. What is only known later, bytes unpacked and events, is charged as it comes |
 //! | admission | 503 | byte permits and the gate: the last thing before the body is read |
 //! | body | 408, 413, 400 | read and unpacked within the permit |
 //! | *fair queue* | 503 | its place: between a whole body and the normalizer, where requests wait for room |
@@ -28,6 +28,7 @@ use crate::Edge;
 use crate::admission::BodyPermit;
 use crate::auth::Tenant;
 use crate::body::BodyPlan;
+use crate::quota::Charge;
 use crate::respond::{self, Outcome, Refusal};
 use crate::{linger, routes};
 use axum::Router;
@@ -74,6 +75,8 @@ pub fn service(edge: Edge) -> Router {
 pub struct Passed {
     pub tenant: Arc<Tenant>,
     pub plan: BodyPlan,
+    /// What the request is charged of the tenant's quotas.
+    pub charge: Charge,
     pub permit: BodyPermit,
 }
 
@@ -94,10 +97,17 @@ pub fn check(
     span.record("dataset", dataset);
     let plan = BodyPlan::of(headers)?;
     plan.check_length()?;
-    let permit = edge
+    let mut charge = tenant.quotas.enter(dataset, plan.whole_bytes())?;
+    let entered = edge
         .admission
-        .enter(&tenant.admission, plan.first_charge(), Instant::now())?;
-    Ok(Passed { tenant, plan, permit })
+        .enter(&tenant.admission, plan.first_charge(), Instant::now());
+    let permit = entered.inspect_err(|_| charge.give_back())?;
+    Ok(Passed {
+        tenant,
+        plan,
+        charge,
+        permit,
+    })
 }
 
 async fn identify(mut request: Request, next: Next) -> Response {

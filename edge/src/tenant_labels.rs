@@ -32,7 +32,17 @@ impl TenantLabels {
         metrics.add(Counter::TenantBytes, bytes, &[("tenant", label)]);
     }
 
-    fn label<'a>(&self, tenant: &'a TenantId) -> &'a str {
+    /// The tenant's label, if it has sent before; else that of the rest.
+    pub fn known<'a>(&self, tenant: &'a TenantId) -> &'a str {
+        if self.given.lock().contains(tenant) {
+            tenant.as_str()
+        } else {
+            OTHER
+        }
+    }
+
+    /// The tenant's label, its own if there still is one to give.
+    pub fn label<'a>(&self, tenant: &'a TenantId) -> &'a str {
         let mut given = self.given.lock();
         if given.contains(tenant) {
             return tenant.as_str();

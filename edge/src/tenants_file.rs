@@ -6,8 +6,9 @@
 
 use crate::auth::{Sources, Tenants};
 use parking_lot::Mutex;
+use serde_json::Value;
 use sluice_common::clock::SharedClock;
-use sluice_common::config::{KeyHash, Tenant};
+use sluice_common::config::{KeyHash, Quota, Tenant, Weight};
 use sluice_common::ids::TenantId;
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::shutdown::Stop;
@@ -183,6 +184,19 @@ impl FiledTenants {
         self.change(|list, beside| tenants_file::revoke(list, beside, id, key))
     }
 
+    /// Changes what a tenant may send ([`tenants_file::set_quota`]): its quota then, and the version. Blocks.
+    ///
+    /// # Errors
+    /// [`NotInForce`]; then nothing has changed.
+    pub fn set_quota(
+        &self,
+        id: &TenantId,
+        patch: &Value,
+        weight: Option<Weight>,
+    ) -> Result<(Quota, String), NotInForce> {
+        self.change(|list, beside| tenants_file::set_quota(list, beside, id, (patch, weight)))
+    }
+
     /// All tenants in force, which file is, and why the one on disk is not, if it is not.
     #[must_use]
     pub fn report(&self) -> (Sources, Option<String>) {
@@ -199,12 +213,13 @@ impl FiledTenants {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quota::Report;
     use sluice_common::clock::ManualClock;
-    use sluice_common::config::{Loaded, Weight};
+    use sluice_common::config::Loaded;
 
     fn opened(dir: &std::path::Path) -> Result<Arc<FiledTenants>, NotInForce> {
         let loaded = Loaded::parse("{}", std::path::Path::new("x"), dir).unwrap();
-        let tenants = Arc::new(Tenants::new(&loaded.config));
+        let tenants = Arc::new(Tenants::new(&loaded.config, Report::quiet()));
         let file = TenantsFile::at(loaded.tenants_file());
         FiledTenants::open(file, tenants, Metrics::detached(), Arc::new(ManualClock::at(5)))
     }
@@ -215,7 +230,7 @@ mod tests {
             keys: vec![KeyHash::lasting(key.to_string().repeat(64))],
             datasets: None,
             certificates: Vec::new(),
-            quota: (),
+            quota: Quota::default(),
             weight: Weight::default(),
         }
     }

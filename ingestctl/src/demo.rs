@@ -2,7 +2,7 @@
 
 use crate::keys;
 pub use crate::keys::hash;
-use sluice_common::config::{KeyHash, Tenant, Weight};
+use sluice_common::config::{KeyHash, Quota, Tenant, Weight};
 use sluice_common::ids::TenantId;
 use sluice_common::process::Failure;
 use sluice_common::replace::{OWNER_ONLY, replace};
@@ -51,7 +51,7 @@ pub fn tenant(key: &str) -> Tenant {
         keys: vec![KeyHash::lasting(hash(key))],
         certificates: Vec::new(),
         datasets: None,
-        quota: (),
+        quota: Quota::default(),
         weight: Weight::default(),
     }
 }

@@ -1,4 +1,4 @@
-// Sends requests, and counts how each ended: exactly one of acked, 4xx, refused, unknown, unanswered, wrong.
+// Sends requests, and counts how each ended: exactly one of acked, 4xx, over, refused, unknown, unanswered, wrong.
 
 import http from 'k6/http';
 import exec from 'k6/execution';
@@ -11,6 +11,7 @@ const counters = {
   sent: new Counter('sluice_sent'),
   acked: new Counter('sluice_acked'),
   '4xx': new Counter('sluice_4xx'),
+  over: new Counter('sluice_over'),
   refused: new Counter('sluice_refused'),
   unknown: new Counter('sluice_unknown'),
   unanswered: new Counter('sluice_unanswered'),
@@ -53,11 +54,23 @@ function accepted(response) {
   }
 }
 
+// A 429 says which quota it is over, what is left, and when to come again.
+function overQuota(response) {
+  try {
+    const problem = JSON.parse(response.body);
+    const told = problem.code === 'quota_exceeded' && problem['violated-policies'].length > 0;
+    return told && /^[1-9]\d*$/.test(says(response, 'Retry-After')) && says(response, 'Ratelimit') !== '' && says(response, 'Ratelimit-Policy') !== '';
+  } catch (error) {
+    return false;
+  }
+}
+
 // The name of an answer's end. Whatever the contract does not know is wrong.
 export function outcome(response, events) {
   const { status } = response;
   if (status === 0) return 'unanswered';
   if (status === 202) return accepted(response) === events ? 'acked' : 'wrong';
+  if (status === 429) return overQuota(response) ? 'over' : 'wrong';
   if (status >= 400 && status < 500) return '4xx';
   const told = says(response, 'Sluice-Outcome');
   const honest = status === 503 && /^[1-9]\d*$/.test(says(response, 'Retry-After')) && (told === 'refused' || told === 'unknown');
@@ -82,7 +95,7 @@ export function count(settings, { id, events, response, tags, late = 0 }) {
   }
   if (settings.record) console.log(`${ended} ${id} ${events}`);
   tell(ended, response);
-  return { ended, retryAfter: Number(says(response, 'Retry-After')) || 1 };
+  return { ended, retryAfter: Number(says(response, 'Retry-After')) || 1, policy: says(response, 'Ratelimit-Policy') };
 }
 
 export function post(settings, { key, text, type = 'application/x-ndjson', path, params = {} }) {

@@ -2,8 +2,8 @@
 
 import { ALWAYS } from './options.js';
 
-const COLUMNS = ['sent', '2xx', '4xx', '503 refused', '503 unknown', 'no answer', 'wrong', 'ack p50', 'p95', 'p99 ms', 'events/s'];
-const METRICS = { sent: 'sent', '2xx': 'acked', '4xx': '4xx', '503 refused': 'refused', '503 unknown': 'unknown', 'no answer': 'unanswered', wrong: 'wrong' };
+const COLUMNS = ['sent', '2xx', '4xx', '429', '503 refused', '503 unknown', 'no answer', 'wrong', 'ack p50', 'p95', 'p99 ms', 'events/s'];
+const METRICS = { sent: 'sent', '2xx': 'acked', '4xx': '4xx', 429: 'over', '503 refused': 'refused', '503 unknown': 'unknown', 'no answer': 'unanswered', wrong: 'wrong' };
 
 function values(data, name, tag) {
   const metric = data.metrics[tag ? `${name}{phase:${tag}}` : name];

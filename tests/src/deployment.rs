@@ -28,11 +28,13 @@ pub enum Part {
     ClickHouse,
 }
 
-/// A tenant's id and key.
+/// A tenant's id and key, and its quota as the config has it.
 #[derive(Debug, Clone)]
 pub struct Tenant {
     pub id: String,
     pub key: String,
+    /// YAML; empty: not limited. Changed, it counts from the next [`Deployment::reload`].
+    pub quota: String,
 }
 
 /// A Sluice under test. Dropping it kills everything and removes its directory.
@@ -110,6 +112,7 @@ impl Deployment {
             .map(|n| Tenant {
                 id: format!("t{n}"),
                 key: format!("slc_t{n}_{:032x}", rand::random::<u128>()),
+                quota: String::new(),
             })
             .collect();
         let mut deployment = Self {
@@ -144,7 +147,11 @@ impl Deployment {
             .iter()
             .map(|one| {
                 let hash = ingestctl::demo::hash(&one.key);
-                format!("  - {{id: {}, keys: [{{sha256: \"{hash}\"}}]}}\n", one.id)
+                let quota = match one.quota.as_str() {
+                    "" => String::new(),
+                    quota => format!(", quota: {quota}"),
+                };
+                format!("  - {{id: {}, keys: [{{sha256: \"{hash}\"}}]{quota}}}\n", one.id)
             })
             .collect();
         format!(

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// Keys that take effect at once, with all below them. Every other key is read at start only.
-const AT_ONCE: [&str; 3] = ["tenants", "datasets", "dedup.keys_per_tenant"];
+const AT_ONCE: [&str; 4] = ["tenants", "datasets", "dedup.keys_per_tenant", "edge.quota_share"];
 
 /// When a change takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -14,6 +14,7 @@ pub mod overrides;
 pub mod partition;
 mod place;
 pub mod quantity;
+mod quota;
 mod read;
 pub mod reference;
 pub mod schema;
@@ -33,6 +34,7 @@ pub use load::{ConfigError, Loaded, Problem};
 pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;
 pub use quantity::{ByteSize, Count, Period};
+pub use quota::{Quota, Rates, Share, TooMuch, burst_of};
 pub use table::{TablePlan, tables};
 pub use tenant::{KeyHash, Tenant, Weight};
 pub use text::Text;
@@ -108,6 +110,8 @@ pub struct Edge {
     pub normalizer: Vec<String>,
     /// Certificate and key of all public listeners; absent: plain HTTP.
     pub tls: Option<EdgeTls>,
+    /// The part of every tenant's quota that this edge gives, where several edges share the load.
+    pub quota_share: Share,
     /// How many clients may be connected at once.
     pub connections: Connections,
 }
@@ -140,6 +144,7 @@ impl Default for Edge {
             normalizer: vec!["http://127.0.0.1:4320".into()],
             tls: None,
             connections: Connections::default(),
+            quota_share: Share::default(),
         }
     }
 }

@@ -1,21 +1,7 @@
 //! Keys of features that this release does not have: refused with that reason.
 
 use super::LogKind;
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny};
-
-macro_rules! not_yet {
-    ($($(#[$doc:meta])* $name:ident: $reason:literal;)*) => {$(
-        $(#[$doc])*
-        pub(super) fn $name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-            IgnoredAny::deserialize(deserializer)?;
-            Err(D::Error::custom($reason))
-        }
-    )*};
-}
-
-not_yet! {
-    quota: "`quota` is not there yet in this release: tenants are not limited; take the key out";
-}
+use serde::de::{Deserialize, Deserializer, Error};
 
 /// `log.kind`: `kafka` is named in the docs but not there yet.
 pub(super) fn log_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LogKind, D::Error> {

@@ -1,6 +1,7 @@
 //! Sizes, counts and times as people write them: `8GiB`, `1G`, `500ms`.
 
-use serde::de::{Deserialize, Deserializer, Error};
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+use std::fmt;
 
 /// A number of bytes: a whole number, or one with B, KiB, MiB, GiB, TiB, kB, MB, GB, TB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,9 +98,30 @@ fn read<'de, D: Deserializer<'de>>(
     units: &[(&str, u64)],
     like: &str,
 ) -> Result<u64, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse(text.trim(), units)
-        .ok_or_else(|| D::Error::custom(format!("{text:?} is not understood: write it like {like}")))
+    deserializer.deserialize_any(Quantity { units, like })
+}
+
+/// A text with a unit, or a bare number, as JSON has it.
+struct Quantity<'a> {
+    units: &'a [(&'a str, u64)],
+    like: &'a str,
+}
+
+impl Visitor<'_> for Quantity<'_> {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a quantity like {}", self.like)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<u64, E> {
+        parse(text.trim(), self.units)
+            .ok_or_else(|| E::custom(format!("{text:?} is not understood: write it like {}", self.like)))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<u64, E> {
+        self.visit_str(&number.to_string())
+    }
 }
 
 impl<'de> Deserialize<'de> for ByteSize {
@@ -120,14 +142,25 @@ impl<'de> Deserialize<'de> for Period {
     }
 }
 
-impl std::str::FromStr for Period {
-    type Err = String;
+macro_rules! from_text {
+    ($($type:ident, $units:ident, $like:literal;)*) => {$(
+        impl std::str::FromStr for $type {
+            type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let ms = parse(text.trim(), PERIODS);
-        ms.map(Self)
-            .ok_or_else(|| format!("{text:?} is not understood: write it like 500ms, 10s, 15m, 24h or 7d"))
-    }
+            fn from_str(text: &str) -> Result<Self, String> {
+                let value = parse(text.trim(), $units);
+                value
+                    .map(Self)
+                    .ok_or_else(|| format!("{text:?} is not understood: write it like {}", $like))
+            }
+        }
+    )*};
+}
+
+from_text! {
+    ByteSize, SIZES, "64MiB or 8GiB";
+    Count, COUNTS, "100000 or 1G";
+    Period, PERIODS, "500ms, 10s, 15m, 24h or 7d";
 }
 
 #[cfg(test)]

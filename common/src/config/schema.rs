@@ -5,8 +5,8 @@
 //! of single values are. Texts may also be references, `${NAME}`, so a pattern admits these.
 
 use super::{
-    ByteSize, Config, Count, Expiry, FieldType, PartitionBy, Period, Text, UnknownFields, Weight, Zone,
-    quantity,
+    ByteSize, Config, Count, Expiry, FieldType, PartitionBy, Period, Share, Text, UnknownFields, Weight,
+    Zone, quantity,
 };
 use crate::ids::{Name, TenantId};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
@@ -44,6 +44,7 @@ texts! {
     ByteSize, "ByteSize", {"title": "size", "type": ["string", "integer"], "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?$|\\$\\{", "minimum": 0, "examples": ["64MiB"]};
     Count, "Count", {"title": "count", "type": ["string", "integer"], "pattern": "^[0-9]+ *(k|M|G)?$|\\$\\{", "minimum": 0, "examples": ["100000", "1G"]};
     Period, "Period", {"title": "period", "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$|\\$\\{", "examples": ["500ms", "24h", "7d"]};
+    Share, "Share", {"title": "share", "type": ["string", "integer"], "pattern": "^ *[0-9]+ *%?$|\\$\\{", "minimum": 1, "maximum": 100, "examples": ["50%"]};
     Expiry, "Expiry", {"title": "time", "type": "string", "format": "date-time", "examples": ["2026-11-21T07:00:00Z"]};
     Name, "Name", {"title": "name", "type": "string", "pattern": "^[a-z_][a-z0-9_]{0,62}$|\\$\\{"};
     TenantId, "TenantId", {"title": "tenant id", "type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$|\\$\\{"};
@@ -70,6 +71,12 @@ impl Serialize for Count {
 impl Serialize for Period {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&quantity::written(self.ms(), quantity::PERIODS))
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -160,7 +167,7 @@ mod tests {
         let unknown: Vec<_> = used.difference(&known).collect();
         assert!(used.len() > 30 && unknown.is_empty(), "{unknown:?}");
         assert!(
-            !known.contains("tenants.quota")
+            known.contains("tenants.quota.burst")
                 && known.contains("edge.tls.client_ca")
                 && known.contains("datasets.dedup.window"),
             "{known:?}"
@@ -183,6 +190,7 @@ mod tests {
                 .trim_start_matches("fields.");
             let own = own
                 .trim_start_matches("tenants.keys.")
+                .trim_start_matches("tenants.quota.")
                 .trim_start_matches("tenants.");
             let own = own.trim_start_matches("unit.").trim_start_matches("required_if.");
             page.contains(&format!("`{own}`"))
@@ -197,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_config_written_back_means_the_same() {
-        let yaml = "log: {max_bytes: 1GiB, retain: 90m}\ndatasets:\n- {name: a, fields: [{name: x, type: \"nullable(uint16)\", default: 3, unit: {from: KiBy, to: By}}, \
+        let yaml = "log: {max_bytes: 1GiB, retain: 90m}\nedge: {quota_share: 25%}\ntenants: [{id: t, keys: [], quota: {events_per_second: 5k, datasets: {a: {bytes_per_second: 1MiB}}}}]\ndatasets:\n- {name: a, fields: [{name: x, type: \"nullable(uint16)\", default: 3, unit: {from: KiBy, to: By}}, \
                     {name: at, type: datetime, required: true, epoch: ms}], partition_by: toDate(at), unknown_fields: drop}\n";
         for text in [yaml, DEFAULT_YAML] {
             let read = |text: &str| {
@@ -208,10 +216,7 @@ mod tests {
             let first = read(text);
             let written = serde_json::to_string(&first).expect("JSON");
             assert_eq!(written, serde_json::to_string(&read(&written)).expect("JSON"));
-            assert!(
-                written.contains("\"dir\":\"log\"") && !written.contains("quota"),
-                "{written}"
-            );
+            assert!(written.contains("\"dir\":\"log\""), "{written}");
         }
     }
 }

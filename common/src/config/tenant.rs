@@ -1,6 +1,6 @@
 //! Who may send: a tenant, its keys, and its part of what is short.
 
-use super::{CertificateName, Expiry};
+use super::{CertificateName, Expiry, Quota};
 use crate::ids::{Name, TenantId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,9 +18,9 @@ pub struct Tenant {
     pub certificates: Vec<CertificateName>,
     /// Datasets it may write; absent: all.
     pub datasets: Option<Vec<Name>>,
-    #[serde(default, deserialize_with = "super::not_yet::quota", skip_serializing)]
-    #[schemars(skip)]
-    pub quota: (),
+    /// How much it may send; absent: as much as is taken.
+    #[serde(default)]
+    pub quota: Quota,
     /// Its part of what is short, beside the weights of others: 1 to 1,000.
     #[serde(default)]
     pub weight: Weight,

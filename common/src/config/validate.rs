@@ -1,7 +1,7 @@
 //! What a parsed config may still get wrong. Every problem is found, not only the first.
 
 use super::overrides;
-use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields, tls};
+use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields, quota, tls};
 use crate::ids::Name;
 use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
 use std::collections::HashSet;
@@ -103,6 +103,7 @@ fn tenants(config: &Config, found: &mut Vec<String>) {
                 found.push(format!("tenants: {}: dataset {name} is not defined", tenant.id));
             }
         }
+        quota::problems(tenant, |name| config.dataset(name.as_str()).is_some(), found);
     }
 }
 

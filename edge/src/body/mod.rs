@@ -12,6 +12,7 @@ pub use plan::{BodyPlan, Encoding, quoted};
 pub use wire::Deadlines;
 
 use crate::admission::{BodyPermit, Shed};
+use crate::quota::{Charge, Over};
 use crate::respond::Refusal;
 use async_compression::tokio::bufread::{DeflateDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
 use async_compression::zstd::DParameter;
@@ -44,6 +45,8 @@ pub enum BodyError {
     Ratio,
     #[error("{0}")]
     NoRoom(Shed),
+    #[error("over the quota `{}`", .0.policy)]
+    OverQuota(Over),
     #[error("the body did not come in time: at most {} s between two pieces, {} s in all", BODY_IDLE_DEADLINE.as_secs(), BODY_TOTAL_DEADLINE.as_secs())]
     TimedOut,
     #[error("the body ended before it was whole, or its framing is broken: send it again")]
@@ -54,13 +57,15 @@ pub enum BodyError {
 
 impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
-        let problem = |status, code| Problem::new(status, code, error.to_string());
-        match &error {
+        let text = error.to_string();
+        let problem = |status, code| Problem::new(status, code, text);
+        match error {
             BodyError::Empty => Self::new(problem(StatusCode::BAD_REQUEST, "no_body")),
             BodyError::TooLarge | BodyError::Ratio => {
                 Self::new(problem(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"))
             }
-            BodyError::NoRoom(shed) => (*shed).into(),
+            BodyError::NoRoom(shed) => shed.into(),
+            BodyError::OverQuota(over) => over.into(),
             BodyError::TimedOut => Self::new(problem(StatusCode::REQUEST_TIMEOUT, "body_timeout")).closing(),
             BodyError::Cut => Self::new(problem(StatusCode::BAD_REQUEST, "body_incomplete")).closing(),
             BodyError::Malformed { .. } => Self::new(problem(StatusCode::BAD_REQUEST, "malformed_body")),
@@ -74,21 +79,31 @@ impl From<BodyError> for io::Error {
     }
 }
 
-/// Reads the body to its end, and unpacks it. The permit grows with it.
+/// What a body is counted against as it comes.
+#[derive(Debug)]
+pub struct Meters<'a> {
+    /// Of memory; grows with the body.
+    pub permit: &'a mut BodyPermit,
+    /// Of the tenant's quotas.
+    pub charge: &'a mut Charge,
+}
+
+/// Reads the body to its end, and unpacks it.
 ///
 /// # Errors
 /// [`BodyError`].
 pub async fn read(
     body: Body,
     plan: BodyPlan,
-    permit: &mut BodyPermit,
+    meters: Meters<'_>,
     deadlines: Deadlines,
 ) -> Result<Bytes, BodyError> {
     let wire = Wire::new(body, deadlines);
     let taken = Arc::clone(&wire.taken);
     let held = Held {
         bytes: Vec::new(),
-        permit,
+        permit: meters.permit,
+        charge: meters.charge,
         apart: plan.decoder_bytes(),
         taken,
     };
@@ -150,6 +165,7 @@ const DEFLATE_BUFFER: usize = 16 * 1024;
 struct Held<'a> {
     bytes: Vec<u8>,
     permit: &'a mut BodyPermit,
+    charge: &'a mut Charge,
     /// Charged for other things than `bytes`.
     apart: usize,
     /// Bytes that came over the wire.
@@ -186,10 +202,18 @@ impl Held<'_> {
         if over { Err(BodyError::Ratio) } else { Ok(()) }
     }
 
+    /// Charges the quotas for what has come.
+    fn charge(&mut self) -> Result<(), BodyError> {
+        let bytes = self.bytes.len() as u64;
+        self.charge.body_so_far(bytes).map_err(BodyError::OverQuota)
+    }
+
     fn finish(self) -> Result<Bytes, BodyError> {
         if self.bytes.len() > MAX_BODY_BYTES {
             return Err(BodyError::TooLarge);
         }
+        let bytes = self.bytes.len() as u64;
+        self.charge.body_ended(bytes).map_err(BodyError::OverQuota)?;
         if self.bytes.is_empty() {
             Err(BodyError::Empty)
         } else {
@@ -208,6 +232,7 @@ async fn read_plain(mut wire: Wire, plan: BodyPlan, mut held: Held<'_>) -> Resul
         }
         held.reserve(piece.len())?;
         held.bytes.extend_from_slice(&piece);
+        held.charge()?;
     }
     held.finish()
 }
@@ -222,7 +247,10 @@ async fn read_packed(
         let read = reader.read_buf(&mut held.bytes).await;
         match read {
             Ok(0) => return held.finish(),
-            Ok(_) => held.check_ratio()?,
+            Ok(_) => {
+                held.check_ratio()?;
+                held.charge()?;
+            }
             Err(_) if held.taken.load(Ordering::Relaxed) == 0 => return Err(BodyError::Empty),
             Err(error) => return Err(classify(error, name)),
         }
@@ -272,13 +300,22 @@ mod tests {
         Body::from_stream(stream::iter(pieces))
     }
 
+    fn unlimited() -> Charge {
+        crate::quota::tests::tenant("{}").enter("events", None).unwrap()
+    }
+
     /// The outcome, and the most that was charged for it.
     async fn run(body: Body, plan: BodyPlan) -> (Result<Bytes, BodyError>, usize) {
         let (admission, tenant) = (Admission::default(), tenant());
         let mut permit = admission
             .enter(&tenant, plan.first_charge(), Instant::now())
             .unwrap();
-        let read = read(body, plan, &mut permit, Deadlines::from_head(Instant::now())).await;
+        let mut charge = unlimited();
+        let meters = Meters {
+            permit: &mut permit,
+            charge: &mut charge,
+        };
+        let read = read(body, plan, meters, Deadlines::from_head(Instant::now())).await;
         let charged = admission.held();
         drop(permit);
         assert_eq!(admission.held(), 0);
@@ -428,7 +465,12 @@ mod tests {
                 idle,
                 end: Instant::now() + total,
             };
-            let read = read(body, plan, &mut permit, deadlines).await;
+            let mut charge = unlimited();
+            let meters = Meters {
+                permit: &mut permit,
+                charge: &mut charge,
+            };
+            let read = read(body, plan, meters, deadlines).await;
             assert!(matches!(read, Err(BodyError::TimedOut)), "{read:?}");
         }
     }

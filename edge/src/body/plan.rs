@@ -66,6 +66,12 @@ impl BodyPlan {
         }
     }
 
+    /// Bytes of the body after decompression, where they are known beforehand.
+    #[must_use]
+    pub fn whole_bytes(&self) -> Option<u64> {
+        self.length.filter(|_| self.encoding == Encoding::Identity)
+    }
+
     /// Of these, what is charged for the decoder.
     #[must_use]
     pub fn decoder_bytes(&self) -> usize {

@@ -1,7 +1,8 @@
 //! `POST /v1/events/{dataset}`: NDJSON, a JSON object, or an array.
 
 use crate::Edge;
-use crate::body::{self, Deadlines, quoted};
+use crate::body::{self, BodyError, Deadlines, Meters, quoted};
+use crate::quota;
 use crate::respond::{self, Refusal};
 use crate::stack::{Head, Passed, check};
 use axum::Json;
@@ -14,7 +15,7 @@ use sluice_common::limits::{EDGE_FORWARD_DEADLINE, MAX_IDEMPOTENCY_KEY_BYTES};
 use sluice_common::metrics::Counter;
 use sluice_common::telemetry::context_of;
 use sluice_common::tls::ClientCertificate;
-use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
+use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowsAnswer};
 
 /// Takes a request's events: checks → body → forward → answer.
 pub async fn take(
@@ -30,9 +31,21 @@ pub async fn take(
     let Passed {
         tenant,
         plan,
+        mut charge,
         mut permit,
     } = check(&edge, &parts.headers, &shown, &dataset)?;
-    let body = body::read(wire, plan, &mut permit, Deadlines::from_head(head.at)).await?;
+    let meters = Meters {
+        permit: &mut permit,
+        charge: &mut charge,
+    };
+    let read = body::read(wire, plan, meters, Deadlines::from_head(head.at)).await;
+    if let Err(BodyError::NoRoom(_)) = &read {
+        charge.give_back();
+    }
+    let body = read?;
+    if charge.counts_events() {
+        charge.events(quota::events(plan.format, &body))?;
+    }
     let idempotency_key = idempotency_key(&parts.headers)?;
     let bytes = body.len() as u64;
     edge.metrics.add(Counter::Bytes, bytes, &[("stage", "edge")]);
@@ -49,13 +62,31 @@ pub async fn take(
     };
     let reply = edge
         .forwarder
-        .forward(call, tenant.admission.clone(), permit)
-        .await?;
-    let (status, rows) = respond::reply(reply)?;
+        .forward(call, tenant.admission.clone(), (permit, charge.under_way()))
+        .await;
+    if reply.as_ref().map_or(true, was_refused) {
+        charge.give_back();
+    }
+    let (status, rows) = respond::reply(reply?)?;
     count_rows(&edge, &rows);
     let events = (rows.accepted, rows.rejected);
     edge.tenant_labels.count(&edge.metrics, &tenant.id, events, bytes);
-    Ok((status, Json(rows)).into_response())
+    let mut response = (status, Json(rows)).into_response();
+    response.headers_mut().extend(charge.headers(None));
+    Ok(response)
+}
+
+/// Whether nothing of the request was taken though nothing is wrong with it: it will come again.
+fn was_refused(reply: &IntakeReply) -> bool {
+    match reply {
+        IntakeReply::Busy { .. } => true,
+        IntakeReply::Unavailable { unknown, .. } => !unknown,
+        IntakeReply::Refused(problem) => {
+            let status = problem.status();
+            status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+        }
+        IntakeReply::Rows(_) => false,
+    }
 }
 
 fn count_rows(edge: &Edge, rows: &RowsAnswer) {

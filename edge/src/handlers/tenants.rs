@@ -3,9 +3,10 @@
 //! | route | does |
 //! |---|---|
 //! | `GET /admin/v1/tenants` | all tenants in force, their keys by the beginning of their hashes, which file is |
-//! | `POST /admin/v1/tenants` | adds one: `{id, datasets?, sha256}` |
+//! | `POST /admin/v1/tenants` | adds one: `{id, datasets?, quota?, weight?, sha256}` |
 //! | `POST /admin/v1/tenants/{id}/rotate` | gives a new key: `{sha256, keep_old_ms?}` |
 //! | `POST /admin/v1/tenants/{id}/revoke` | ends one key, or the tenant: `{key?}` |
+//! | `POST /admin/v1/tenants/{id}/quota` | changes what it may send: `{quota?, weight?}`, of the quota only what is named; null takes a limit away |
 //!
 //! Keys are made by whoever asks: only their hashes come here. A change is in force at this edge when it is
 //! answered; another edge on the same file says by its `version` that it has it too.
@@ -17,9 +18,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sluice_common::admin::Refused;
-use sluice_common::config::{KeyHash, Tenant, Weight};
+use sluice_common::config::{KeyHash, Quota, Tenant, Weight};
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::tenants_file::{self, ChangeError, is_hash};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub fn routes(filed: Arc<FiledTenants>) -> Router {
         .route("/admin/v1/tenants", post(add))
         .route("/admin/v1/tenants/{id}/rotate", post(rotate))
         .route("/admin/v1/tenants/{id}/revoke", post(revoke))
+        .route("/admin/v1/tenants/{id}/quota", post(set_quota))
         .with_state(filed)
 }
 
@@ -41,7 +43,20 @@ pub fn routes(filed: Arc<FiledTenants>) -> Router {
 struct Add {
     id: TenantId,
     datasets: Option<Vec<Name>>,
+    #[serde(default)]
+    quota: Quota,
+    #[serde(default)]
+    weight: Weight,
     sha256: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetQuota {
+    /// Members to replace.
+    #[serde(default)]
+    quota: Map<String, Value>,
+    weight: Option<Weight>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,6 +80,7 @@ async fn list(State(filed): Shared) -> Json<Value> {
             configured,
             filed: listed,
             version,
+            ..
         },
         refused,
     ) = filed.report();
@@ -78,8 +94,8 @@ async fn add(State(filed): Shared, Json(asked): Json<Add>) -> Result<(StatusCode
         keys: vec![key(&asked.sha256)?],
         datasets: asked.datasets,
         certificates: Vec::new(),
-        quota: (),
-        weight: Weight::default(),
+        quota: asked.quota,
+        weight: asked.weight,
     };
     let id = tenant.id.clone();
     let version = blocking(move || filed.add(tenant)).await?;
@@ -112,6 +128,16 @@ async fn revoke(
     Ok(Json(
         json!({"tenant": id, "keys_ended": ended, "version": version}),
     ))
+}
+
+async fn set_quota(
+    State(filed): Shared,
+    Path(id): Path<TenantId>,
+    Json(asked): Json<SetQuota>,
+) -> Result<Json<Value>, Refused> {
+    let (of, patch) = (id.clone(), Value::Object(asked.quota));
+    let (quota, version) = blocking(move || filed.set_quota(&of, &patch, asked.weight)).await?;
+    Ok(Json(json!({"tenant": id, "quota": quota, "version": version})))
 }
 
 fn key(sha256: &str) -> Result<KeyHash, Refused> {
@@ -147,6 +173,7 @@ impl From<NotInForce> for Refused {
                 ChangeError::Ambiguous(..) => Self::new(StatusCode::CONFLICT, "ambiguous_key", detail),
                 ChangeError::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "unknown_tenant", detail),
                 ChangeError::NoKey(..) => Self::new(StatusCode::NOT_FOUND, "unknown_key", detail),
+                ChangeError::BadQuota(..) => Self::new(StatusCode::BAD_REQUEST, "bad_quota", detail),
                 ChangeError::NoDataset(_) => Self::new(StatusCode::BAD_REQUEST, "undefined_dataset", detail),
             },
             NotInForce::File(_) | NotInForce::Config { .. } | NotInForce::Gone { .. } => {

@@ -11,6 +11,8 @@ mod overload;
 #[cfg(test)]
 mod pki;
 #[cfg(test)]
+mod quota;
+#[cfg(test)]
 mod tls;
 #[cfg(test)]
 mod wire;

@@ -3,7 +3,9 @@
 //! A key is made here and shown once; only its hash goes to the edge ([`running`]) or into the tenants
 //! file ([`offline`]).
 
+mod limits;
 mod offline;
+mod quota;
 mod running;
 
 use crate::exit::{EXIT_CODES, Exit};
@@ -11,11 +13,14 @@ use crate::keys;
 use crate::output::{OutputArgs, TextTable};
 use crate::remote::AdminArgs;
 use clap::{Args, Subcommand};
+use limits::{LimitArgs, in_words};
 use offline::OfflineArgs;
 use serde_json::{Value, json};
-use sluice_common::config::Period;
+use sluice_common::config::{Period, Quota, Weight};
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::process::Failure;
+
+pub use quota::QuotaArgs;
 
 /// Adds, lists and removes tenants, and changes their keys.
 ///
@@ -42,7 +47,7 @@ enum TenantsVerb {
 ///
 /// Examples:
 ///
-///   ingestctl tenants add acme --datasets orders,clicks
+///   ingestctl tenants add acme --datasets orders,clicks --events-per-second 50k --bytes-per-second 64MiB
 ///
 ///   KEY=$(ingestctl tenants add acme --output json | jq -r .api_key)
 #[derive(Debug, Args)]
@@ -54,6 +59,8 @@ struct AddArgs {
     /// Datasets that it may write; without this, all.
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', value_parser = dataset)]
     datasets: Option<Vec<Name>>,
+    #[command(flatten)]
+    limits: LimitArgs,
     #[command(flatten)]
     to: Place,
 }
@@ -119,6 +126,8 @@ enum Change<'a> {
     Add {
         id: &'a TenantId,
         datasets: Option<&'a [Name]>,
+        quota: Quota,
+        weight: Weight,
         sha256: String,
     },
     Rotate {
@@ -129,6 +138,12 @@ enum Change<'a> {
     Revoke {
         id: &'a TenantId,
         key: Option<&'a str>,
+    },
+    /// `quota`: what is to be changed of it, as in RFC 7396.
+    Quota {
+        id: &'a TenantId,
+        quota: &'a Value,
+        weight: Option<Weight>,
     },
 }
 
@@ -179,6 +194,8 @@ impl AddArgs {
         let change = Change::Add {
             id: &self.id,
             datasets: self.datasets.as_deref(),
+            quota: self.limits.quota()?,
+            weight: self.limits.weight.unwrap_or_default(),
             sha256: keys::hash(&key),
         };
         self.to.make(change).await?;
@@ -272,7 +289,7 @@ impl ListArgs {
 }
 
 fn table(listed: &Value) -> String {
-    let mut table = TextTable::new(&["TENANT", "SOURCE", "DATASETS", "KEYS"]);
+    let mut table = TextTable::new(&["TENANT", "SOURCE", "DATASETS", ">WEIGHT", "QUOTA", "KEYS"]);
     for one in listed["tenants"].as_array().into_iter().flatten() {
         let keys = one["keys"].as_array().into_iter().flatten().map(|key| {
             let beginning = key["key"].as_str().unwrap_or_default();
@@ -291,7 +308,9 @@ fn table(listed: &Value) -> String {
             },
         );
         let text = |name: &str| one[name].as_str().unwrap_or_default().to_owned();
-        table.row([text("tenant"), text("source"), datasets, keys.join(", ")]);
+        let (weight, quota) = (one["weight"].to_string(), in_words(&one["quota"]));
+        let keys = keys.join(", ");
+        table.row([text("tenant"), text("source"), datasets, weight, quota, keys]);
     }
     table.to_string()
 }

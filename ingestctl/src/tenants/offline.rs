@@ -4,7 +4,7 @@ use super::Change;
 use clap::Args;
 use serde_json::{Value, json};
 use sluice_common::clock::{Clock as _, SystemClock};
-use sluice_common::config::{KeyHash, Loaded, Tenant, Weight};
+use sluice_common::config::{KeyHash, Loaded, Tenant};
 use sluice_common::process::Failure;
 use sluice_common::tenants_file::{self, Beside, ChangeError, TenantsFile, TenantsFileError};
 use std::path::PathBuf;
@@ -56,14 +56,20 @@ impl OfflineArgs {
 
 fn apply(list: &mut Vec<Tenant>, beside: &Beside, change: Change<'_>) -> Result<Value, ChangeError> {
     match change {
-        Change::Add { id, datasets, sha256 } => {
+        Change::Add {
+            id,
+            datasets,
+            quota,
+            weight,
+            sha256,
+        } => {
             let tenant = Tenant {
                 id: id.clone(),
                 keys: vec![KeyHash::lasting(sha256)],
                 datasets: datasets.map(<[_]>::to_vec),
                 certificates: Vec::new(),
-                quota: (),
-                weight: Weight::default(),
+                quota,
+                weight,
             };
             tenants_file::add(list, beside, tenant)?;
             Ok(json!({"tenant": id}))
@@ -76,6 +82,10 @@ fn apply(list: &mut Vec<Tenant>, beside: &Beside, change: Change<'_>) -> Result<
             let until = (keep_old_ms > 0).then(|| SystemClock.now_ms().saturating_add(keep_old_ms));
             let kept = tenants_file::rotate(list, beside, id, (KeyHash::lasting(sha256), until))?;
             Ok(json!({"tenant": id, "old_keys_kept": kept}))
+        }
+        Change::Quota { id, quota, weight } => {
+            let quota = tenants_file::set_quota(list, beside, id, (quota, weight))?;
+            Ok(json!({"tenant": id, "quota": quota}))
         }
         Change::Revoke { id, key } => {
             let ended = tenants_file::revoke(list, beside, id, key)?;

@@ -16,8 +16,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Has the first edge make the change, and returns once all that are named have it.
 pub(super) async fn make(remote: &Remote, change: Change<'_>) -> Result<Value, Failure> {
     let answer = match &change {
-        Change::Add { id, datasets, sha256 } => {
-            let asked = json!({"id": id, "datasets": datasets, "sha256": sha256});
+        Change::Add {
+            id,
+            datasets,
+            quota,
+            weight,
+            sha256,
+        } => {
+            let asked =
+                json!({"id": id, "datasets": datasets, "quota": quota, "weight": weight, "sha256": sha256});
             remote.post(ROUTE, &asked).await
         }
         Change::Rotate {
@@ -27,6 +34,10 @@ pub(super) async fn make(remote: &Remote, change: Change<'_>) -> Result<Value, F
         } => {
             let asked = json!({"sha256": sha256, "keep_old_ms": keep_old_ms});
             remote.post(&format!("{ROUTE}/{id}/rotate"), &asked).await
+        }
+        Change::Quota { id, quota, weight } => {
+            let asked = json!({"quota": quota, "weight": weight});
+            remote.post(&format!("{ROUTE}/{id}/quota"), &asked).await
         }
         Change::Revoke { id, key } => {
             remote

@@ -148,7 +148,13 @@ impl Writer {
 
     async fn attempt(&self, batch: &Batch, deadline: Duration) -> Outcome {
         let client = self.clients[batch.tenant].clone().with_timeout(deadline);
-        request::attempt(&client, &self.ledger, batch).await
+        let (outcome, wait) = request::attempt(&client, &self.ledger, batch).await;
+        if !wait.is_zero() {
+            // Over its quota: comes again when it is told to, or is stopped before.
+            let mut stopped = self.stopped.clone();
+            tokio::time::timeout(wait, stopped.changed()).await.ok();
+        }
+        outcome
     }
 
     /// Waits a random while, or until it is stopped.

@@ -81,7 +81,10 @@ impl Oracle {
     pub async fn probe(&self, deployment: &Deployment) -> bool {
         let mut rng = StdRng::seed_from_u64(self.seed);
         let batch = Batch::new(0, self.ledger.new_events(1), &mut rng);
-        request::attempt(&deployment.tenant(0), &self.ledger, &batch).await == Outcome::Acked
+        request::attempt(&deployment.tenant(0), &self.ledger, &batch)
+            .await
+            .0
+            == Outcome::Acked
     }
 
     /// Notes the memory of every process; call it before one is ended.

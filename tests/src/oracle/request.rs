@@ -9,6 +9,7 @@ use http::StatusCode;
 use rand::Rng;
 use serde_json::json;
 use std::io::Write as _;
+use std::time::Duration;
 use tokio::task::block_in_place;
 
 /// What a client may conclude (CONTRACT.md).
@@ -101,6 +102,7 @@ impl Batch {
             }
             (StatusCode::SERVICE_UNAVAILABLE, "refused") => (Outcome::Refused, None),
             (StatusCode::SERVICE_UNAVAILABLE, "unknown") => (Outcome::Unknown, None),
+            (StatusCode::TOO_MANY_REQUESTS, _) => (Outcome::Refused, dishonest(answer).then(said)),
             (status, _) if status.is_client_error() => (
                 Outcome::Refused,
                 Some(format!("a good request was refused: {}", said())),
@@ -113,11 +115,30 @@ impl Batch {
     }
 }
 
-/// Sends `batch` once and notes it in `ledger`, before and after. Needs a runtime of several threads.
+/// Whether a 429 is anything but a quota's that says when to come again.
+fn dishonest(answer: &Answer) -> bool {
+    let waits = answer
+        .header("retry-after")
+        .parse::<u64>()
+        .is_ok_and(|seconds| seconds >= 1);
+    !waits || answer.json()["code"] != "quota_exceeded" || answer.header("ratelimit").is_empty()
+}
+
+/// How long a 429 asks to wait.
+fn wait_of(answer: &Result<Answer, String>) -> Duration {
+    let over = answer
+        .as_ref()
+        .ok()
+        .filter(|answer| answer.status == StatusCode::TOO_MANY_REQUESTS);
+    let seconds = over.and_then(|answer| answer.header("retry-after").parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
+}
+
+/// Sends `batch` once and notes it in `ledger`, before and after; what became of it, and how long a 429 asks to wait. Needs a runtime of several threads.
 ///
 /// # Panics
 /// Where the ledger cannot be written.
-pub async fn attempt(client: &Client, ledger: &Ledger, batch: &Batch) -> Outcome {
+pub async fn attempt(client: &Client, ledger: &Ledger, batch: &Batch) -> (Outcome, Duration) {
     let mut client = client.clone();
     for (name, value) in &batch.headers {
         client = client.with(name, value);
@@ -130,7 +151,7 @@ pub async fn attempt(client: &Client, ledger: &Ledger, batch: &Batch) -> Outcome
         ledger.surprise(surprise);
     }
     block_in_place(|| ledger.ended(attempt, batch.tenant, &batch.events, outcome)).expect("a ledger");
-    outcome
+    (outcome, wait_of(&answer))
 }
 
 /// The event, with its tenant and number a second time in its payload.

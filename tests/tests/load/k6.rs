@@ -54,6 +54,8 @@ pub struct Ends {
     pub refused: BTreeSet<String>,
     /// Requests, each as often as it was refused.
     pub refusals: usize,
+    /// Times that a request was over a quota.
+    pub overs: usize,
     /// Ended in any other way.
     pub others: BTreeSet<String>,
 }
@@ -74,6 +76,7 @@ impl Ends {
                     ends.refused.insert(id.to_owned());
                     ends.refusals += 1;
                 }
+                "over" => ends.overs += 1,
                 "4xx" | "unknown" | "unanswered" | "wrong" => drop(ends.others.insert(id.to_owned())),
                 _ => {}
             }
@@ -151,6 +154,7 @@ impl Ran {
         let all = &self.report["rows"]["all"];
         for (column, recorded) in [
             ("503 refused", self.ends.refusals),
+            ("429", self.ends.overs),
             ("wrong", 0),
             ("no answer", 0),
         ] {

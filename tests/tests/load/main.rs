@@ -161,6 +161,96 @@ async fn with_clickhouse_stopped_requests_are_taken_to_the_watermark_then_refuse
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn quota_passes_where_there_is_one_and_fails_where_there_is_none() {
+    let _alone = alone().await;
+    let mut deployment = Deployment::start(Shape::AllInOne).await;
+    deployment.tenants[0].quota = "{events_per_second: 200, burst: 2s}".into();
+    deployment.reload("").await;
+    let settings = [
+        ("DURATION", "24s"),
+        ("VUS", "3"),
+        ("P99_MS", "5000"),
+        ("LEAST", "0.3"),
+    ];
+    let limited = start("quota", &deployment, &settings).ended().await;
+    limited.expect_passed(&deployment);
+    assert!(limited.ends.overs > 0);
+    let free = deployment.tenants[1].key.clone();
+    let settings = [
+        ("DURATION", "2s"),
+        ("VUS", "1"),
+        ("P99_MS", "5000"),
+        ("KEYS", &free),
+    ];
+    let unlimited = start("quota", &deployment, &settings).ended().await;
+    assert_eq!(unlimited.code, Some(THRESHOLDS_FAILED), "{}", unlimited.text);
+    assert!(
+        unlimited.failed().contains(&"sluice_over{phase:alone}"),
+        "{:?}",
+        unlimited.failed()
+    );
+    expect_stored(&deployment, &[&limited, &unlimited]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_passes_in_each_version_and_fails_without_tls() {
+    let _alone = alone().await;
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let args: Vec<String> = [
+        "up",
+        "--tls",
+        "self-signed",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+        "--clickhouse-url",
+        "http://127.0.0.1:9",
+        "--data-dir",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain([dir.path().join("data").display().to_string()])
+    .collect();
+    let log = dir.path().join("log");
+    let started =
+        tokio::task::spawn_blocking(move || service::Service::start("ingestctl", &args, &log)).await;
+    let up = started.expect("no panic").expect("ready");
+    let (url, key) = (up.ready["edge"].as_str(), up.ready["api_key"].as_str());
+    let (url, key) = (url.expect("a URL"), key.expect("a key"));
+    let short = [
+        ("DURATION", "4s"),
+        ("RATE", "10"),
+        ("P99_MS", "5000"),
+        ("HANDSHAKE_MS", "5000"),
+        ("KEYS", key),
+    ];
+    for version in ["tls1.2", "tls1.3", ""] {
+        let own = [("TLS_INSECURE", "1"), ("TLS_VERSION", version)];
+        let ran = Running::start("tls", url, &[&short[..], &own].concat())
+            .ended()
+            .await;
+        assert_eq!(ran.code, Some(0), "{version}: {}", ran.text);
+        assert!(
+            ran.report["figures"]["handshakes"].as_u64() > Some(1),
+            "{}",
+            ran.text
+        );
+    }
+    // Whoever does not know the certificate gets no answer; plain HTTP is no version of TLS.
+    let strict = Running::start("tls", url, &short).ended().await;
+    assert!(strict.failed().contains(&"sluice_unanswered"), "{}", strict.text);
+    let deployment = Deployment::start(Shape::AllInOne).await;
+    let plain = start("tls", &deployment, &short[..4]).ended().await;
+    assert_eq!(plain.code, Some(THRESHOLDS_FAILED), "{}", plain.text);
+    assert!(
+        plain.failed().contains(&"sluice_other_version"),
+        "{:?}",
+        plain.failed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_threshold_that_cannot_hold_makes_k6_exit_with_99() {
     let _alone = alone().await;
     let deployment = Deployment::start(Shape::AllInOne).await;
@@ -205,6 +295,8 @@ async fn run_all(base: &str) -> Vec<(&'static str, Ran)> {
         "backpressure",
         "noisy-neighbour",
         "slow-client",
+        "quota",
+        "tls",
     ];
     let running = scripts.map(|script| (script, Running::start(script, base, &settings)));
     let mut ran = Vec::new();
