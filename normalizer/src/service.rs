@@ -182,11 +182,7 @@ impl IntakeService {
                 self.key_cap.refund(&request.tenant, answer.accepted);
                 self.busy("log", "queue", reason, FULL_RETRY)
             }
-            Err(late @ NotAppended::TooLate) => {
-                self.key_cap.refund(&request.tenant, answer.accepted);
-                self.metrics.add(Counter::Shed, 1, TOO_LATE);
-                unavailable(false, late.to_string())
-            }
+            Err(late @ NotAppended::TooLate) => self.too_late(&request, answer.accepted, &late),
             Err(NotAppended::Refused(reason)) => {
                 self.key_cap.refund(&request.tenant, answer.accepted);
                 unavailable(false, reason)
@@ -209,6 +205,12 @@ impl IntakeService {
             Err(NotParsed::Full) => Err(None),
             Err(NotParsed::Refused(problem)) => Err(Some(problem)),
         }
+    }
+
+    fn too_late(&self, request: &IntakeRequest, rows: u64, late: &NotAppended) -> IntakeReply {
+        self.key_cap.refund(&request.tenant, rows);
+        self.metrics.add(Counter::Shed, 1, TOO_LATE);
+        unavailable(false, late.to_string())
     }
 
     /// Whether the tenant may leave one more mark in the log; what it may not is counted here alone.

@@ -143,8 +143,8 @@ impl Default for Edge {
             admin: "127.0.0.1:9464".into(),
             normalizer: vec!["http://127.0.0.1:4320".into()],
             tls: None,
-            quota_share: Share::default(),
             connections: Connections::default(),
+            quota_share: Share::default(),
         }
     }
 }

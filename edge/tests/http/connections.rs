@@ -84,11 +84,10 @@ async fn idle_connections_keep_no_new_one_out_and_one_with_a_request_is_never_cl
     let _new = tokio::time::timeout(Duration::from_secs(5), served)
         .await
         .unwrap();
-    assert_eq!(
-        idle[0].read(&mut [0; 1]).await.unwrap_or(0),
-        0,
-        "the longest idle gave way"
-    );
+    let mut rest = Vec::new();
+    let gone = idle[0].read_to_end(&mut rest);
+    let gone = tokio::time::timeout(Duration::from_secs(5), gone).await;
+    assert!(gone.is_ok(), "the longest idle gave way");
     sending.write_all(b"}").await.unwrap();
     assert!(read_head(&mut sending).await.starts_with("HTTP/1.1 202"));
 }
@@ -155,7 +154,7 @@ async fn a_flood_of_streams_that_are_reset_at_once_ends_its_connection_and_no_ot
 }
 
 #[tokio::test]
-async fn a_body_in_frames_of_one_byte_is_a_body_like_any_other() {
+async fn a_body_in_frames_of_one_byte_holds_up_nobody_and_leaves_nothing() {
     let fixture = start_accepting().await;
     let mut client = fixture.connect().await;
     let mut sent = preface();
@@ -163,16 +162,16 @@ async fn a_body_in_frames_of_one_byte_is_a_body_like_any_other() {
     for _ in 0..20_000 {
         sent.extend(frame(DATA, 0, 1, b" "));
     }
-    sent.extend(frame(DATA, END_STREAM, 1, b"{}"));
-    let (mut read, mut write) = client.split();
-    let reading = async {
-        let mut some = [0; 1_024];
-        while fixture.seen() == 0 && read.read(&mut some).await.is_ok_and(|n| n > 0) {}
-    };
-    let (written, ()) = tokio::join!(write.write_all(&sent), async {
-        tokio::time::timeout(Duration::from_secs(10), reading).await.ok();
-    });
-    written.unwrap();
-    eventually("it is handed on", || fixture.seen() == 1).await;
-    assert_eq!(fixture.seen.lock().unwrap()[0].body.len(), 20_002);
+    // The edge may end such a connection; what matters is what it costs others.
+    client.write_all(&sent).await.ok();
+    assert!(
+        fixture
+            .send_once(fixture.events(), b"{}")
+            .await
+            .status
+            .is_success()
+    );
+    client.write_all(&frame(DATA, END_STREAM, 1, b"{}")).await.ok();
+    drop(client);
+    eventually("nothing is held", || fixture.edge.held_bytes() == 0).await;
 }

@@ -105,6 +105,7 @@ async fn a_client_that_waits_for_100_continue_is_refused_without_it() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn ambiguous_framing_never_smuggles_a_second_request() {
     let fixture = start_accepting().await;
     let hidden = head("content-length: 2\r\n") + "{}";
