@@ -2,7 +2,7 @@
 
 use crate::admission::Gate;
 use parking_lot::Mutex;
-use sluice_common::wire::intake::IntakeReply;
+use sluice_common::wire::intake::{BusyScope, IntakeReply};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -35,9 +35,16 @@ impl Health {
                     tracing::info!("the normalizer answers again");
                 }
             }
-            IntakeReply::Busy { retry_after_ms, .. } => {
-                self.gate.busy(now, Duration::from_millis(*retry_after_ms));
-            }
+            IntakeReply::Busy {
+                scope: BusyScope::All,
+                retry_after_ms,
+                ..
+            } => self.gate.busy(now, Duration::from_millis(*retry_after_ms)),
+            // One tenant's matter: the others' requests are taken.
+            IntakeReply::Busy {
+                scope: BusyScope::Tenant,
+                ..
+            } => {}
             IntakeReply::Unavailable { reason, .. } => self.failed(reason, now),
         }
     }
@@ -90,7 +97,7 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_common::wire::intake::{BusyScope, RowsAnswer};
+    use sluice_common::wire::intake::RowsAnswer;
 
     #[test]
     fn an_edge_is_ready_as_long_as_requests_can_be_acknowledged() {
