@@ -1,6 +1,7 @@
 //! What of the pump is shown: its counts as gauges, and zeros of all that it may count.
 
 use sluice_common::classify::{QUARANTINE_CODES, letter_code};
+use sluice_common::fates::Fates;
 use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,4 +48,15 @@ pub fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
     for reason in ["unsettled_range", "dedup_state", "parked_table"] {
         metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
     }
+}
+
+/// Counts what dedup decided of one record.
+pub fn count_fates(metrics: &Metrics, fates: &Fates) {
+    let count = |outcome, n: usize| {
+        let labels = [("stage", "dedup"), ("outcome", outcome)];
+        metrics.add(Counter::Events, n as u64, &labels);
+    };
+    count("kept", fates.kept() as usize);
+    count("duplicate", fates.dropped().len());
+    count("conflict", fates.conflicts().len());
 }

@@ -209,11 +209,8 @@ impl Pump {
             driver.retries.clone(),
         );
         let mut drivers = tokio::spawn(drivers.run());
-        let watch = self.pace.clone().watch(
-            self.driver.caller.sink.clone(),
-            Arc::clone(&self.settings),
-            self.metrics.clone(),
-        );
+        let (sink, settings) = (self.driver.caller.sink.clone(), Arc::clone(&self.settings));
+        let watch = self.pace.clone().watch(sink, settings, self.metrics.clone());
         let watch = tokio::spawn(watch);
         let ended = tokio::select! {
             pumped = self.pump() => pumped,
@@ -308,16 +305,7 @@ impl Pump {
             }
             decided => decided?,
         };
-        let count = |outcome, n: usize| {
-            self.metrics.add(
-                Counter::Events,
-                n as u64,
-                &[("stage", "dedup"), ("outcome", outcome)],
-            );
-        };
-        count("kept", fates.kept() as usize);
-        count("duplicate", fates.dropped().len());
-        count("conflict", fates.conflicts().len());
+        live::count_fates(&self.metrics, &fates);
         Ok(Some(RangeRecord { record, fates }))
     }
 
