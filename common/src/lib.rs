@@ -18,6 +18,7 @@ pub mod record;
 pub mod reload;
 pub mod secret;
 pub mod serve;
+pub mod servers;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tenants_file;

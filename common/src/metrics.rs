@@ -120,6 +120,10 @@ names! {
         ParkedBytes = "sluice_parked_bytes", "Bytes of rows that wait for a table in trouble.";
         /// `table` of a configured dataset.
         ParkedUnits = "sluice_parked_units", "Shares of ranges that wait for a table in trouble.";
+        /// `server`.
+        ClickHouseUp = "sluice_clickhouse_up", "1 while that ClickHouse answers.";
+        /// `server`: 1 at one of them.
+        ClickHouseInUse = "sluice_clickhouse_in_use", "1 at the ClickHouse that new ranges go to.";
         LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";

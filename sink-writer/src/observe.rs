@@ -70,7 +70,7 @@ impl Observer {
     pub fn failed(&self, error: &ServerError) {
         let class = match error {
             ServerError::Definite { code, .. } => classify(*code).label(),
-            ServerError::Uncertain(_) => UNCERTAIN,
+            ServerError::Unreached(_) | ServerError::Uncertain(_) => UNCERTAIN,
         };
         self.0.add(Counter::ClickHouseErrors, 1, &[("class", class)]);
     }

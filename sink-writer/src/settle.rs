@@ -33,6 +33,8 @@ enum Sent {
         message: String,
         class: Class,
     },
+    /// Not a byte of it.
+    Unreached(String),
     Uncertain(String),
 }
 
@@ -77,6 +79,9 @@ impl Settler {
                 code: UNKNOWN_TABLE,
                 message: DescribeError::Missing(table.clone()).to_string(),
                 class: Class::Alarm,
+            },
+            Content::Hidden(DescribeError::Server(ServerError::Unreached(reason))) => Verdict::Unsent {
+                reason: format!("the server cannot be reached: {reason}"),
             },
             Content::Hidden(DescribeError::Server(error)) => Verdict::Unknown {
                 reason: format!("table {} cannot be described: {error}", sub.key.table),
@@ -124,6 +129,7 @@ impl Settler {
                     class: classify(code),
                 }
             }
+            Err(ServerError::Unreached(reason)) => Sent::Unreached(reason),
             Err(ServerError::Uncertain(reason)) => Sent::Uncertain(reason),
         };
         self.after(sub, table, sent).await
@@ -164,6 +170,10 @@ impl Settler {
                     found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => settled(found),
                 }
             }
+            // not sent → nothing new is known
+            Sent::Unreached(reason) => Verdict::Unsent {
+                reason: format!("the server cannot be reached: {reason}"),
+            },
             // no answer → done where all are there, else nobody knows: it may still arrive
             Sent::Uncertain(reason) => match self.proven(sub, table).await {
                 Some(done) => done,

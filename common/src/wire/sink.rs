@@ -9,6 +9,7 @@ use crate::ids::{LogId, Name, Offset};
 use crate::letters::{LettersCall, LettersTold};
 use crate::limits::SINK_CALL_BYTES;
 use crate::record::{self, Record};
+use crate::servers::{ServerId, ServersSeen};
 use crate::trace::TraceContext;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
@@ -123,6 +124,8 @@ pub struct RangeRecord {
 pub struct SinkCall {
     pub log: LogId,
     pub partition: u16,
+    /// Where it is carried out, and nowhere else; the first one where none is named.
+    pub server: Option<ServerId>,
     pub range: Range,
     /// From 1; told for logs and time-outs, no decision hangs on it.
     pub attempt: u32,
@@ -158,6 +161,8 @@ pub enum Verdict {
         /// itself is the table's fault under any code.
         class: Class,
     },
+    /// This call sent no byte of an insert: the server was not reached. Earlier ones may have.
+    Unsent { reason: String },
     /// Nothing can be said.
     Unknown { reason: String },
 }
@@ -179,8 +184,27 @@ pub struct SubReport {
 pub struct Horizon {
     pub log: LogId,
     pub partition: u16,
+    /// The one to ask; `None`: every one that answers.
+    pub server: Option<ServerId>,
     pub from_o: u64,
     pub tables: Vec<Name>,
+    pub timeout: Duration,
+}
+
+/// What a [`Horizon`] was answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HorizonTold {
+    /// The highest `_src_o` at or past the one asked for, by table; absent where there is none.
+    pub found: Vec<(Name, u64)>,
+    /// Who answered.
+    pub asked: Vec<ServerId>,
+    /// Who did not, each with the reason.
+    pub not_asked: Vec<String>,
+}
+
+/// Which servers are there, and which one new ranges go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhichServers {
     pub timeout: Duration,
 }
 
@@ -191,18 +215,19 @@ pub enum SinkRequest {
     Horizon(Horizon),
     Books(BooksQuery),
     Letters(LettersCall),
+    Servers(WhichServers),
 }
 
 /// All that it answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SinkReply {
     Wrote(Vec<SubReport>),
-    /// The highest `_src_o` at or past the one asked for, by table; absent where there is none.
-    Horizon(Vec<(Name, u64)>),
-    /// The sums asked for, newest minute first.
-    Books(Vec<BooksLine>),
-    /// Dead letters, or what became of them.
-    Letters(LettersTold),
+    Horizon(HorizonTold),
+    /// The sums asked for, newest minute first, over all servers that answered; and who did not.
+    Books(Vec<BooksLine>, Vec<String>),
+    /// Dead letters, or what became of them; and which servers did not answer.
+    Letters(LettersTold, Vec<String>),
+    Servers(ServersSeen),
     /// Over its byte budget; nothing was begun. Over HTTP: 429.
     Busy {
         retry_after_ms: u64,
@@ -224,7 +249,11 @@ impl From<Failure> for SinkReply {
 impl Answer for SinkReply {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Wrote(_) | Self::Horizon(_) | Self::Books(_) | Self::Letters(_) => StatusCode::OK,
+            Self::Wrote(_)
+            | Self::Horizon(_)
+            | Self::Books(_, _)
+            | Self::Letters(_, _)
+            | Self::Servers(_) => StatusCode::OK,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -237,6 +266,7 @@ enum Head {
     Write {
         log: LogId,
         partition: u16,
+        server: Option<ServerId>,
         range: Range,
         attempt: u32,
         steps: Steps,
@@ -249,6 +279,7 @@ enum Head {
     Horizon(Horizon),
     Books(BooksQuery),
     Letters(LettersCall),
+    Servers(WhichServers),
 }
 
 impl SinkCall {
@@ -270,13 +301,16 @@ impl Call for SinkRequest {
             Self::Horizon(horizon) => horizon.timeout,
             Self::Books(query) => query.timeout,
             Self::Letters(call) => call.timeout,
+            Self::Servers(asked) => asked.timeout,
         }
     }
 
     fn trace(&self) -> TraceContext {
         match self {
             Self::Write(call) => call.trace,
-            Self::Horizon(_) | Self::Books(_) | Self::Letters(_) => TraceContext::default(),
+            Self::Horizon(_) | Self::Books(_) | Self::Letters(_) | Self::Servers(_) => {
+                TraceContext::default()
+            }
         }
     }
 
@@ -286,6 +320,7 @@ impl Call for SinkRequest {
             Self::Horizon(horizon) => (Head::Horizon(horizon), Vec::new()),
             Self::Books(query) => (Head::Books(query), Vec::new()),
             Self::Letters(call) => (Head::Letters(call), Vec::new()),
+            Self::Servers(asked) => (Head::Servers(asked), Vec::new()),
         };
         let head = serde_json::to_vec(&head).expect("the head has no map with other keys than text");
         let frames: usize = records.iter().map(|record| record.frame().len()).sum();
@@ -311,9 +346,11 @@ impl Call for SinkRequest {
                 call.timeout = timeout;
                 Ok(Self::Letters(call))
             }
+            Head::Servers(_) => Ok(Self::Servers(WhichServers { timeout })),
             Head::Write {
                 log,
                 partition,
+                server,
                 range,
                 attempt,
                 steps,
@@ -334,6 +371,7 @@ impl Call for SinkRequest {
                 Ok(Self::Write(SinkCall {
                     log,
                     partition,
+                    server,
                     range,
                     attempt,
                     timeout,
@@ -353,6 +391,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
     let SinkCall {
         log,
         partition,
+        server,
         range,
         attempt,
         steps,
@@ -367,6 +406,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
         Head::Write {
             log,
             partition,
+            server,
             range,
             attempt,
             steps,
