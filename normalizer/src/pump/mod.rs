@@ -5,6 +5,7 @@
 //! therefore never runs more than two ranges ahead of what is committed, which bounds memory and the
 //! dedup state that is not yet on disk.
 
+mod aside;
 pub mod batching;
 mod books;
 pub mod call;
