@@ -6,6 +6,7 @@
 //! numbers sum to zero against the outcome that the range's row had claimed.
 
 use crate::ids::{LogId, Name, TenantId};
+use crate::wire::sink::Range;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -106,6 +107,8 @@ pub struct BooksQuery {
     pub partition: u16,
     /// Rows of this log and partition count where their provenance is below: `committed << 16`.
     pub below_o: u64,
+    /// Of these, ranges whose rows of the books are set aside: what of them is there counts elsewhere.
+    pub without: Vec<Range>,
     /// First minute, in seconds since 1970.
     pub since_s: u64,
     /// None: all.
@@ -146,6 +149,16 @@ impl BooksLine {
             rejected: 0,
             in_flight: 0,
         }
+    }
+
+    /// Adds another line's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.received += other.received;
+        self.stored += other.stored;
+        self.duplicate += other.duplicate;
+        self.dead_lettered += other.dead_lettered;
+        self.rejected += other.rejected;
+        self.in_flight += other.in_flight;
     }
 
     /// Received minus all outcomes: 0 where the books balance.

@@ -19,6 +19,7 @@ pub mod reload;
 pub mod replace;
 pub mod secret;
 pub mod serve;
+pub mod servers;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tenants_file;

@@ -143,6 +143,10 @@ names! {
         ParkedUnits = "sluice_parked_units", "Shares of ranges that wait for a table in trouble.";
         /// `tenant` with a quota.
         QuotaUsedRatio = "sluice_quota_used_ratio", "What was taken in the last ten seconds or so over what the quota gives: the highest of its limits.";
+        /// `server`.
+        ClickHouseUp = "sluice_clickhouse_up", "1 while that ClickHouse answers.";
+        /// `server`: 1 at one of them.
+        ClickHouseInUse = "sluice_clickhouse_in_use", "1 at the ClickHouse that new ranges go to.";
         LedgerImbalance = "sluice_ledger_imbalance_events", "Events by which the books of settled ranges missed what was proven of them; must be 0.";
         /// `version`: always 1.
         BuildInfo = "sluice_build_info", "The release.";

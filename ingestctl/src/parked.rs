@@ -81,7 +81,15 @@ fn table(listed: &Value) -> String {
     if units(listed).is_empty() {
         return "nothing is set aside".into();
     }
-    let mut table = TextTable::new(&["TABLE", "RECORDS", ">ROWS", "WHY", "NEEDS REPAIR", "REASON"]);
+    let mut table = TextTable::new(&[
+        "TABLE",
+        "SERVER",
+        "RECORDS",
+        ">ROWS",
+        "WHY",
+        "NEEDS REPAIR",
+        "REASON",
+    ]);
     for unit in units(listed) {
         let text = |name: &str| unit[name].as_str().unwrap_or_default().to_owned();
         let repair = if unit["needs_repair"] == json!(true) {
@@ -91,6 +99,7 @@ fn table(listed: &Value) -> String {
         };
         table.row([
             text("table"),
+            text("server"),
             format!("{}..{}", unit["from"], unit["to"]),
             unit["rows"].to_string(),
             text("why"),

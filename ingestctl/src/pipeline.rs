@@ -9,8 +9,9 @@ use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
 use sluice_common::reload::Reloader;
 use sluice_common::serve::listen;
+use sluice_common::servers::{EMBEDDED, name_of};
 use sluice_common::shutdown::Stop;
-use sluice_common::tls::client::{ClientTls, ClientTlsError};
+use sluice_common::tls::client::ClientTlsError;
 use sluice_common::tls::{ServerTls, reload};
 use sluice_edge::{Edge, EdgeServer, tenants_routes};
 use sluice_normalizer::start::{Environment, Running};
@@ -26,7 +27,7 @@ const TABLES_DEADLINE: Duration = Duration::from_secs(10);
 /// What a pipeline is given besides its config.
 #[derive(Debug, Clone)]
 pub struct Given {
-    /// `http://host:port` of ClickHouse.
+    /// `http://host:port` of ClickHouse; of the first, where the config has several.
     pub clickhouse_url: String,
     /// Whether the start waits for the tables: a ClickHouse of our own is there, a remote one may not be.
     pub wait_for_tables: bool,
@@ -59,8 +60,8 @@ impl Pipeline {
             .map(|files| ServerTls::open(files, &given.metrics));
         let tls = tls.transpose()?;
         let probes = listen(&config.edge.admin).await?;
-        let target = target(loaded, &given.clickhouse_url)?;
-        let sink = SinkWriter::new(&target, &config.datasets, &given.metrics);
+        let targets = targets(loaded, &given)?;
+        let sink = SinkWriter::new(&targets, &config.datasets, &given.metrics);
         make_tables(&sink, given.wait_for_tables).await;
         let (taking, pumping) = (Stop::new(), Stop::new());
         let environment = Environment {
@@ -93,10 +94,12 @@ impl Pipeline {
         ));
         tokio::spawn(filed.watch(taking.clone()));
         let edge = server.url();
-        let watched = tls
-            .map(reload::target)
-            .into_iter()
-            .chain(target.tls.map(reload::target));
+        let watched = tls.map(reload::target).into_iter().chain(
+            targets
+                .into_iter()
+                .filter_map(|target| target.tls)
+                .map(reload::target),
+        );
         tokio::spawn(reload::watch(watched.collect(), given.metrics, pumping.clone()));
         let server = tokio::spawn(server.run(taking.clone()));
         Ok(Self {
@@ -129,19 +132,16 @@ impl Pipeline {
     }
 }
 
-/// The ClickHouse of a config, at `url`.
-///
-/// # Errors
-/// [`ClientTlsError`] where `clickhouse.ca` cannot be used.
-pub fn target(loaded: &Loaded, url: &str) -> Result<Target, ClientTlsError> {
-    Ok(Target {
-        url: url.to_owned(),
-        database: loaded.config.clickhouse.database.clone(),
-        user: loaded.clickhouse_user.clone(),
-        password: loaded.clickhouse_password.clone(),
-        letters_ttl: loaded.config.dead_letters.ttl,
-        tls: loaded.clickhouse_tls(url).map(ClientTls::open).transpose()?,
-    })
+/// The servers of a config, with the first one at `url`. The ClickHouse of our own has another port at each
+/// start, and is the same.
+fn targets(loaded: &Loaded, given: &Given) -> Result<Vec<Target>, ClientTlsError> {
+    let url = given.clickhouse_url.as_str();
+    let name = if given.wait_for_tables {
+        EMBEDDED.to_owned()
+    } else {
+        name_of(url)
+    };
+    Target::all(loaded, (name, url))
 }
 
 async fn make_tables(sink: &SinkWriter, wait: bool) {

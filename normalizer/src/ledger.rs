@@ -4,8 +4,12 @@
 //! those of this log at or past it; the log is read from it on. So each event is seen on one side
 //! only, whatever is settled meanwhile. What is past the offset is not decided yet: its rows are in
 //! flight, its rejected ones are rejected.
+//!
+//! A committed range whose rows of the books are set aside counts as in flight, and whatever of them is in
+//! ClickHouse by now counts nothing: both by one look at what is set aside.
 
 use crate::log::EmbeddedLog;
+use crate::parked::shelf::Shelf;
 use crate::progress::store::Store;
 use axum::extract::{RawQuery, State};
 use axum::routing::get;
@@ -14,15 +18,15 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use serde::Serialize;
 use sluice_common::admin::Refused;
-use sluice_common::books::{BooksLine, BooksQuery, MINUTE_MS};
+use sluice_common::books::{BooksLine, BooksQuery, DEAD_LETTERS, LEDGER, MINUTE_MS};
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Period;
 use sluice_common::ids::{Name, Offset, TenantId, source_o};
 use sluice_common::limits::{BOOKS_READ_BYTES, MAX_BOOKS_LINES};
 use sluice_common::record::{Holds, Record};
-use sluice_common::wire::sink::{SinkReply, SinkRequest};
+use sluice_common::wire::sink::{Range, SinkReply, SinkRequest};
 use sluice_common::wire::transport::Seam;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -39,6 +43,7 @@ const DEFAULT_SINCE: Period = Period::hours(1);
 /// What the route stands on.
 pub struct Ledger {
     pub log: Arc<EmbeddedLog>,
+    pub shelf: Shelf,
     pub progress: Arc<Mutex<Store>>,
     pub sink: Seam<SinkRequest>,
     pub clock: SharedClock,
@@ -76,23 +81,36 @@ impl Ledger {
         let minute_s = MINUTE_MS / 1_000;
         let since_s = self.clock.now_ms().saturating_sub(asked.since.ms()) / 1_000 / minute_s * minute_s;
         let committed = self.progress.lock().state().committed;
+        // In this order: what is set aside is on the shelf before its range is committed.
+        let aside = Aside::of(&self.shelf, committed);
         let query = BooksQuery {
             log: self.log.id(),
             partition: PARTITION,
             below_o: source_o(committed, 0),
+            without: aside.without.clone(),
             since_s,
             tenant: asked.tenant.clone(),
             limit: u32::try_from(MAX_BOOKS_LINES).unwrap_or(u32::MAX),
             timeout: SUMS_DEADLINE,
         };
-        let sums = self.sums(query).await?;
-        let mut notes = Vec::new();
+        let (sums, silent) = self.sums(query).await?;
+        let not_asked = |reason: String| {
+            format!("the books of a ClickHouse that does not answer are in no line: {reason}")
+        };
+        let mut notes: Vec<String> = silent.into_iter().map(not_asked).collect();
         if sums.len() == MAX_BOOKS_LINES {
             notes.push(format!(
                 "only the newest {MAX_BOOKS_LINES} lines are told: ask with a shorter `since` or for one tenant"
             ));
         }
         let mut lines: Lines = sums.into_iter().map(|line| (key(&line), line)).collect();
+        let is_asked = |line: &&BooksLine| {
+            line.minute_s >= since_s && asked.tenant.as_ref().is_none_or(|tenant| *tenant == line.tenant)
+        };
+        for line in aside.lines.iter().filter(is_asked) {
+            let fresh = BooksLine::new(line.tenant.clone(), line.dataset.clone(), line.minute_s);
+            lines.entry(key(line)).or_insert(fresh).add(line);
+        }
         tokio::task::block_in_place(|| {
             self.add_in_flight(&mut lines, committed, (since_s, &asked), &mut notes)
         })?;
@@ -102,15 +120,19 @@ impl Ledger {
         Ok(Told { lines, notes })
     }
 
-    async fn sums(&self, query: BooksQuery) -> Result<Vec<BooksLine>, Refused> {
+    async fn sums(&self, query: BooksQuery) -> Result<(Vec<BooksLine>, Vec<String>), Refused> {
         let answer = self.sink.clone().oneshot(SinkRequest::Books(query)).await;
         let reason = match answer {
-            Ok(SinkReply::Books(lines)) => return Ok(lines),
+            Ok(SinkReply::Books(lines, silent)) => return Ok((lines, silent)),
             Ok(SinkReply::Failed { reason }) => reason,
             Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-            Ok(SinkReply::Wrote(_) | SinkReply::Horizon(_) | SinkReply::Letters(_) | SinkReply::Parts(_)) => {
-                "the sink-writer answers another question".into()
-            }
+            Ok(
+                SinkReply::Wrote(_)
+                | SinkReply::Horizon(_)
+                | SinkReply::Letters(_, _)
+                | SinkReply::Parts(_)
+                | SinkReply::Servers(_),
+            ) => "the sink-writer answers another question".into(),
             Err(never) => match never {},
         };
         let detail =
@@ -157,6 +179,37 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+}
+
+/// What our own tables are to say of committed ranges, and cannot yet.
+struct Aside {
+    /// Ranges whose rows of the books are set aside. Some of them may be there already: none is counted.
+    without: Vec<Range>,
+    lines: Vec<BooksLine>,
+}
+
+impl Aside {
+    fn of(shelf: &Shelf, committed: Offset) -> Self {
+        let units = shelf.units();
+        let below = || units.iter().filter(|(id, _)| id.b <= committed);
+        let of = |table: &'static str| below().filter(move |(id, _)| id.table.as_str() == table);
+        let mut without: Vec<Range> = Vec::new();
+        let booked: BTreeSet<Offset> = of(LEDGER).map(|(id, _)| id.a).collect();
+        for (id, _) in of(LEDGER) {
+            match without.last_mut() {
+                Some(last) if last.b == id.a => last.b = id.b,
+                Some(_) | None => without.push(id.range()),
+            }
+        }
+        let letters = of(DEAD_LETTERS).filter(|(id, _)| !booked.contains(&id.a));
+        let lines = of(LEDGER)
+            .chain(letters)
+            .flat_map(|(_, unit)| unit.in_flight.clone());
+        Self {
+            lines: lines.collect(),
+            without,
+        }
     }
 }
 

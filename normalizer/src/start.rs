@@ -188,6 +188,7 @@ impl Running {
         let pump = Pump::new(parts);
         let ledger = Ledger {
             log: Arc::clone(&log),
+            shelf: service.shelf.clone(),
             progress: pump.progress(),
             sink: books,
             clock: books_clock,

@@ -12,6 +12,7 @@ use arrow_array::{
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use bytes::Bytes;
+use sluice_common::config::OWN_COLUMNS;
 use sluice_common::dictionary;
 use sluice_common::ids::{LogId, Name, RequestId, source_o};
 use std::fmt::Write as _;
@@ -19,8 +20,6 @@ use std::sync::{Arc, OnceLock};
 
 /// ClickHouse's code for a type mismatch, used for what is refused before it is sent.
 const TYPE_MISMATCH: u32 = 53;
-/// Columns that are ours, whatever a record says.
-const OWN: [&str; 5] = ["tenant", "ingested_at", "_src_l", "_src_p", "_src_o"];
 
 /// One column of a block.
 #[derive(Debug, Clone)]
@@ -125,7 +124,7 @@ fn names(pieces: &[Slice<'_>]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for piece in pieces {
         for field in piece.batch.schema_ref().fields() {
-            if !OWN.contains(&field.name().as_str()) && !names.contains(field.name()) {
+            if !OWN_COLUMNS.contains(&field.name().as_str()) && !names.contains(field.name()) {
                 names.push(field.name().clone());
             }
         }

@@ -389,11 +389,16 @@ fn encode(key: &SubKey, columns: Vec<Column>, table: &Arc<Table>) -> Result<Cont
     })
 }
 
-/// The tables that a range's rows go to.
+/// The tables that a call's rows go to.
 #[must_use]
-pub fn tables_of(records: &[RangeRecord]) -> Vec<Name> {
-    let mut tables: Vec<Name> = records.iter().map(|one| one.record.meta.table.clone()).collect();
-    tables.extend([DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new));
+pub fn tables_of(source: &Source) -> Vec<Name> {
+    let records = source.records.iter();
+    let mut tables: Vec<Name> = records.map(|one| one.record.meta.table.clone()).collect();
+    let has_letters =
+        !source.quarantined.is_empty() || source.records.iter().any(|one| !one.fates.conflicts().is_empty());
+    let own = [(DEAD_LETTERS, has_letters), (LEDGER, !source.ledger.is_empty())];
+    let own = own.into_iter().filter(|(_, needed)| *needed);
+    tables.extend(own.flat_map(|(table, _)| Name::new(table)));
     tables.sort();
     tables.dedup();
     tables

@@ -5,14 +5,15 @@
 
 use bytes::Bytes;
 use clickhouse::{Client as Http, Compression, error::Error};
-use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::{Client as Pool, Error as PoolError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
-use sluice_common::config::Period;
+use sluice_common::config::{Loaded, Period};
 use sluice_common::ids::Name;
 use sluice_common::limits::MAX_INNER_ANSWER_BYTES;
 use sluice_common::secret::Secret;
-use sluice_common::tls::client::{ClientTls, Dialer};
+use sluice_common::servers::name_of;
+use sluice_common::tls::client::{ClientTls, ClientTlsError, Dialer};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -27,6 +28,8 @@ const MAX_MESSAGE_CHARS: usize = 400;
 /// Where rows go, with all references resolved.
 #[derive(Debug, Clone)]
 pub struct Target {
+    /// The server's name in intents; [`name_of`](sluice_common::servers::name_of) its URL.
+    pub name: String,
     /// `http://host:port`, or `https://` with `tls`.
     pub url: String,
     pub database: Name,
@@ -37,12 +40,45 @@ pub struct Target {
     pub letters_ttl: Period,
 }
 
+impl Target {
+    /// One server of a config, at `url`.
+    ///
+    /// # Errors
+    /// [`ClientTlsError`] where `clickhouse.ca` cannot be used.
+    pub fn of(loaded: &Loaded, name: String, url: &str) -> Result<Self, ClientTlsError> {
+        Ok(Self {
+            name,
+            url: url.to_owned(),
+            database: loaded.config.clickhouse.database.clone(),
+            user: loaded.clickhouse_user.clone(),
+            password: loaded.clickhouse_password.clone(),
+            tls: loaded.clickhouse_tls(url).map(ClientTls::open).transpose()?,
+            letters_ttl: loaded.config.dead_letters.ttl,
+        })
+    }
+
+    /// The server at `url`, under its name, and those that the config has for when it does not answer.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn all(loaded: &Loaded, (name, url): (String, &str)) -> Result<Vec<Self>, ClientTlsError> {
+        let mut targets = vec![Self::of(loaded, name, url)?];
+        for url in &loaded.clickhouse_failover {
+            targets.push(Self::of(loaded, name_of(url), url)?);
+        }
+        Ok(targets)
+    }
+}
+
 /// A request that did not end well.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServerError {
     /// ClickHouse said so itself. It may have stored rows all the same (a materialized view that fails).
     #[error("ClickHouse code {code}: {message}")]
     Definite { code: u32, message: String },
+    /// No connection was made: not a byte was sent.
+    #[error("{0}")]
+    Unreached(String),
     /// Network, time-out, or an answer that is not ClickHouse's.
     #[error("{0}")]
     Uncertain(String),
@@ -190,6 +226,13 @@ pub(crate) fn seconds_left(deadline: Instant) -> String {
 fn sort(error: &Error) -> ServerError {
     match error {
         Error::BadResponse(text) => parse_exception(text),
+        Error::Network(network)
+            if network
+                .downcast_ref::<PoolError>()
+                .is_some_and(PoolError::is_connect) =>
+        {
+            ServerError::Unreached(shorten(&sluice_common::error::chain(error)))
+        }
         other => ServerError::Uncertain(shorten(&sluice_common::error::chain(other))),
     }
 }

@@ -2,19 +2,58 @@
 
 use crate::client::{Client, ServerError};
 use crate::ddl::DEAD_LETTERS;
-use crate::tables::{DescribeError, Tables};
+use crate::servers::{Server, Servers};
+use crate::tables::DescribeError;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use serde_json::Value;
 use sluice_common::books::LEDGER;
 use sluice_common::ids::Name;
-use sluice_common::wire::sink::Horizon;
+use sluice_common::wire::sink::{Horizon, HorizonTold};
 use tokio::time::Instant;
 
-/// Asks each table in turn; tables that are missing or without provenance hold no rows of ours.
+/// Asks the server that is named, or all. One that does not answer is told, not taken for empty.
 ///
 /// # Errors
-/// A sentence, where a table could not be asked: then nothing is known of it.
-pub async fn ask(client: &Client, tables: &Tables, horizon: &Horizon) -> Result<Vec<(Name, u64)>, String> {
+/// A sentence, where no server answered: then nothing is known.
+pub async fn ask(servers: &Servers, horizon: &Horizon) -> Result<HorizonTold, String> {
     let deadline = Instant::now() + horizon.timeout;
+    let mut told = HorizonTold::default();
+    let mut asked = match &horizon.server {
+        Some(pin) => vec![servers.find(Some(pin)).await?],
+        None => servers.all().to_vec(),
+    };
+    if asked.len() > 1 {
+        // A server that hangs is not waited for to the deadline, while another can be asked.
+        let seen = servers.seen().await.servers;
+        let down = seen.into_iter().filter(|server| !server.up);
+        let down: Vec<String> = down.map(|server| server.id.name).collect();
+        asked.retain(|server| !down.contains(&server.name));
+        let silent = down.iter().map(|name| format!("{name}: it does not answer"));
+        told.not_asked.extend(silent);
+    }
+    let mut answers = Vec::with_capacity(asked.len());
+    for server in &asked {
+        answers.push(of(server, horizon, deadline).boxed());
+    }
+    for (server, answer) in asked.iter().zip(join_all(answers).await) {
+        match answer {
+            Ok(found) => {
+                told.found.extend(found);
+                told.asked.push(server.id());
+            }
+            Err(reason) => told.not_asked.push(format!("{}: {reason}", server.name)),
+        }
+    }
+    if told.asked.is_empty() {
+        return Err(told.not_asked.join("; "));
+    }
+    Ok(told)
+}
+
+/// Asks each table in turn; tables that are missing or without provenance hold no rows of ours.
+async fn of(server: &Server, horizon: &Horizon, deadline: Instant) -> Result<Vec<(Name, u64)>, String> {
+    let (client, tables) = (&server.client, &server.tables);
     let mut found = Vec::new();
     for name in &with_our_own(&horizon.tables) {
         let table = match tables.get(name, deadline).await {

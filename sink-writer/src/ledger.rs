@@ -4,12 +4,16 @@ use crate::assemble::{Column, runs, stamps};
 use crate::block::{Sights, placement_of};
 use crate::client::{Client, ServerError};
 use crate::place::ALL;
+use crate::servers::{Server, Servers};
 use arrow_array::{ArrayRef, Int64Array, TimestampSecondArray};
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use serde_json::Value;
 use sluice_common::books::{BooksLine, BooksQuery, LEDGER, LedgerRow};
 use sluice_common::ids::{LogId, Name, TenantId};
 use sluice_common::wire::sink::{Piece, SubKey};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -72,18 +76,75 @@ pub(crate) fn columns(rows: &[&LedgerRow], log: LogId, partition: u16) -> Vec<Co
     columns
 }
 
-/// Sums of the books by tenant, dataset and minute, newest first.
+/// Sums over all servers that answer, and who does not: the rows of a range are on the server that took it.
 ///
 /// # Errors
-/// The server's; a table that is missing has code 60.
-pub(crate) async fn sums(client: &Client, asked: &BooksQuery) -> Result<Vec<BooksLine>, ServerError> {
+/// A sentence, where no server answered.
+pub(crate) async fn all_sums(
+    servers: &Servers,
+    asked: &BooksQuery,
+) -> Result<(Vec<BooksLine>, Vec<String>), String> {
+    let distinct = servers.distinct();
+    let mut answers = Vec::with_capacity(distinct.len());
+    for server in &distinct {
+        answers.push(of(server, asked).boxed());
+    }
+    let (mut lines, mut silent, mut shared_told) = (BTreeMap::new(), Vec::new(), false);
+    for (server, answer) in distinct.iter().zip(join_all(answers).await) {
+        match answer {
+            Err(reason) => silent.push(format!("{}: {reason}", server.name)),
+            // Another replica of the same rows.
+            Ok((true, _)) if shared_told => {}
+            Ok((shared, told)) => {
+                shared_told |= shared;
+                told.into_iter().for_each(|line| merge(&mut lines, line));
+            }
+        }
+    }
+    if silent.len() == distinct.len() {
+        return Err(format!("table {LEDGER}: {}", silent.join("; ")));
+    }
+    let mut lines: Vec<BooksLine> = lines.into_values().collect();
+    // Stable: within a minute they stay in order of tenant and dataset.
+    lines.sort_by_key(|line: &BooksLine| std::cmp::Reverse(line.minute_s));
+    lines.truncate(asked.limit as usize);
+    Ok((lines, silent))
+}
+
+type Lines = BTreeMap<(TenantId, Name, u64), BooksLine>;
+
+fn merge(lines: &mut Lines, line: BooksLine) {
+    let key = (line.tenant.clone(), line.dataset.clone(), line.minute_s);
+    match lines.entry(key) {
+        Entry::Vacant(free) => drop(free.insert(line)),
+        Entry::Occupied(mut known) => known.get_mut().add(&line),
+    }
+}
+
+/// One server's sums, and whether other servers may show the same rows.
+async fn of(server: &Server, asked: &BooksQuery) -> Result<(bool, Vec<BooksLine>), String> {
+    let deadline = Instant::now() + asked.timeout;
+    let name = Name::new(LEDGER).map_err(|error| error.to_string())?;
+    let table = server.tables.get(&name, deadline).await;
+    let table = table.map_err(|error| error.to_string())?;
+    let lines = sums(&server.client, asked, deadline).await;
+    Ok((table.shared, lines.map_err(|error| error.to_string())?))
+}
+
+/// Sums of the books by tenant, dataset and minute, newest first.
+async fn sums(client: &Client, asked: &BooksQuery, deadline: Instant) -> Result<Vec<BooksLine>, ServerError> {
     let tenant = asked.tenant.as_ref();
     // Ids have no character that would need escaping.
     let tenant = tenant.map_or_else(String::new, |tenant| format!(" AND tenant = '{tenant}'"));
+    let without = asked.without.iter().map(|range| {
+        let (from, to) = (range.a << 16, (range.b << 16) - 1);
+        format!(" AND _src_o NOT BETWEEN {from} AND {to}")
+    });
+    let without: String = without.collect();
     let sql = format!(
         "SELECT tenant, dataset, toUnixTimestamp(minute), sum(received), sum(stored), sum(duplicate), \
          sum(dead_lettered), sum(rejected), sum(parked) FROM `{}`.`{LEDGER}` \
-         WHERE minute >= toDateTime({}) AND (_src_l != {} OR _src_p != {} OR _src_o < {}){tenant} \
+         WHERE minute >= toDateTime({}) AND (_src_l != {} OR _src_p != {} OR _src_o < {}{without}){tenant} \
          GROUP BY tenant, dataset, minute ORDER BY minute DESC, tenant, dataset LIMIT {} \
          SETTINGS select_sequential_consistency = 1",
         client.database(),
@@ -93,7 +154,7 @@ pub(crate) async fn sums(client: &Client, asked: &BooksQuery) -> Result<Vec<Book
         asked.below_o,
         asked.limit,
     );
-    let rows = client.rows(&sql, Instant::now() + asked.timeout).await?;
+    let rows = client.rows(&sql, deadline).await?;
     let lines = rows.iter().map(|row| line(row));
     let odd = || ServerError::Uncertain("the answer is not what was asked".into());
     lines.collect::<Option<_>>().ok_or_else(odd)

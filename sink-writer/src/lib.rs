@@ -1,6 +1,7 @@
 //! The sink-writer: a stateless executor between the normalizer's pump and ClickHouse.
 //!
-//! The path of one call: [`service`] takes it within its byte budget ([`admit`]); [`tables`] knows what the
+//! The path of one call: [`service`] takes it within its byte budget ([`admit`]); [`servers`] finds the
+//! ClickHouse that it names; [`tables`] knows what the
 //! tables are; [`block`] splits the range's rows by (table, ClickHouse partition) with [`place`], and builds
 //! each block's columns with [`assemble`] as far as they fit ([`adapt`]); [`settle`] works each sub-batch to
 //! one verdict with [`insert`] and [`verify`], as many at once as the server bears ([`limiter`]). [`client`] alone speaks to ClickHouse.
@@ -23,6 +24,7 @@ pub mod pace;
 pub mod place;
 pub mod report;
 mod route;
+pub mod servers;
 pub mod service;
 pub mod settle;
 pub mod survey;

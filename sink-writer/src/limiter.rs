@@ -47,7 +47,7 @@ impl Sign {
     pub fn of(answer: &Result<(), ServerError>) -> Self {
         match answer {
             Ok(()) => Self::Well,
-            Err(ServerError::Uncertain(_)) => Self::Overloaded,
+            Err(ServerError::Unreached(_) | ServerError::Uncertain(_)) => Self::Overloaded,
             Err(ServerError::Definite { code, .. }) => match classify(*code) {
                 Class::Retry => Self::Overloaded,
                 Class::Quarantine | Class::Alarm => Self::Other,
@@ -178,7 +178,7 @@ fn is_answer(answer: &Result<(), ServerError>) -> bool {
     match answer {
         Ok(()) => true,
         Err(ServerError::Definite { code, .. }) => classify(*code) == Class::Quarantine,
-        Err(ServerError::Uncertain(_)) => false,
+        Err(ServerError::Unreached(_) | ServerError::Uncertain(_)) => false,
     }
 }
 

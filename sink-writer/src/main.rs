@@ -7,9 +7,10 @@ use sluice_common::config::Loaded;
 use sluice_common::metrics::Metrics;
 use sluice_common::reload::Reloader;
 use sluice_common::serve::{Bounds, Door, listen, serve};
+use sluice_common::servers::name_of;
 use sluice_common::shutdown::{Stop, asked_to_stop, within_deadline};
 use sluice_common::telemetry::{self, LogFormat};
-use sluice_common::tls::{ClientTls, ServerTls, reload};
+use sluice_common::tls::{ServerTls, reload};
 use sluice_common::wire::transport::receive;
 use sluice_common::{admin, process};
 use sluice_sink_writer::{SinkWriter, Target};
@@ -51,12 +52,12 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     let metrics = Metrics::new("sluice-sink-writer", &loaded.config)?;
     let inner = &loaded.config.sink_writer;
     let (calls, probes) = (listen(&inner.listen).await?, listen(&inner.admin).await?);
-    let target = target(&loaded)?;
+    let targets = targets(&loaded)?;
     let tls = loaded
         .inner_listener_tls()
         .map(|files| ServerTls::open(files, &metrics));
     let tls = tls.transpose()?;
-    let sink = SinkWriter::new(&target, &loaded.config.datasets, &metrics);
+    let sink = SinkWriter::new(&targets, &loaded.config.datasets, &metrics);
     let (taking, probing) = (Stop::new(), Stop::new());
     let clock: SharedClock = Arc::new(SystemClock);
     let reloader = Reloader::new(&loaded, &metrics, &clock).with(sink.part());
@@ -70,7 +71,8 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         probes.local_addr()?,
     );
     let watched = tls.clone().map(reload::target).into_iter();
-    let watched = watched.chain(target.tls.map(reload::target)).collect();
+    let trusted = targets.into_iter().filter_map(|target| target.tls);
+    let watched = watched.chain(trusted.map(reload::target)).collect();
     tokio::spawn(reload::watch(watched, metrics.clone(), probing.clone()));
     tokio::spawn(make_tables(sink.clone()));
     let router = receive(sink.seam(), loaded.internal_token.clone());
@@ -96,18 +98,11 @@ async fn run(args: Args) -> Result<(), process::Failure> {
     Ok(())
 }
 
-fn target(loaded: &Loaded) -> Result<Target, process::Failure> {
+fn targets(loaded: &Loaded) -> Result<Vec<Target>, process::Failure> {
     let missing =
         || process::Failure::new("clickhouse.url is missing: the sink-writer must know where rows go");
-    let url = loaded.clickhouse_url.clone().ok_or_else(missing)?;
-    Ok(Target {
-        tls: loaded.clickhouse_tls(&url).map(ClientTls::open).transpose()?,
-        url,
-        database: loaded.config.clickhouse.database.clone(),
-        user: loaded.clickhouse_user.clone(),
-        password: loaded.clickhouse_password.clone(),
-        letters_ttl: loaded.config.dead_letters.ttl,
-    })
+    let url = loaded.clickhouse_url.as_deref().ok_or_else(missing)?;
+    Ok(Target::all(loaded, (name_of(url), url))?)
 }
 
 async fn make_tables(sink: SinkWriter) {

@@ -18,9 +18,9 @@ const UNCERTAIN: &str = "uncertain";
 pub struct Observer(Metrics);
 
 impl Observer {
-    /// Exports zeros, and has `budget` and `limiter` watched.
+    /// Exports zeros, and has `budget` and the servers' `limiters` watched.
     #[must_use]
-    pub fn new(metrics: &Metrics, budget: &Budget, limiter: &Limiter) -> Self {
+    pub fn new(metrics: &Metrics, budget: &Budget, limiters: Vec<Limiter>) -> Self {
         for class in [
             Class::Quarantine.label(),
             Class::Retry.label(),
@@ -43,10 +43,13 @@ impl Observer {
         metrics.watch(Gauge::QueueLimitBytes, &[("queue", "sink")], || {
             SINK_CALL_BYTES as f64
         });
-        let (slots, busy, open) = (limiter.clone(), limiter.clone(), limiter.clone());
-        metrics.watch(Gauge::InsertSlots, &[], move || slots.slots() as f64);
-        metrics.watch(Gauge::InsertSlotsBusy, &[], move || busy.busy() as f64);
-        metrics.watch(Gauge::OpenCircuits, &[], move || open.open_circuits() as f64);
+        let watch = |gauge: Gauge, of: fn(&Limiter) -> usize| {
+            let limiters = limiters.clone();
+            metrics.watch(gauge, &[], move || limiters.iter().map(of).sum::<usize>() as f64);
+        };
+        watch(Gauge::InsertSlots, Limiter::slots);
+        watch(Gauge::InsertSlotsBusy, Limiter::busy);
+        watch(Gauge::OpenCircuits, Limiter::open_circuits);
         Self(metrics.clone())
     }
 
@@ -75,7 +78,7 @@ impl Observer {
     pub fn failed(&self, error: &ServerError) {
         let class = match error {
             ServerError::Definite { code, .. } => classify(*code).label(),
-            ServerError::Uncertain(_) => UNCERTAIN,
+            ServerError::Unreached(_) | ServerError::Uncertain(_) => UNCERTAIN,
         };
         self.0.add(Counter::ClickHouseErrors, 1, &[("class", class)]);
     }

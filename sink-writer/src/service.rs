@@ -3,15 +3,16 @@
 
 use crate::admit::{Budget, RETRY_AFTER_MS};
 use crate::block::{self, Sight, Sights, Source, SubBatch};
-use crate::client::{Client, ServerError, Target};
+use crate::client::{ServerError, Target};
 use crate::insert::Origin;
-use crate::limiter::Limiter;
 use crate::observe::Observer;
+use crate::servers::{AtServer, Server, Servers};
 use crate::settle::Settler;
 use crate::survey::Survey;
-use crate::tables::{DescribeError, Tables};
+use crate::tables::DescribeError;
 use crate::{horizon, ledger, letters, pace, report, survey};
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Dataset;
@@ -20,7 +21,7 @@ use sluice_common::limits::CLICKHOUSE_SLOTS_MAX;
 use sluice_common::metrics::Metrics;
 use sluice_common::reload::Part;
 use sluice_common::telemetry;
-use sluice_common::wire::sink::{RangeRecord, SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
+use sluice_common::wire::sink::{SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
 use sluice_common::wire::transport::Seam;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -34,33 +35,36 @@ use tower::Service;
 use tower::util::BoxCloneSyncService;
 use tracing::Instrument as _;
 
+/// Tables that one call has described at once.
+const LOOKS_AT_ONCE: usize = 8;
 /// How long the making of new datasets' tables may take; after it, calls make them.
 const NEW_TABLES_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Executes calls against one ClickHouse. Cloning is cheap and shares everything.
+/// Executes calls, each at the ClickHouse that it names. Cloning is cheap and shares everything.
 #[derive(Debug, Clone)]
 pub struct SinkWriter {
-    client: Client,
-    tables: Arc<Tables>,
+    servers: Arc<Servers>,
     budget: Budget,
     observer: Observer,
-    limiter: Limiter,
 }
 
 impl SinkWriter {
-    /// A sink-writer for `target`; nothing is connected yet. `datasets` are needed to create tables and
-    /// to place rows of tables that are missing; what is in the log is written as its records say.
+    /// A sink-writer for `targets`, the first being preferred; nothing is connected yet. `datasets` are needed
+    /// to create tables and to place rows of tables that are missing; what is in the log is written as its
+    /// records say.
+    ///
+    /// # Panics
+    /// Without a target.
     #[must_use]
-    pub fn new(target: &Target, datasets: &[Dataset], metrics: &Metrics) -> Self {
-        let client = Client::new(target);
-        let tables = Arc::new(Tables::new(client.clone(), datasets, target.letters_ttl));
-        let (budget, limiter) = (Budget::default(), Limiter::default());
+    pub fn new(targets: &[Target], datasets: &[Dataset], metrics: &Metrics) -> Self {
+        let servers = Arc::new(Servers::new(targets, datasets));
+        servers.show(metrics);
+        let budget = Budget::default();
+        let limiters = servers.all().iter().map(|server| server.limiter.clone());
         Self {
-            client,
-            tables,
-            observer: Observer::new(metrics, &budget, &limiter),
+            observer: Observer::new(metrics, &budget, limiters.collect()),
+            servers,
             budget,
-            limiter,
         }
     }
 
@@ -71,18 +75,30 @@ impl SinkWriter {
         self
     }
 
-    /// Creates the database and all missing tables.
+    /// Creates the database and all missing tables on every server.
     ///
     /// # Errors
-    /// The server's; what was created stays.
-    pub async fn create_missing(&self, timeout: Duration) -> Result<(), ServerError> {
-        self.tables.create_missing(Instant::now() + timeout).await
+    /// The first server's, with its name; what was created stays.
+    pub async fn create_missing(&self, timeout: Duration) -> Result<(), AtServer> {
+        let deadline = Instant::now() + timeout;
+        let making = self.servers.all().iter().map(async |server| {
+            let made = server.tables.create_missing(deadline).await;
+            made.map_err(|error| AtServer {
+                server: server.name.clone(),
+                error,
+            })
+        });
+        join_all(making).await.into_iter().collect()
     }
 
-    /// What `ingestctl check` says of the server and the configured tables.
-    pub async fn describe_all(&self, clock: &SharedClock, timeout: Duration) -> report::ServerReport {
+    /// What `ingestctl check` says of each server and of the configured tables there.
+    pub async fn describe_all(&self, clock: &SharedClock, timeout: Duration) -> Vec<report::ServerReport> {
         let deadline = Instant::now() + timeout;
-        report::describe_all(&self.client, &self.tables.datasets(), clock, deadline).await
+        let asked = self.servers.all().iter().map(async |server| {
+            let datasets = server.tables.datasets();
+            report::describe_all(&server.client, &datasets, clock, deadline).await
+        });
+        join_all(asked).await
     }
 
     /// Follows the config: the datasets whose tables are made where they are missing. What is known of
@@ -93,7 +109,9 @@ impl SinkWriter {
         Box::new(move |loaded| {
             let (sink, datasets) = (sink.clone(), loaded.config.datasets.clone());
             Ok(Box::new(move || {
-                if sink.tables.replace(datasets) {
+                let servers = sink.servers.all().iter();
+                let new = servers.map(|server| server.tables.replace(datasets.clone()));
+                if new.fold(false, |some, new| some | new) {
                     tokio::spawn(async move { sink.make_new_tables().await });
                 }
             }))
@@ -106,12 +124,16 @@ impl SinkWriter {
         }
     }
 
-    /// What hangs on a dataset's table, and how it keeps rows; nothing where it does not exist.
-    ///
-    /// # Errors
-    /// [`ServerError`].
-    pub async fn survey(&self, dataset: &Dataset, timeout: Duration) -> Result<Option<Survey>, ServerError> {
-        survey::survey(&self.client, dataset, Instant::now() + timeout).await
+    /// What hangs on a dataset's table, and how it keeps rows, on each server in turn; nothing where it does
+    /// not exist.
+    pub async fn survey(
+        &self,
+        dataset: &Dataset,
+        timeout: Duration,
+    ) -> Vec<Result<Option<Survey>, ServerError>> {
+        let deadline = Instant::now() + timeout;
+        let asked = self.servers.all().iter();
+        join_all(asked.map(|server| survey::survey(&server.client, dataset, deadline))).await
     }
 
     /// Bytes of records that calls hold now.
@@ -120,10 +142,10 @@ impl SinkWriter {
         self.budget.held()
     }
 
-    /// Sub-batches that the server is given at once now.
+    /// Sub-batches that the server in use is given at once now.
     #[must_use]
     pub fn slots(&self) -> usize {
-        self.limiter.slots()
+        self.servers.in_use().limiter.slots()
     }
 
     /// This sink-writer as a seam.
@@ -143,26 +165,25 @@ impl SinkWriter {
                 };
                 self.write(call).await
             }
-            SinkRequest::Horizon(asked) => match horizon::ask(&self.client, &self.tables, &asked).await {
-                Ok(found) => SinkReply::Horizon(found),
+            SinkRequest::Horizon(asked) => match horizon::ask(&self.servers, &asked).await {
+                Ok(told) => SinkReply::Horizon(told),
                 Err(reason) => SinkReply::Failed { reason },
             },
-            SinkRequest::Books(asked) => match ledger::sums(&self.client, &asked).await {
-                Ok(lines) => SinkReply::Books(lines),
-                Err(error) => SinkReply::Failed {
-                    reason: format!("table ledger: {error}"),
-                },
+            SinkRequest::Books(asked) => match ledger::all_sums(&self.servers, &asked).await {
+                Ok((lines, not_asked)) => SinkReply::Books(lines, not_asked),
+                Err(reason) => SinkReply::Failed { reason },
             },
-            SinkRequest::Parts(asked) => match pace::parts(&self.client, &asked).await {
+            SinkRequest::Parts(asked) => match pace::parts(&self.servers.in_use().client, &asked).await {
                 Ok(lines) => SinkReply::Parts(lines),
                 Err(error) => SinkReply::Failed {
                     reason: format!("system.parts: {error}"),
                 },
             },
-            SinkRequest::Letters(call) => match letters::answer(&self.client, &self.tables, call).await {
-                Ok(told) => SinkReply::Letters(told),
+            SinkRequest::Letters(call) => match letters::answer(&self.servers, call).await {
+                Ok((told, not_asked)) => SinkReply::Letters(told, not_asked),
                 Err(reason) => SinkReply::Failed { reason },
             },
+            SinkRequest::Servers(_) => SinkReply::Servers(self.servers.seen().await),
         }
     }
 
@@ -171,6 +192,10 @@ impl SinkWriter {
         if let Err(reason) = check(&call) {
             return SinkReply::Failed { reason };
         }
+        let server = match self.servers.find(call.server.as_ref()).await {
+            Ok(server) => server,
+            Err(reason) => return SinkReply::Failed { reason },
+        };
         let source = Source {
             log: call.log,
             partition: call.partition,
@@ -179,16 +204,16 @@ impl SinkWriter {
             quarantined: call.quarantined,
             tasks: call.tasks.clone(),
         };
-        let subs = match self.build(source, deadline).await {
+        let subs = match self.build(&server, source, deadline).await {
             Ok(subs) => subs,
             Err(reason) => return SinkReply::Failed { reason },
         };
         let (work, lost) = select(subs, call.tasks);
         let settler = Settler {
-            client: self.client.clone(),
-            tables: self.tables.clone(),
+            client: server.client.clone(),
+            tables: Arc::clone(&server.tables),
             observer: self.observer.clone(),
-            limiter: self.limiter.clone(),
+            limiter: server.limiter.clone(),
             origin: Origin {
                 log: call.log,
                 partition: call.partition,
@@ -209,25 +234,35 @@ impl SinkWriter {
     }
 
     /// Blocks of what was seen of the tables; where columns would be left out, of what is seen now.
-    async fn build(&self, source: Source, deadline: Instant) -> Result<Vec<SubBatch>, String> {
+    async fn build(
+        &self,
+        server: &Server,
+        source: Source,
+        deadline: Instant,
+    ) -> Result<Vec<SubBatch>, String> {
         let source = Arc::new(source);
-        let subs = self.build_once(&source, deadline).await?;
+        let subs = self.build_once(server, &source, deadline).await?;
         let lacking = subs.iter().filter(|sub| !sub.left_out.is_empty());
         let lacking: BTreeSet<&Name> = lacking.map(|sub| &sub.key.table).collect();
         let now = Instant::now();
         let again = lacking
             .iter()
-            .filter(|table| self.tables.look_again(table, now))
+            .filter(|table| server.tables.look_again(table, now))
             .count();
         if again == 0 {
             return Ok(subs);
         }
         drop(subs);
-        self.build_once(&source, deadline).await
+        self.build_once(server, &source, deadline).await
     }
 
-    async fn build_once(&self, source: &Arc<Source>, deadline: Instant) -> Result<Vec<SubBatch>, String> {
-        let sights = self.sights(&source.records, deadline).await;
+    async fn build_once(
+        &self,
+        server: &Server,
+        source: &Arc<Source>,
+        deadline: Instant,
+    ) -> Result<Vec<SubBatch>, String> {
+        let sights = self.sights(server, source, deadline).await;
         let source = Arc::clone(source);
         let built = tokio::task::spawn_blocking(move || block::build(&source, &sights)).await;
         match built {
@@ -236,22 +271,24 @@ impl SinkWriter {
         }
     }
 
-    async fn sights(&self, records: &[RangeRecord], deadline: Instant) -> Sights {
-        let mut sights = Sights::new();
-        for name in block::tables_of(records) {
-            let sight = match self.tables.get(&name, deadline).await {
+    async fn sights(&self, server: &Server, source: &Source, deadline: Instant) -> Sights {
+        let looks = block::tables_of(source).into_iter().map(async |name| {
+            let sight = match server.tables.get(&name, deadline).await {
                 Ok(table) => Sight::Known(table),
                 Err(why) => {
                     if let DescribeError::Server(error) = &why {
                         self.observer.failed(error);
                     }
-                    let placement = self.tables.last_placement(&name);
+                    let placement = server.tables.last_placement(&name);
                     Sight::Hidden { why, placement }
                 }
             };
-            sights.insert(name, sight);
-        }
-        sights
+            (name, sight)
+        });
+        stream::iter(looks)
+            .buffer_unordered(LOOKS_AT_ONCE)
+            .collect()
+            .await
     }
 }
 
@@ -327,6 +364,7 @@ fn span(request: &SinkRequest) -> tracing::Span {
         SinkRequest::Books(asked) => tracing::info_span!("books", partition = asked.partition),
         SinkRequest::Letters(_) => tracing::info_span!("letters"),
         SinkRequest::Parts(_) => tracing::debug_span!("parts"),
+        SinkRequest::Servers(_) => tracing::debug_span!("servers"),
     }
 }
 

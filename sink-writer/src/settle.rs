@@ -40,6 +40,8 @@ enum Sent {
         message: String,
         class: Class,
     },
+    /// Not a byte of it.
+    Unreached(String),
     Uncertain(String),
 }
 
@@ -53,7 +55,7 @@ impl Settler {
         let slot = self.slot(&sub).await;
         let verdict = match &slot {
             Ok(slot) => self.verdict(&sub, generation, slot).await,
-            Err(reason) => Verdict::Unknown {
+            Err(reason) => Verdict::Unsent {
                 reason: reason.clone(),
             },
         };
@@ -106,6 +108,9 @@ impl Settler {
                 message: DescribeError::Missing(table.clone()).to_string(),
                 class: Class::Alarm,
             },
+            Content::Hidden(DescribeError::Server(ServerError::Unreached(reason))) => Verdict::Unsent {
+                reason: format!("the server cannot be reached: {reason}"),
+            },
             Content::Hidden(DescribeError::Server(error)) => Verdict::Unknown {
                 reason: format!("table {} cannot be described: {error}", sub.key.table),
             },
@@ -156,6 +161,7 @@ impl Settler {
                     class: classify(code),
                 }
             }
+            Err(ServerError::Unreached(reason)) => Sent::Unreached(reason),
             Err(ServerError::Uncertain(reason)) => Sent::Uncertain(reason),
         };
         self.after(sub, table, sent).await
@@ -196,6 +202,10 @@ impl Settler {
                     found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => settled(found),
                 }
             }
+            // not sent → nothing new is known
+            Sent::Unreached(reason) => Verdict::Unsent {
+                reason: format!("the server cannot be reached: {reason}"),
+            },
             // no answer → done where all are there, else nobody knows: it may still arrive
             Sent::Uncertain(reason) => match self.proven(sub, table).await {
                 Some(done) => done,

@@ -110,7 +110,7 @@ async fn ttl(
         }
         // Its expression asks for other columns, or is none.
         Err(ServerError::Definite { .. }) => Ok(other()),
-        Err(error @ ServerError::Uncertain(_)) => Err(error),
+        Err(error @ (ServerError::Unreached(_) | ServerError::Uncertain(_))) => Err(error),
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Table {
     pub verifiable: bool,
     /// Whether "none there" is certain enough to bump a generation: not for replicas that may lag.
     pub bump_safe: bool,
+    /// Whether other servers may show the same rows.
+    pub shared: bool,
     /// `serverUUID()` of the server that described it.
     pub server: String,
     /// What is degraded, each a sentence.
@@ -66,6 +68,7 @@ impl Table {
             placement: Ok(placement),
             verifiable: true,
             bump_safe: true,
+            shared: false,
             server: String::new(),
             notes: Vec::new(),
         }
@@ -328,6 +331,7 @@ pub(crate) async fn describe(
         placement,
         verifiable: keeps_rows && provenance,
         bump_safe: engine != "ReplicatedMergeTree",
+        shared: matches!(engine, "ReplicatedMergeTree" | "SharedMergeTree"),
         server: server.to_owned(),
     })
 }

@@ -54,7 +54,9 @@ pub async fn verify(
         Err(ServerError::Definite { code, message }) => {
             Found::Unknown(format!("verification: {code}: {message}"))
         }
-        Err(ServerError::Uncertain(reason)) => Found::Unknown(format!("verification: {reason}")),
+        Err(ServerError::Unreached(reason) | ServerError::Uncertain(reason)) => {
+            Found::Unknown(format!("verification: {reason}"))
+        }
     }
 }
 

@@ -476,16 +476,17 @@ async fn a_call_past_its_deadline_sends_nothing() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_leaves_all_sub_batches_unknown() {
+async fn a_server_that_is_not_reached_was_sent_nothing() {
     let writer = support::writer("http://127.0.0.1:1", "telemetry", &[events()]);
     let reports = write(&writer, call((5, 6), Steps::FIRST, None, range())).await;
     assert_eq!(
         reports[0].sub.part, "20261121",
         "named by the config's partitions"
     );
-    assert!(matches!(reports[0].verdict, Verdict::Unknown { .. }));
+    assert!(matches!(reports[0].verdict, Verdict::Unsent { .. }));
     let created = writer.create_missing(Duration::from_secs(5)).await;
-    assert!(matches!(created, Err(ServerError::Uncertain(_))), "{created:?}");
+    let created = created.map_err(|at| at.error);
+    assert!(matches!(created, Err(ServerError::Unreached(_))), "{created:?}");
 }
 
 #[tokio::test]
@@ -569,6 +570,7 @@ async fn the_horizon_tells_the_highest_row_past_an_offset() {
     let asked = Horizon {
         log: LOG,
         partition: PARTITION,
+        server: None,
         from_o: 9,
         tables: vec![name("events")],
         timeout: Duration::from_secs(5),
@@ -577,5 +579,9 @@ async fn the_horizon_tells_the_highest_row_past_an_offset() {
     let found = ["events", "dead_letters", "ledger"]
         .map(|table| (name(table), 99))
         .to_vec();
-    assert_eq!(answer, Ok(SinkReply::Horizon(found)));
+    let Ok(SinkReply::Horizon(told)) = answer else {
+        panic!("{answer:?}")
+    };
+    assert_eq!((told.found, told.not_asked), (found, Vec::new()));
+    assert_eq!(told.asked.len(), 1);
 }

@@ -224,3 +224,46 @@ async fn an_event_older_than_a_changed_ttl_holds_up_and_doubles_nothing() {
     stand.parked("sales", false).await;
     stand.shows(BALANCED, "0\t0").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_tables_of_our_own_hold_up_no_tenant_and_have_all_of_it_after_their_repair() {
+    let stand = Stand::start().await;
+    stand
+        .run("ALTER TABLE telemetry.sales ADD CONSTRAINT positive CHECK amount > 0")
+        .await;
+    for own in ["ledger", "dead_letters"] {
+        stand
+            .run(&format!("RENAME TABLE telemetry.{own} TO telemetry.{own}_away"))
+            .await;
+    }
+    // One row is refused: its letter and the books' correction have nowhere to go.
+    stand.send("sales", [(1, 1), (2, -1), (3, 1)]).await;
+    stand.shows(SALES, "2\t2").await;
+    for id in 10..14 {
+        stand.send("other", [(id, 1)]).await;
+        let count = format!("{}", id - 9);
+        stand.shows("SELECT count() FROM telemetry.other", &count).await;
+    }
+    let units = async |stand: &Stand| stand.metric("sluice_parked_units", "ledger").await;
+    assert!(
+        units(&stand).await > 0.5,
+        "the books of these ranges are set aside"
+    );
+    let imbalance = stand.metric("sluice_ledger_imbalance_events", "").await;
+    assert!(imbalance.abs() < 0.5, "{imbalance}");
+
+    for own in ["ledger", "dead_letters"] {
+        stand
+            .run(&format!("RENAME TABLE telemetry.{own}_away TO telemetry.{own}"))
+            .await;
+    }
+    stand.shows(LETTERS, "1\t1").await;
+    stand.shows(BALANCED, "0\t0").await;
+    let sums = "SELECT sum(received), sum(stored), sum(dead_lettered) FROM telemetry.ledger FORMAT TSV";
+    stand.shows(sums, "7\t6\t1").await;
+    eventually("nothing set aside", Duration::from_secs(60), async || {
+        let letters = stand.metric("sluice_parked_units", "dead_letters").await;
+        (units(&stand).await + letters < 0.5).then_some(())
+    })
+    .await;
+}

@@ -129,7 +129,8 @@ async fn a_range_is_split_by_table_and_partition_written_once_and_proven() {
     assert!(dead.contains("idempotency_conflict\t1\t1"), "{dead}");
     assert_eq!(dead.lines().count(), 1);
     let clock: SharedClock = Arc::new(SystemClock);
-    let report = engine.writer.describe_all(&clock, Duration::from_secs(5)).await;
+    let mut reports = engine.writer.describe_all(&clock, Duration::from_secs(5)).await;
+    let report = reports.remove(0);
     let good = |one: &sluice_sink_writer::report::TableReport| matches!(one.state, TableState::Good);
     assert!(report.tables.iter().all(good), "{:?}", report.tables);
 }
@@ -266,16 +267,17 @@ async fn the_horizon_finds_rows_at_or_past_an_offset_in_each_table_and_the_dead_
         let horizon = Horizon {
             log: LOG,
             partition: PARTITION,
+            server: None,
             from_o: from << 16,
             tables: vec![name("events"), name("gone")],
             timeout: Duration::from_secs(5),
         };
         let answer = engine.writer.clone().oneshot(SinkRequest::Horizon(horizon)).await;
-        let Ok(SinkReply::Horizon(tables)) = answer else {
+        let Ok(SinkReply::Horizon(told)) = answer else {
             panic!("{answer:?}");
         };
         assert_eq!(
-            tables.into_iter().map(|(table, _)| table).collect::<Vec<_>>(),
+            told.found.into_iter().map(|(table, _)| table).collect::<Vec<_>>(),
             found
         );
     }

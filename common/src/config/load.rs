@@ -3,7 +3,7 @@
 use super::place::{Located, Place, locate};
 use super::text::BadReference;
 use super::tree::Node;
-use super::{Config, DEFAULT_YAML, Dataset, Text, read, validate};
+use super::{Config, DEFAULT_YAML, Dataset, Text, read, servers, validate};
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::secret::Secret;
 use std::fmt;
@@ -21,6 +21,8 @@ pub struct Loaded {
     /// Opens the control routes of admin listeners beyond loopback.
     pub admin_token: Option<Secret>,
     pub clickhouse_url: Option<String>,
+    /// In the config's order.
+    pub clickhouse_failover: Vec<String>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<Secret>,
     /// What was read.
@@ -235,16 +237,14 @@ impl Loaded {
         let internal_token = references.secret("internal.token", config.internal.token.as_ref());
         let admin_token = references.secret("admin_token", config.admin_token.as_ref());
         let clickhouse_url = references.plain("clickhouse.url", ch.url.as_ref());
+        let failover = ch.failover.iter();
+        let clickhouse_failover: Vec<String> = failover
+            .filter_map(|url| references.plain("clickhouse.failover", Some(url)))
+            .collect();
         let clickhouse_user = references.plain("clickhouse.user", ch.user.as_ref());
         let clickhouse_password = references.secret("clickhouse.password", ch.password.as_ref());
-        if ch.ca.is_some()
-            && clickhouse_url
-                .as_ref()
-                .is_some_and(|url| !url.starts_with("https://"))
-        {
-            let sentence =
-                "clickhouse.ca: `clickhouse.ca` is for https://: write the url so, or take the key out";
-            references.problems.push(locate(&source.tree, sentence).into());
+        for sentence in servers::problems(ch, clickhouse_url.as_deref(), &clickhouse_failover) {
+            references.problems.push(locate(&source.tree, &sentence).into());
         }
         let problems = references.problems;
         if !problems.is_empty() {
@@ -254,6 +254,7 @@ impl Loaded {
             internal_token,
             admin_token,
             clickhouse_url,
+            clickhouse_failover,
             clickhouse_user,
             clickhouse_password,
             config,

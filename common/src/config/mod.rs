@@ -18,6 +18,7 @@ mod quota;
 mod read;
 pub mod reference;
 pub mod schema;
+mod servers;
 pub mod table;
 mod tenant;
 pub mod text;
@@ -267,6 +268,9 @@ impl Default for Dedup {
 pub struct ClickHouse {
     /// `http://host:port` or `https://host:port`. Absent: `ingestctl up` starts one; the sink-writer alone needs it.
     pub url: Option<Text>,
+    /// Further servers, in this order, for new rows while `url` does not answer. Same user, password, CA and
+    /// database. Servers of their own: each keeps the rows that it took.
+    pub failover: Vec<Text>,
     /// Created where it is missing.
     pub database: Name,
     /// Sent with each request.
@@ -283,6 +287,7 @@ impl Default for ClickHouse {
     fn default() -> Self {
         Self {
             url: None,
+            failover: Vec::new(),
             database: Name::new("telemetry").expect("a valid name"),
             user: None,
             password: None,

@@ -65,11 +65,15 @@ fn section(root: &Value, object: &Value, at: &str, page: &mut String) {
 fn object_of<'a>(root: &'a Value, key: &'a Value) -> Option<(&'static str, &'a Value)> {
     let alternatives = key["anyOf"].as_array().into_iter().flatten();
     for one in std::iter::once(key).chain(alternatives) {
+        let named = one["patternProperties"].as_object();
+        let named = named.and_then(|patterns| patterns.values().next());
         for (mark, held) in [
-            ("", one),
-            ("[]", &one["items"]),
-            (".NAME", &one["additionalProperties"]),
+            ("", Some(one)),
+            ("[]", one.get("items")),
+            (".NAME", one.get("additionalProperties")),
+            (".NAME", named),
         ] {
+            let Some(held) = held else { continue };
             let held = resolved(root, held);
             if held["properties"].is_object() {
                 return Some((mark, held));

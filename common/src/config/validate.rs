@@ -2,14 +2,16 @@
 
 use super::overrides;
 use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields, quota, tls};
+use crate::books::{DEAD_LETTERS, LEDGER};
 use crate::ids::Name;
 use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
+use crate::tenants_file::is_hash;
 use std::collections::HashSet;
 
 /// Columns that every table gets from us.
 pub const OWN_COLUMNS: [&str; 5] = ["tenant", "ingested_at", "_src_l", "_src_p", "_src_o"];
 /// Tables of our own.
-const OWN_TABLES: [&str; 2] = ["dead_letters", "ledger"];
+const OWN_TABLES: [&str; 2] = [DEAD_LETTERS, LEDGER];
 const MAX_FIELDS: usize = 1_000;
 /// How long rows may wait in the log and still not be expired when they are inserted.
 const TTL_MARGIN_MS: u64 = 48 * 3_600_000;
@@ -88,7 +90,7 @@ fn tenants(config: &Config, found: &mut Vec<String>) {
             found.push(format!("tenants: {} is listed twice", tenant.id));
         }
         for key in &tenant.keys {
-            if key.sha256.len() != 64 || !key.sha256.bytes().all(|c| c.is_ascii_hexdigit()) {
+            if !is_hash(&key.sha256) {
                 found.push(format!(
                     "tenants: {}: a key's sha256 is not 64 hex digits",
                     tenant.id

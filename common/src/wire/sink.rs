@@ -9,6 +9,7 @@ use crate::ids::{LogId, Name, Offset};
 use crate::letters::{LettersCall, LettersTold};
 use crate::limits::SINK_CALL_BYTES;
 use crate::record::{self, Record};
+use crate::servers::{ServerId, ServersSeen};
 use crate::trace::TraceContext;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
@@ -123,6 +124,8 @@ pub struct RangeRecord {
 pub struct SinkCall {
     pub log: LogId,
     pub partition: u16,
+    /// Where it is carried out, and nowhere else; the first one where none is named.
+    pub server: Option<ServerId>,
     pub range: Range,
     /// From 1; told for logs and time-outs, no decision hangs on it.
     pub attempt: u32,
@@ -158,6 +161,8 @@ pub enum Verdict {
         /// itself is the table's fault under any code.
         class: Class,
     },
+    /// This call sent no byte of an insert: the server was not reached, or had no room. Earlier ones may have.
+    Unsent { reason: String },
     /// Nothing can be said.
     Unknown { reason: String },
 }
@@ -179,6 +184,8 @@ pub struct SubReport {
 pub struct Horizon {
     pub log: LogId,
     pub partition: u16,
+    /// The one to ask; `None`: every one that answers.
+    pub server: Option<ServerId>,
     pub from_o: u64,
     pub tables: Vec<Name>,
     pub timeout: Duration,
@@ -203,6 +210,23 @@ pub struct PartsLine {
     pub throw: u64,
 }
 
+/// What a [`Horizon`] was answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HorizonTold {
+    /// The highest `_src_o` at or past the one asked for, by table; absent where there is none.
+    pub found: Vec<(Name, u64)>,
+    /// Who answered.
+    pub asked: Vec<ServerId>,
+    /// Who did not, each with the reason.
+    pub not_asked: Vec<String>,
+}
+
+/// Which servers are there, and which one new ranges go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhichServers {
+    pub timeout: Duration,
+}
+
 /// All that the sink-writer is asked.
 #[derive(Debug, Clone)]
 pub enum SinkRequest {
@@ -211,20 +235,21 @@ pub enum SinkRequest {
     Books(BooksQuery),
     Letters(LettersCall),
     Parts(PartsQuery),
+    Servers(WhichServers),
 }
 
 /// All that it answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SinkReply {
     Wrote(Vec<SubReport>),
-    /// The highest `_src_o` at or past the one asked for, by table; absent where there is none.
-    Horizon(Vec<(Name, u64)>),
-    /// The sums asked for, newest minute first.
-    Books(Vec<BooksLine>),
-    /// Dead letters, or what became of them.
-    Letters(LettersTold),
+    Horizon(HorizonTold),
+    /// The sums asked for, newest minute first, over all servers that answered; and who did not.
+    Books(Vec<BooksLine>, Vec<String>),
+    /// Dead letters, or what became of them; and which servers did not answer.
+    Letters(LettersTold, Vec<String>),
     /// The parts of those tables that there are.
     Parts(Vec<PartsLine>),
+    Servers(ServersSeen),
     /// Over its byte budget; nothing was begun. Over HTTP: 429.
     Busy {
         retry_after_ms: u64,
@@ -246,9 +271,12 @@ impl From<Failure> for SinkReply {
 impl Answer for SinkReply {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Wrote(_) | Self::Horizon(_) | Self::Books(_) | Self::Letters(_) | Self::Parts(_) => {
-                StatusCode::OK
-            }
+            Self::Wrote(_)
+            | Self::Horizon(_)
+            | Self::Books(_, _)
+            | Self::Letters(_, _)
+            | Self::Parts(_)
+            | Self::Servers(_) => StatusCode::OK,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -261,6 +289,7 @@ enum Head {
     Write {
         log: LogId,
         partition: u16,
+        server: Option<ServerId>,
         range: Range,
         attempt: u32,
         steps: Steps,
@@ -274,6 +303,7 @@ enum Head {
     Books(BooksQuery),
     Letters(LettersCall),
     Parts(PartsQuery),
+    Servers(WhichServers),
 }
 
 impl SinkCall {
@@ -296,13 +326,16 @@ impl Call for SinkRequest {
             Self::Books(query) => query.timeout,
             Self::Letters(call) => call.timeout,
             Self::Parts(query) => query.timeout,
+            Self::Servers(asked) => asked.timeout,
         }
     }
 
     fn trace(&self) -> TraceContext {
         match self {
             Self::Write(call) => call.trace,
-            Self::Horizon(_) | Self::Books(_) | Self::Letters(_) | Self::Parts(_) => TraceContext::default(),
+            Self::Horizon(_) | Self::Books(_) | Self::Letters(_) | Self::Parts(_) | Self::Servers(_) => {
+                TraceContext::default()
+            }
         }
     }
 
@@ -313,6 +346,7 @@ impl Call for SinkRequest {
             Self::Books(query) => (Head::Books(query), Vec::new()),
             Self::Letters(call) => (Head::Letters(call), Vec::new()),
             Self::Parts(query) => (Head::Parts(query), Vec::new()),
+            Self::Servers(asked) => (Head::Servers(asked), Vec::new()),
         };
         let head = serde_json::to_vec(&head).expect("the head has no map with other keys than text");
         let frames: usize = records.iter().map(|record| record.frame().len()).sum();
@@ -342,9 +376,11 @@ impl Call for SinkRequest {
                 call.timeout = timeout;
                 Ok(Self::Letters(call))
             }
+            Head::Servers(_) => Ok(Self::Servers(WhichServers { timeout })),
             Head::Write {
                 log,
                 partition,
+                server,
                 range,
                 attempt,
                 steps,
@@ -365,6 +401,7 @@ impl Call for SinkRequest {
                 Ok(Self::Write(SinkCall {
                     log,
                     partition,
+                    server,
                     range,
                     attempt,
                     timeout,
@@ -384,6 +421,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
     let SinkCall {
         log,
         partition,
+        server,
         range,
         attempt,
         steps,
@@ -398,6 +436,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
         Head::Write {
             log,
             partition,
+            server,
             range,
             attempt,
             steps,

@@ -3,6 +3,7 @@
 use super::finding::Findings;
 use crate::demo;
 use sluice_common::config::Loaded;
+use sluice_common::servers::name_of;
 use std::net::IpAddr;
 
 /// Looks at the config as one of a production.
@@ -45,7 +46,7 @@ pub fn look(loaded: &Loaded, has_config: bool, findings: &mut Findings) {
             format!("{key} {address} {message}; bind it to 127.0.0.1"),
         );
     }
-    if let Some(url) = loaded.clickhouse_url.as_deref() {
+    for url in loaded.clickhouse_url.iter().chain(&loaded.clickhouse_failover) {
         let authority = url
             .trim_start_matches("http://")
             .split('/')
@@ -54,7 +55,10 @@ pub fn look(loaded: &Loaded, has_config: bool, findings: &mut Findings) {
         if !is_loopback(authority) {
             findings.degraded(
                 "clickhouse",
-                "clickhouse.url is beyond loopback and speaks no TLS: keep it on a trusted network",
+                format!(
+                    "the ClickHouse {} is beyond loopback and speaks no TLS: keep it on a trusted network",
+                    name_of(url)
+                ),
             );
         }
     }

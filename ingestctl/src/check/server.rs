@@ -1,13 +1,13 @@
 //! What `check` finds at ClickHouse: the server, its clock, and each table.
 
 use super::finding::Findings;
-use crate::pipeline::target;
 use sluice_common::clock::{SharedClock, SystemClock};
 use sluice_common::config::{Dataset, Loaded};
 use sluice_common::metrics::Metrics;
-use sluice_sink_writer::SinkWriter;
-use sluice_sink_writer::report::{TableReport, TableState};
+use sluice_common::servers::name_of;
+use sluice_sink_writer::report::{ServerReport, TableReport, TableState};
 use sluice_sink_writer::survey::{Survey, Ttl};
+use sluice_sink_writer::{SinkWriter, Target};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,41 +17,84 @@ const MAX_SKEW_MS: u64 = 2_000;
 /// How long rows may wait in the log and still have to be there when they are inserted: a weekend.
 const BACKLOG_S: u64 = 48 * 3_600;
 
-/// Asks the ClickHouse at `url`.
+/// Asks the ClickHouse at `url`, and those that stand in for it.
 pub async fn look(loaded: &Loaded, url: &str, production: bool, findings: &mut Findings) {
     let clock: SharedClock = Arc::new(SystemClock);
-    let target = match target(loaded, url) {
-        Ok(target) => target,
+    let targets = match Target::all(loaded, (name_of(url), url)) {
+        Ok(targets) => targets,
         Err(error) => return findings.unusable("clickhouse.ca", error.to_string()),
     };
-    let sink = SinkWriter::new(&target, &loaded.config.datasets, &Metrics::detached());
-    let report = sink.describe_all(&clock, DEADLINE).await;
+    let several = targets.len() > 1;
+    let sink = SinkWriter::new(&targets, &loaded.config.datasets, &Metrics::detached());
+    let reports = sink.describe_all(&clock, DEADLINE).await;
+    let reached = reports.iter().any(|report| report.server.is_ok());
+    let mut there = Vec::with_capacity(reports.len());
+    for (target, report) in targets.iter().zip(reports) {
+        let at = if several {
+            format!(" at {}", target.name)
+        } else {
+            String::new()
+        };
+        there.push(report.server.is_ok().then(|| at.clone()));
+        server((&target.url, &at), report, reached, findings);
+    }
+    if several {
+        failover(&targets, findings);
+    }
+    for dataset in &loaded.config.datasets {
+        let found = sink.survey(dataset, DEADLINE).await;
+        for (at, found) in there.iter().zip(found) {
+            let Some(at) = at else { continue };
+            let what = format!("table {}{at}", dataset.table());
+            match found {
+                Ok(None) => {}
+                Ok(Some(found)) => survey(&what, &found, dataset, production, findings),
+                Err(error) => findings.degraded(&what, format!("it could not be looked at closer: {error}")),
+            }
+        }
+    }
+}
+
+/// One server and its tables. While another is `reached`, one that is away is no reason not to start.
+fn server((url, at): (&str, &str), report: ServerReport, reached: bool, findings: &mut Findings) {
     match report.server {
+        Err(error) if reached => {
+            let message =
+                format!("{url}: {error}; another takes what comes, and nothing is known of the tables here");
+            return findings.degraded("clickhouse", message);
+        }
         Err(error) => return findings.unusable("clickhouse", format!("{url}: {error}")),
         Ok(facts) => {
             findings.good("clickhouse", format!("{url}: version {}", facts.version));
             let skew = facts.clock_skew_ms;
             if skew.unsigned_abs() > MAX_SKEW_MS {
                 findings.degraded(
-                    "clock",
+                    &format!("clock{at}"),
                     format!("its clock is {skew} ms from ours: set both by NTP"),
                 );
             }
         }
     }
-    report.tables.into_iter().for_each(|table| state(table, findings));
-    for dataset in &loaded.config.datasets {
-        let what = format!("table {}", dataset.table());
-        match sink.survey(dataset, DEADLINE).await {
-            Ok(None) => {}
-            Ok(Some(found)) => survey(&what, &found, dataset, production, findings),
-            Err(error) => findings.degraded(&what, format!("it could not be looked at closer: {error}")),
-        }
-    }
+    report
+        .tables
+        .into_iter()
+        .for_each(|table| state(table, at, findings));
 }
 
-fn state(table: TableReport, findings: &mut Findings) {
-    let what = format!("table {}", table.table);
+/// What several servers promise, and what not.
+fn failover(targets: &[Target], findings: &mut Findings) {
+    let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
+    findings.good(
+        "failover",
+        format!(
+            "{}: new rows go to the first that answers. Each row is exactly once on the server that took it, and on no other:              a query over all of them is yours to make. What was under way to a server that goes away waits for that server.              Replicas of one table are at-least-once until that is tested",
+            names.join(", ")
+        ),
+    );
+}
+
+fn state(table: TableReport, at: &str, findings: &mut Findings) {
+    let what = format!("table {}{at}", table.table);
     match table.state {
         TableState::Good => findings.good(&what, "exactly once"),
         TableState::Missing => findings.good(&what, "not there yet: it is created at start"),

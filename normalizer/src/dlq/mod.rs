@@ -50,6 +50,8 @@ pub struct DeadLetters {
 struct Listed {
     /// Newest first.
     letters: Vec<Letter>,
+    /// What is not listed, each a sentence; empty where the list is complete.
+    notes: Vec<String>,
 }
 
 /// The answer of an order.
@@ -91,15 +93,19 @@ impl DeadLetters {
             .with_state(Arc::new(self))
     }
 
-    async fn ask(&self, ask: LettersAsk, timeout: Duration) -> Result<LettersTold, Refused> {
+    async fn ask(&self, ask: LettersAsk, timeout: Duration) -> Result<(LettersTold, Vec<String>), Refused> {
         let call = SinkRequest::Letters(LettersCall { ask, timeout });
         let reason = match self.sink.clone().oneshot(call).await {
-            Ok(SinkReply::Letters(told)) => return Ok(told),
+            Ok(SinkReply::Letters(told, silent)) => return Ok((told, silent)),
             Ok(SinkReply::Failed { reason }) => reason,
             Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-            Ok(SinkReply::Wrote(_) | SinkReply::Horizon(_) | SinkReply::Books(_) | SinkReply::Parts(_)) => {
-                "the sink-writer answers another question".into()
-            }
+            Ok(
+                SinkReply::Wrote(_)
+                | SinkReply::Horizon(_)
+                | SinkReply::Books(_, _)
+                | SinkReply::Parts(_)
+                | SinkReply::Servers(_),
+            ) => "the sink-writer answers another question".into(),
             Err(never) => match never {},
         };
         Err(unusable(format!(
@@ -107,17 +113,18 @@ impl DeadLetters {
         )))
     }
 
-    async fn letters(&self, ask: LettersAsk) -> Result<Vec<Letter>, Refused> {
+    /// Letters, and the servers that were not asked because they do not answer.
+    async fn letters(&self, ask: LettersAsk) -> Result<(Vec<Letter>, Vec<String>), Refused> {
         match self.ask(ask, READ_DEADLINE).await? {
-            LettersTold::Letters(letters) => Ok(letters),
-            LettersTold::Settled(_) => Err(odd()),
+            (LettersTold::Letters(letters), silent) => Ok((letters, silent)),
+            (LettersTold::Settled(_), _) => Err(odd()),
         }
     }
 
     async fn settled(&self, ask: LettersAsk, timeout: Duration) -> Result<Vec<Settled>, Refused> {
         match self.ask(ask, timeout).await? {
-            LettersTold::Settled(settled) => Ok(settled),
-            LettersTold::Letters(_) => Err(odd()),
+            (LettersTold::Settled(settled), _) => Ok(settled),
+            (LettersTold::Letters(_), _) => Err(odd()),
         }
     }
 
@@ -156,13 +163,22 @@ fn bad(detail: impl Into<String>) -> Refused {
 async fn list(State(dlq): Shared, RawQuery(query): RawQuery) -> Result<Json<Listed>, Refused> {
     let now_ms = dlq.service.clock.now_ms();
     let (filter, limit) = query::parse(query.as_deref().unwrap_or_default(), now_ms).map_err(bad)?;
-    let letters = dlq.letters(LettersAsk::List { filter, limit }).await?;
-    Ok(Json(Listed { letters }))
+    let (letters, silent) = dlq.letters(LettersAsk::List { filter, limit }).await?;
+    let note =
+        |reason: String| format!("letters of a ClickHouse that does not answer are not listed: {reason}");
+    let notes = silent.into_iter().map(note).collect();
+    Ok(Json(Listed { letters, notes }))
 }
 
 async fn show(State(dlq): Shared, Path(id): Path<String>) -> Result<Json<Letter>, Refused> {
     let id = id.parse::<LetterId>().map_err(|error| bad(error.to_string()))?;
-    let found = dlq.letters(LettersAsk::Show(id)).await?;
+    let (found, silent) = dlq.letters(LettersAsk::Show(id)).await?;
+    if found.is_empty() && !silent.is_empty() {
+        return Err(unusable(format!(
+            "the ClickHouse that may have the letter does not answer: {}",
+            silent.join("; ")
+        )));
+    }
     found.into_iter().next().map(Json).ok_or_else(|| {
         let detail = format!("there is no dead letter {id}: it was settled, or has expired");
         Refused::new(StatusCode::NOT_FOUND, "unknown_dead_letter", detail)

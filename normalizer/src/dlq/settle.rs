@@ -18,6 +18,14 @@ use tokio::time::Instant;
 /// What the sink-writer's answer may take beyond its own deadline.
 const SLACK: Duration = Duration::from_secs(1);
 
+/// A letter that no server has told of.
+fn missing(id: LetterId, complete: bool) -> Settled {
+    if complete {
+        return Settled::plain(id, Outcome::Gone);
+    }
+    Settled::unknown(id, "the ClickHouse that may have it does not answer")
+}
+
 impl DeadLetters {
     /// The right to change letters.
     pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, Refused> {
@@ -28,11 +36,11 @@ impl DeadLetters {
     /// Stores what was acknowledged, and sends in again what was rejected.
     pub(super) async fn retry(&self, ids: Vec<LetterId>, conflicts: bool) -> Result<Vec<Settled>, Refused> {
         let until = Instant::now() + ORDER_DEADLINE;
-        let mut heads = self.heads(&ids).await?;
+        let (mut heads, complete) = self.heads(&ids).await?;
         let (mut settled, mut tasks, mut copies) = (Vec::new(), Vec::new(), Vec::new());
         for id in ids {
             let Some(letter) = heads.remove(&id) else {
-                settled.push(Settled::plain(id, Outcome::Gone));
+                settled.push(missing(id, complete));
                 continue;
             };
             match self.plan(&letter, conflicts) {
@@ -52,11 +60,11 @@ impl DeadLetters {
 
     /// Deletes letters.
     pub(super) async fn discard(&self, ids: Vec<LetterId>) -> Result<Vec<Settled>, Refused> {
-        let mut heads = self.heads(&ids).await?;
+        let (mut heads, complete) = self.heads(&ids).await?;
         let (mut settled, mut tasks) = (Vec::new(), Vec::new());
         for id in ids {
             match heads.remove(&id) {
-                None => settled.push(Settled::plain(id, Outcome::Gone)),
+                None => settled.push(missing(id, complete)),
                 Some(_) if self.is_in_flight(id) => settled.push(in_flight(id)),
                 Some(letter) => tasks.push(LetterTask {
                     id,
@@ -70,9 +78,11 @@ impl DeadLetters {
         Ok(settled)
     }
 
-    async fn heads(&self, ids: &[LetterId]) -> Result<BTreeMap<LetterId, Letter>, Refused> {
-        let heads = self.letters(LettersAsk::Heads(ids.to_vec())).await?;
-        Ok(heads.into_iter().map(|letter| (letter.id, letter)).collect())
+    /// The letters that are there, and whether every server was asked.
+    async fn heads(&self, ids: &[LetterId]) -> Result<(BTreeMap<LetterId, Letter>, bool), Refused> {
+        let (heads, silent) = self.letters(LettersAsk::Heads(ids.to_vec())).await?;
+        let heads = heads.into_iter().map(|letter| (letter.id, letter));
+        Ok((heads.collect(), silent.is_empty()))
     }
 
     /// The table of the letter's row; none for a copy, and where the config has no such dataset any more.
@@ -117,7 +127,7 @@ impl DeadLetters {
         }
         let shown = self.letters(LettersAsk::Show(id)).await;
         let content = match shown {
-            Ok(shown) => shown.into_iter().next().and_then(|letter| letter.content),
+            Ok((shown, _)) => shown.into_iter().next().and_then(|letter| letter.content),
             Err(_) => return Settled::unknown(id, "ClickHouse does not answer"),
         };
         let Some(content) = content else {

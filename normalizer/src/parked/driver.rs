@@ -5,16 +5,17 @@
 //! file goes. A crash anywhere repeats the rest.
 
 use super::file::{FileError, UnitId};
-use super::shelf::Shelf;
-use crate::progress::Marks;
-use crate::progress::closing::{self, Aside};
+use super::shelf::{Line, Shelf};
+use crate::progress::closing::{self, Work};
 use crate::progress::plan::{Next, Rules};
 use crate::progress::settle::Settling;
+use crate::progress::{Marks, is_data};
 use crate::pump::call::{Caller, Occasion};
 use crate::pump::retries::{Retries, jittered};
+use crate::pump::servers::Servers;
 use sluice_common::classify::letter_code;
-use sluice_common::ids::Name;
 use sluice_common::metrics::{Counter, Metrics};
+use sluice_common::servers::ServerId;
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::RangeRecord;
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ const ATTEMPTS: u32 = 3;
 #[derive(Clone)]
 pub struct Drivers {
     pub caller: Caller,
+    pub servers: Servers,
     pub shelf: Shelf,
     pub metrics: Metrics,
     retries: Retries,
@@ -53,10 +55,16 @@ enum Ended {
 impl Drivers {
     /// Drivers of what is on the shelf; nothing runs yet.
     #[must_use]
-    pub fn new(caller: Caller, shelf: Shelf, metrics: Metrics, retries: Retries) -> Self {
+    pub fn new(
+        (caller, servers): (Caller, Servers),
+        shelf: Shelf,
+        metrics: Metrics,
+        retries: Retries,
+    ) -> Self {
         let room = Arc::new(Semaphore::new(UNITS_AT_ONCE));
         Self {
             caller,
+            servers,
             shelf,
             metrics,
             retries,
@@ -69,15 +77,15 @@ impl Drivers {
     /// # Errors
     /// [`FileError`] where nobody knows what is on disk, or a unit is damaged: the process must end.
     pub async fn run(self) -> Result<(), FileError> {
-        let mut running: BTreeMap<Name, tokio::task::AbortHandle> = BTreeMap::new();
-        let mut tasks: JoinSet<(Name, Result<(), FileError>)> = JoinSet::new();
+        let mut running: BTreeMap<Line, tokio::task::AbortHandle> = BTreeMap::new();
+        let mut tasks: JoinSet<(Line, Result<(), FileError>)> = JoinSet::new();
         loop {
-            for table in self.shelf.tables_to_drive() {
-                if let Entry::Vacant(free) = running.entry(table) {
-                    let (drivers, name) = (self.clone(), free.key().clone());
+            for line in self.shelf.lines_to_drive() {
+                if let Entry::Vacant(free) = running.entry(line) {
+                    let (drivers, line) = (self.clone(), free.key().clone());
                     let task = async move {
-                        let ended = drivers.table(&name).await;
-                        (name, ended)
+                        let ended = drivers.line(&line).await;
+                        (line, ended)
                     };
                     free.insert(tasks.spawn(task));
                 }
@@ -87,8 +95,8 @@ impl Drivers {
                 Some(ended) = tasks.join_next() => {
                     // A driver that failed inside is begun anew with the next change.
                     running.retain(|_, task| !task.is_finished());
-                    if let Ok((table, ended)) = ended {
-                        running.remove(&table);
+                    if let Ok((line, ended)) = ended {
+                        running.remove(&line);
                         ended?;
                     }
                 }
@@ -96,15 +104,25 @@ impl Drivers {
         }
     }
 
-    /// Settles one table's units, the oldest first, until there is none.
-    async fn table(&self, table: &Name) -> Result<(), FileError> {
+    /// Settles one table's units at one server, the oldest first, until there is none.
+    async fn line(&self, line: &Line) -> Result<(), FileError> {
+        let table = &line.1;
         let mut troubles = 0;
-        while let Some((id, unit)) = self.shelf.next(table) {
+        while let Some((id, unit)) = self.shelf.next(line) {
+            // Before there were several servers there was one: it is named first.
+            let Some(server) = unit.server.or_else(|| self.servers.first()) else {
+                self.pause(&mut 0).await;
+                continue;
+            };
+            if !self.servers.is_unknown(&server) && !self.servers.answers(&server) {
+                self.pause(&mut 0).await;
+                continue;
+            }
             let ended = {
                 let Ok(_room) = self.room.acquire().await else {
                     return Ok(());
                 };
-                self.unit(&id, unit.mend).await
+                self.unit(&id, unit.mend, server).await
             };
             match ended {
                 Ok(Ended::Settled) => {
@@ -131,11 +149,19 @@ impl Drivers {
     }
 
     /// Rows → told → removed.
-    async fn unit(&self, id: &UnitId, mend: bool) -> Result<Ended, FileError> {
-        let (records, mut marks) = block_in_place(|| self.shelf.read(id))?;
-        let occasion = Occasion::now(id.range(), TraceContext::default());
+    async fn unit(&self, id: &UnitId, mend: bool, server: ServerId) -> Result<Ended, FileError> {
+        let (work, mut marks) = block_in_place(|| self.shelf.read(id))?;
+        let occasion = Occasion::now(id.range(), server, TraceContext::default());
+        if !is_data(&id.table) {
+            let settled = self.rows(id, &work, (marks, mend), &occasion).await?;
+            if settled.is_none() {
+                return Ok(Ended::Later);
+            }
+            block_in_place(|| self.shelf.remove(id))?;
+            return Ok(Ended::Settled);
+        }
         if !marks.closing {
-            let Some(settled) = self.rows(id, &records, (marks, mend), occasion).await? else {
+            let Some(settled) = self.rows(id, &work, (marks, mend), &occasion).await? else {
                 return Ok(Ended::Later);
             };
             marks = Marks {
@@ -144,11 +170,11 @@ impl Drivers {
             };
             block_in_place(|| self.shelf.keep_marks(id, &marks))?;
         }
-        if !self.tell(id, &records, &marks, occasion).await? {
+        if !self.tell(id, &work.records, &marks, &occasion).await? {
             return Ok(Ended::Later);
         }
         block_in_place(|| self.shelf.remove(id))?;
-        self.count(&records, &marks);
+        self.count(&work.records, &marks);
         Ok(Ended::Settled)
     }
 
@@ -156,23 +182,22 @@ impl Drivers {
     async fn rows(
         &self,
         id: &UnitId,
-        records: &[RangeRecord],
+        work: &Work,
         (marks, mend): (Marks, bool),
-        occasion: Occasion,
+        occasion: &Occasion,
     ) -> Result<Option<Marks>, FileError> {
-        let work = closing::rows(records, &Aside::new());
         let rules = Rules {
             quarantine: true,
             park_after: None,
             mend,
         };
-        let mut settling = Settling::found(work.proof, rules, marks);
+        let mut settling = Settling::found(work.proof, rules, marks).with_books(work.books);
         let mut waits = 0;
         loop {
             match settling.advance() {
                 Next::Proven => return Ok(Some(settling.marks().clone())),
                 Next::Call(plan) => {
-                    self.caller.call(occasion, &work, plan, &mut settling).await;
+                    self.caller.call(occasion, work, plan, &mut settling).await;
                 }
                 Next::Persist(marks) => block_in_place(|| self.shelf.keep_marks(id, &marks))?,
                 // The rules do not ask for it.
@@ -195,7 +220,7 @@ impl Drivers {
         id: &UnitId,
         records: &[RangeRecord],
         marks: &Marks,
-        occasion: Occasion,
+        occasion: &Occasion,
     ) -> Result<bool, FileError> {
         let work = closing::of_unit(records, marks);
         let mut settling =
@@ -226,8 +251,9 @@ impl Drivers {
     /// Takes note of a unit's trouble; whether it may heal by itself.
     fn note(&self, id: &UnitId, settling: &Settling, reason: &str, alarm: bool) -> bool {
         let trouble = settling.troubles().get(&id.table);
-        if let Some(trouble) = trouble {
-            self.shelf.note(id, trouble);
+        match trouble {
+            Some(trouble) => self.shelf.note(id, trouble),
+            None => self.shelf.note_reason(id, reason),
         }
         self.say(id, reason, alarm);
         trouble.is_none_or(|trouble| trouble.why.heals())

@@ -6,12 +6,12 @@
 //! of range and table, so that the range finds its own again. *Bytes.* Two files in one directory.
 //! ```text
 //! {a:012x}-{b:012x}-{table}.unit   rows, written once
-//!  0  u32 magic "SLU1"   4  u16 version (1)   6  u16 zero
+//!  0  u32 magic "SLU1"   4  u16 version (2)   6  u16 zero
 //!  8  u32 length of the head   12  u32 CRC-32C of bytes 0..12 and the head
 //! 16  head (JSON of Head) | the records' frames, each with a checksum of its own
 //!
 //! {a:012x}-{b:012x}-{table}.marks  what is decided of them since
-//!  0  u32 magic "SLM1"   4  u16 version (1)   6  u16 zero
+//!  0  u32 magic "SLM1"   4  u16 version (2)   6  u16 zero
 //!  8  u32 length   12  u32 CRC-32C of bytes 0..12 and the rest   16  JSON of Marks
 //! ```
 //! *Write.* Under another name, fsync, rename, fsync of the directory; an error before the rename leaves
@@ -22,12 +22,14 @@
 
 use crate::progress::Marks;
 use serde::{Deserialize, Serialize};
+use sluice_common::books::{BooksLine, LedgerRow};
 use sluice_common::clock::UnixMs;
 use sluice_common::fates::Fates;
 use sluice_common::ids::{LogId, Name};
 use sluice_common::record::Record;
 use sluice_common::replace::{OWNER_ONLY, rename, sync_dir_of};
-use sluice_common::wire::sink::{Range, RangeRecord};
+use sluice_common::servers::ServerId;
+use sluice_common::wire::sink::{Range, RangeRecord, RefusedRows};
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::Read as _;
@@ -36,7 +38,9 @@ use std::path::{Path, PathBuf};
 
 const UNIT_MAGIC: [u8; 4] = *b"SLU1";
 const MARKS_MAGIC: [u8; 4] = *b"SLM1";
-const VERSION: u16 = 1;
+/// 2: a unit names its server, and may be of our own tables. Without that it is as 1 was.
+const VERSION: u16 = 2;
+const OLDEST_VERSION: u16 = 1;
 const PREFIX_BYTES: usize = 16;
 
 /// Which unit: units of one table are settled in this order.
@@ -54,6 +58,10 @@ pub struct Head {
     pub partition: u16,
     pub range: Range,
     pub table: Name,
+    /// The ClickHouse that its rows were sent to, or may have been: they are proven and sent there only. None:
+    /// it was set aside when there was one only, which the config names first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerId>,
     /// Label of the trouble.
     pub why: String,
     /// The trouble as it was told.
@@ -69,6 +77,13 @@ pub struct Head {
     pub rows: BTreeMap<Name, u64>,
     /// Frame bytes by dataset.
     pub bytes: BTreeMap<Name, u64>,
+    /// Of our own tables: rows of the books, refused rows of the records, and what is in flight with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ledger: Vec<LedgerRow>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<RefusedRows>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_flight: Vec<BooksLine>,
 }
 
 /// Why a unit's file cannot be used.
@@ -297,7 +312,7 @@ fn unframed(magic: [u8; 4], bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
     if crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), text) != word(bytes, 12) {
         return Err("its checksum is another".into());
     }
-    if version != VERSION {
+    if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(format!("layout {version} is a later release's: start that"));
     }
     Ok((text, &bytes[end..]))
@@ -346,7 +361,27 @@ mod tests {
             fates: Vec::new(),
             rows: BTreeMap::new(),
             bytes: BTreeMap::new(),
+            server: Some(ServerId::named("a:8123")),
+            ledger: Vec::new(),
+            quarantined: Vec::new(),
+            in_flight: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_was_set_aside_before_there_were_several_servers_is_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let before = Head {
+            server: None,
+            ..head()
+        };
+        let mut bytes = framed(UNIT_MAGIC, &json(&before));
+        bytes[4] = 1;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[PREFIX_BYTES..]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        let id = UnitId::new(before.range, before.table.clone());
+        std::fs::write(dir.path().join(id.name("unit")), bytes).expect("written");
+        assert_eq!(read(dir.path(), &id).expect("read").0, before);
     }
 
     #[test]

@@ -26,6 +26,8 @@ struct Listed {
 #[derive(Debug, Serialize)]
 struct ListedUnit {
     table: Name,
+    /// Where its rows belong; none where it was set aside when there was one server only.
+    server: Option<String>,
     /// Record offsets of the log.
     from: u64,
     to: u64,
@@ -65,6 +67,7 @@ async fn list(State(shelf): State<Shelf>) -> Json<Listed> {
     let omitted = all.len().saturating_sub(MAX_LISTED);
     let unit = |(id, unit): (super::file::UnitId, super::shelf::Unit)| ListedUnit {
         table: id.table,
+        server: unit.server.map(|server| server.name),
         from: id.a,
         to: id.b,
         why: unit.why,

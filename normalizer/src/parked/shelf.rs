@@ -1,20 +1,25 @@
 //! All units that are set aside: their files, and what is known of them in memory (heads only).
 
 use super::file::{self, FileError, Head, UnitId};
-use crate::progress::Marks;
-use crate::progress::closing::{Aside, of_table};
-use crate::progress::plan::Trouble;
+use crate::progress::closing::{self, Aside, Work, in_flight, of_table};
+use crate::progress::plan::{Trouble, Why};
+use crate::progress::{Marks, Proof};
 use parking_lot::Mutex;
+use sluice_common::books::{BooksLine, DEAD_LETTERS, LEDGER};
 use sluice_common::clock::UnixMs;
 use sluice_common::config::Dataset;
 use sluice_common::ids::{LogId, Name, Offset};
 use sluice_common::limits::WATERMARK_REOPEN_PERCENT;
 use sluice_common::metrics::{Gauge, Metrics};
+use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Notify;
+
+/// What a row of the books weighs here: its share of the head.
+const BOOKS_ROW_BYTES: u64 = 256;
 
 /// The shelf of one log's partition. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -34,17 +39,33 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     units: BTreeMap<UnitId, Unit>,
-    /// Tables that take nothing: what comes for them is set aside at once.
-    broken: BTreeSet<Name>,
+    /// Tables that take nothing, by server: what comes for them is set aside at once.
+    broken: BTreeSet<Line>,
     /// Datasets over their cap.
     full: BTreeSet<Name>,
     /// Units of ranges below are committed, and may be settled.
     committed: Offset,
 }
 
+/// What waits in one line: units of a server, by name, and table. Empty for what names no server.
+pub type Line = (String, Name);
+
+/// One table's share of a range.
+#[derive(Debug, Clone)]
+pub struct Share {
+    pub range: Range,
+    /// Where its rows belong.
+    pub server: ServerId,
+    pub table: Name,
+    /// What was decided of them.
+    pub marks: Marks,
+    pub since_ms: UnixMs,
+}
+
 /// What is known of one unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
+    pub server: Option<ServerId>,
     pub why: String,
     pub reason: String,
     pub heals: bool,
@@ -54,6 +75,8 @@ pub struct Unit {
     pub bytes: BTreeMap<Name, u64>,
     /// An operator has said that what is absent is to be inserted, and what is there stays.
     pub mend: bool,
+    /// Of our own tables: what the books count as in flight with it.
+    pub in_flight: Vec<BooksLine>,
 }
 
 impl Shelf {
@@ -79,10 +102,7 @@ impl Shelf {
                     reason: format!("it holds rows of log {}, and the log is {log}", head.log),
                 });
             }
-            if head.heals {
-                state.broken.insert(id.table.clone());
-            }
-            state.units.insert(id, Unit::new(&head, file_bytes));
+            state.add(id, Unit::new(&head, file_bytes));
         }
         let shelf = Self(Arc::new(Inner {
             dir,
@@ -104,21 +124,18 @@ impl Shelf {
         of_range.map(|id| id.table.clone()).collect()
     }
 
-    /// Tables that take nothing, each with the reason that was told last.
+    /// Tables that take nothing at a server, each with the reason that was told last.
     #[must_use]
-    pub fn broken(&self) -> BTreeMap<Name, String> {
+    pub fn broken(&self, server: &ServerId) -> BTreeMap<Name, String> {
         let state = self.0.state.lock();
-        let reason = |table: &Name| {
-            let mut units = state.units.iter().filter(|(id, _)| id.table == *table);
+        let reason = |line: &Line| {
+            let mut units = state.units.iter().filter(|(id, unit)| unit.line(id) == *line);
             units
                 .next_back()
                 .map_or(String::new(), |(_, unit)| unit.reason.clone())
         };
-        state
-            .broken
-            .iter()
-            .map(|table| (table.clone(), reason(table)))
-            .collect()
+        let here = state.broken.iter().filter(|(name, _)| *name == server.name);
+        here.map(|line| (line.1.clone(), reason(line))).collect()
     }
 
     /// Makes one table's share of a range durable here. Blocks for the disk.
@@ -127,40 +144,62 @@ impl Shelf {
     /// [`FileError`], as [`file::write`] says.
     pub fn set_aside(
         &self,
-        (range, records): (Range, &[RangeRecord]),
-        table: &Name,
+        share: &Share,
         trouble: &Trouble,
-        (marks, since_ms): (&Marks, UnixMs),
+        records: &[RangeRecord],
     ) -> Result<(), FileError> {
-        let records = of_table(records, table);
+        let records = of_table(records, &share.table);
+        let head = self.head(share, trouble, &records);
+        self.keep(&head, &records)
+    }
+
+    /// The same of what a range writes to one of our own tables. What was there of it before is replaced.
+    ///
+    /// # Errors
+    /// As [`Self::set_aside`].
+    pub fn set_aside_own(&self, share: &Share, trouble: &Trouble, work: &Work) -> Result<(), FileError> {
+        let head = Head {
+            ledger: work.ledger.clone(),
+            quarantined: work.quarantined.clone(),
+            in_flight: in_flight(share.table.as_str(), work),
+            ..self.head(share, trouble, &work.records)
+        };
+        self.keep(&head, &work.records)
+    }
+
+    fn head(&self, share: &Share, trouble: &Trouble, records: &[RangeRecord]) -> Head {
         let (mut rows, mut bytes) = (BTreeMap::new(), BTreeMap::new());
-        for one in &records {
+        for one in records {
             let dataset = &one.record.meta.dataset;
             *rows.entry(dataset.clone()).or_default() += u64::from(one.fates.kept());
             *bytes.entry(dataset.clone()).or_default() += one.record.frame().len() as u64;
         }
-        let head = Head {
+        Head {
             log: self.0.log,
             partition: self.0.partition,
-            range,
-            table: table.clone(),
+            range: share.range,
+            table: share.table.clone(),
+            server: Some(share.server.clone()),
             why: trouble.why.label().to_owned(),
             reason: trouble.reason.clone(),
             heals: trouble.why.heals(),
-            since_ms,
-            marks: marks.of(table),
+            since_ms: share.since_ms,
+            marks: share.marks.clone(),
             fates: records.iter().map(|one| one.fates.clone()).collect(),
             rows,
             bytes,
-        };
-        let id = UnitId::new(range, table.clone());
-        file::write(&self.0.dir, &id, &head, &records)?;
+            ledger: Vec::new(),
+            quarantined: Vec::new(),
+            in_flight: Vec::new(),
+        }
+    }
+
+    fn keep(&self, head: &Head, records: &[RangeRecord]) -> Result<(), FileError> {
+        let id = UnitId::new(head.range, head.table.clone());
+        file::write(&self.0.dir, &id, head, records)?;
         let file_bytes = head.bytes.values().sum();
         let mut state = self.0.state.lock();
-        if head.heals {
-            state.broken.insert(table.clone());
-        }
-        state.units.insert(id, Unit::new(&head, file_bytes));
+        state.add(id, Unit::new(head, file_bytes));
         self.0.weigh(&mut state);
         Ok(())
     }
@@ -179,29 +218,36 @@ impl Shelf {
         self.0.changed.notified().await;
     }
 
-    /// Tables with a unit that can be worked on.
+    /// Lines with a unit that can be worked on.
     #[must_use]
-    pub fn tables_to_drive(&self) -> BTreeSet<Name> {
+    pub fn lines_to_drive(&self) -> BTreeSet<Line> {
         let state = self.0.state.lock();
-        state.drivable().map(|(id, _)| id.table.clone()).collect()
+        state.drivable().map(|(id, unit)| unit.line(id)).collect()
     }
 
-    /// The oldest unit of `table` that can be worked on.
+    /// The oldest unit of a line that can be worked on.
     #[must_use]
-    pub fn next(&self, table: &Name) -> Option<(UnitId, Unit)> {
+    pub fn next(&self, line: &Line) -> Option<(UnitId, Unit)> {
         let state = self.0.state.lock();
-        let mut of_table = state.drivable().filter(|(id, _)| id.table == *table);
-        of_table.next().map(|(id, unit)| (id.clone(), unit.clone()))
+        let mut of_line = state.drivable().filter(|(id, unit)| unit.line(id) == *line);
+        of_line.next().map(|(id, unit)| (id.clone(), unit.clone()))
     }
 
     /// Reads a unit with what was decided of it. Blocks for the disk.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn read(&self, id: &UnitId) -> Result<(Vec<RangeRecord>, Marks), FileError> {
+    pub fn read(&self, id: &UnitId) -> Result<(Work, Marks), FileError> {
         let (head, records) = file::read(&self.0.dir, id)?;
         let marks = file::read_marks(&self.0.dir, id, &head)?;
-        Ok((records, marks))
+        let mut work = closing::rows(&records, &Aside::new());
+        // Of its own records, those that only refused rows stand in count too.
+        work.records = records;
+        let refused = head.quarantined.iter().flat_map(|one| &one.rows);
+        refused.for_each(|o| work.proof.add(*o));
+        work.books = Proof::of(head.ledger.iter().map(|row| row.source_o));
+        (work.ledger, work.quarantined) = (head.ledger, head.quarantined);
+        Ok((work, marks))
     }
 
     /// Makes a unit's marks durable. Blocks for the disk.
@@ -222,7 +268,14 @@ impl Shelf {
             // An order is for one attempt: what it meets may be something else.
             unit.mend = false;
         }
-        state.unbreak(&id.table);
+        state.unbreak(id);
+    }
+
+    /// Takes note of why a unit waits, where its table is not at fault.
+    pub fn note_reason(&self, id: &UnitId, reason: &str) {
+        if let Some(unit) = self.0.state.lock().units.get_mut(id) {
+            reason.clone_into(&mut unit.reason);
+        }
     }
 
     /// A unit is settled: its file goes, and its table takes rows again. Blocks for the disk.
@@ -232,8 +285,9 @@ impl Shelf {
     pub fn remove(&self, id: &UnitId) -> Result<(), FileError> {
         file::remove(&self.0.dir, id)?;
         let mut state = self.0.state.lock();
-        state.units.remove(id);
-        state.broken.remove(&id.table);
+        if let Some(unit) = state.units.remove(id) {
+            state.broken.remove(&unit.line(id));
+        }
         self.0.weigh(&mut state);
         Ok(())
     }
@@ -281,7 +335,12 @@ impl Shelf {
                 shelf.0.state.lock().bytes_of(&name) as f64
             });
         }
-        let tables: BTreeSet<&Name> = datasets.iter().map(Dataset::table).collect();
+        let own = [DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new);
+        let tables: BTreeSet<Name> = datasets
+            .iter()
+            .map(|one| one.table().clone())
+            .chain(own)
+            .collect();
         for table in tables {
             let (shelf, name) = (self.clone(), table.clone());
             let labels: &[_] = &[("table", table.as_str())];
@@ -295,17 +354,38 @@ impl Shelf {
 
 impl Unit {
     fn new(head: &Head, file_bytes: u64) -> Self {
+        let mut bytes = head.bytes.clone();
+        for row in &head.ledger {
+            *bytes.entry(row.dataset.clone()).or_default() += BOOKS_ROW_BYTES;
+        }
         Self {
+            server: head.server.clone(),
+            in_flight: head.in_flight.clone(),
             why: head.why.clone(),
             reason: head.reason.clone(),
             heals: head.heals,
             since_ms: head.since_ms,
-            rows: head.rows.values().sum(),
+            rows: head.rows.values().sum::<u64>() + head.ledger.len() as u64 + refused(head),
             file_bytes,
-            bytes: head.bytes.clone(),
+            bytes,
             mend: false,
         }
     }
+
+    fn line(&self, id: &UnitId) -> Line {
+        let server = self.server.as_ref();
+        (
+            server.map_or_else(String::new, |server| server.name.clone()),
+            id.table.clone(),
+        )
+    }
+}
+
+/// Rows that go out as letters of a unit.
+fn refused(head: &Head) -> u64 {
+    let refused: usize = head.quarantined.iter().map(|one| one.rows.len()).sum();
+    let conflicts: usize = head.fates.iter().map(|fates| fates.conflicts().len()).sum();
+    (refused + conflicts) as u64
 }
 
 impl State {
@@ -317,12 +397,23 @@ impl State {
             .filter(move |(id, unit)| id.b <= committed && (unit.heals || unit.mend))
     }
 
+    /// A unit whose server is lost says nothing of its table.
+    fn add(&mut self, id: UnitId, unit: Unit) {
+        if unit.heals && unit.why != Why::ServerLost.label() {
+            self.broken.insert(unit.line(&id));
+        }
+        self.units.insert(id, unit);
+    }
+
     /// A table is broken only while units of it may heal: one that waits for a person says nothing of
     /// the table.
-    fn unbreak(&mut self, table: &Name) {
-        let heals = |(id, unit): (&UnitId, &Unit)| id.table == *table && unit.heals;
+    fn unbreak(&mut self, id: &UnitId) {
+        let Some(line) = self.units.get(id).map(|unit| unit.line(id)) else {
+            return;
+        };
+        let heals = |(id, unit): (&UnitId, &Unit)| unit.heals && unit.line(id) == line;
         if !self.units.iter().any(heals) {
-            self.broken.remove(table);
+            self.broken.remove(&line);
         }
     }
 

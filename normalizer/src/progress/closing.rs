@@ -4,12 +4,12 @@
 //! rest is told: every byte is a function of the records and of the durable [`Marks`], so that a crash
 //! repeats it under the same tokens.
 
-use super::{DeadRow, Marks, Proof};
-use sluice_common::books::{Entry, LedgerRow, MINUTE_MS};
+use super::{DeadRow, Marks, Proof, is_data};
+use sluice_common::books::{BooksLine, DEAD_LETTERS, Entry, LEDGER, LedgerRow, MINUTE_MS};
 use sluice_common::classify::letter_code;
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::{Name, TenantId, source_o};
-use sluice_common::record::Record;
+use sluice_common::record::{Holds, Record};
 use sluice_common::wire::sink::{RangeRecord, RefusedRows};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +26,27 @@ pub struct Work {
 }
 
 impl Work {
+    /// Whether nothing is to be sent.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.ledger.is_empty() && self.quarantined.is_empty()
+    }
+
+    /// The same without what goes to tables that were set aside; told last, it goes to our own tables only.
+    #[must_use]
+    pub fn without(&self, aside: &Aside) -> Self {
+        let is_aside = |table: &str| aside.iter().any(|one| one.as_str() == table);
+        let mut work = self.clone();
+        if is_aside(LEDGER) {
+            (work.ledger, work.books) = (Vec::new(), Proof::default());
+        }
+        if is_aside(DEAD_LETTERS) {
+            (work.records, work.quarantined) = (Vec::new(), Vec::new());
+            work.proof = Proof::default();
+        }
+        work
+    }
+
     /// Whether it tells of refused rows and tables set aside, and is not the rows themselves.
     #[must_use]
     pub fn is_told(&self) -> bool {
@@ -37,16 +58,20 @@ impl Work {
 /// Tables that were set aside.
 pub type Aside = BTreeSet<Name>;
 
-/// The rows of a range: what is kept, but of tables that were set aside, and the conflicts.
+/// The rows of a range: what is kept, but of tables that were set aside, and the conflicts, unless letters
+/// were.
 #[must_use]
 pub fn rows(records: &[RangeRecord], aside: &Aside) -> Work {
     let mut work = Work::default();
+    let letters_aside = aside.iter().any(|table| table.as_str() == DEAD_LETTERS);
     for one in records {
-        let fates = if aside.contains(&one.record.meta.table) {
-            one.fates.without_kept()
-        } else {
-            one.fates.clone()
-        };
+        let mut fates = one.fates.clone();
+        if aside.contains(&one.record.meta.table) {
+            fates = fates.without_kept();
+        }
+        if letters_aside {
+            fates = fates.without_conflicts();
+        }
         if fates.kept() == 0 && fates.conflicts().is_empty() {
             continue;
         }
@@ -55,6 +80,77 @@ pub fn rows(records: &[RangeRecord], aside: &Aside) -> Work {
         work.records.push(RangeRecord { record, fates });
     }
     work
+}
+
+/// All that a range writes to one of our own tables, told what it tells last: what is set aside where that
+/// table is in trouble.
+#[must_use]
+pub fn of_own(table: &str, records: &[RangeRecord], ledger: &[LedgerRow], told: &Work) -> Work {
+    if table == LEDGER {
+        let ledger: Vec<LedgerRow> = ledger.iter().chain(&told.ledger).cloned().collect();
+        return Work {
+            books: Proof::of(ledger.iter().map(|row| row.source_o)),
+            ledger,
+            ..Work::default()
+        };
+    }
+    let refused: BTreeSet<u64> = told.quarantined.iter().flat_map(|one| one.rows.clone()).collect();
+    let with_refused: BTreeSet<u64> = refused.iter().map(|o| o >> 16).collect();
+    let mut work = Work {
+        quarantined: told.quarantined.clone(),
+        proof: Proof::of(refused.iter().copied()),
+        ..Work::default()
+    };
+    for one in records {
+        let fates = match one.record.meta.holds {
+            Holds::RejectedCopies => one.fates.clone(),
+            Holds::Events => one.fates.without_kept(),
+        };
+        let letters = fates.kept() > 0 || !fates.conflicts().is_empty();
+        if letters || with_refused.contains(&one.record.place.offset) {
+            let record = one.record.clone();
+            sources(&record, &fates, |fate| fate != Fate::Drop).for_each(|o| work.proof.add(o));
+            work.records.push(RangeRecord { record, fates });
+        }
+    }
+    work
+}
+
+/// What the books say of a range while its rows of them, or its letters, are set aside: in flight.
+#[must_use]
+pub fn in_flight(table: &str, work: &Work) -> Vec<BooksLine> {
+    let mut lines: BTreeMap<(TenantId, Name, u64), BooksLine> = BTreeMap::new();
+    let mut of = |tenant: &TenantId, dataset: &Name, minute_s: u64, add: &dyn Fn(&mut BooksLine)| {
+        let fresh = BooksLine::new(tenant.clone(), dataset.clone(), minute_s);
+        let key = (tenant.clone(), dataset.clone(), minute_s);
+        add(lines.entry(key).or_insert(fresh));
+    };
+    if table == LEDGER {
+        for row in work.ledger.iter().filter(|row| row.entry == Entry::Range) {
+            of(&row.tenant, &row.dataset, row.minute_s, &|line| {
+                line.received += row.received;
+                line.rejected += row.rejected;
+                line.in_flight += row.received - row.rejected;
+            });
+        }
+        return lines.into_values().collect();
+    }
+    for one in work
+        .records
+        .iter()
+        .filter(|one| one.record.meta.holds == Holds::Events)
+    {
+        let (meta, offset) = (&one.record.meta, one.record.place.offset);
+        let refused = work.quarantined.iter().flat_map(|one| &one.rows);
+        let refused = refused.filter(|o| **o >> 16 == offset).count();
+        let letters = i64::try_from(one.fates.conflicts().len() + refused).unwrap_or(i64::MAX);
+        let minute_s = one.record.place.append_ms / MINUTE_MS * (MINUTE_MS / 1_000);
+        of(&meta.tenant, &meta.dataset, minute_s, &|line| {
+            line.dead_lettered -= letters;
+            line.in_flight += letters;
+        });
+    }
+    lines.into_values().collect()
 }
 
 /// One table's kept rows of a range: what is set aside.
@@ -80,9 +176,8 @@ pub fn of_range(records: &[RangeRecord], marks: &Marks, aside: &Aside) -> Work {
         row.stored -= 1;
         row.dead_lettered += 1;
     }
-    let set_aside = records
-        .iter()
-        .filter(|one| aside.contains(&one.record.meta.table));
+    let is_aside = |table: &Name| is_data(table) && aside.contains(table);
+    let set_aside = records.iter().filter(|one| is_aside(&one.record.meta.table));
     for one in set_aside {
         for o in sources(&one.record, &one.fates, |fate| fate == Fate::Keep) {
             let row = books.row(Entry::Parked, &one.record, o);

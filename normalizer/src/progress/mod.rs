@@ -13,8 +13,11 @@ pub mod store;
 mod sub;
 pub mod walk;
 
+pub use sub::is_data;
+
 use serde::{Deserialize, Serialize};
 use sluice_common::ids::{LogId, Name, Offset};
+use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Piece, Range, SubKey, SubTask};
 use std::collections::BTreeSet;
 
@@ -57,6 +60,10 @@ impl Proof {
 pub struct Intent {
     pub range: Range,
     pub proof: Proof,
+    /// The ClickHouse that all attempts go to, and are verified on. None: it was declared when there was one
+    /// only, which the config names first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerId>,
     #[serde(flatten)]
     pub marks: Marks,
 }

@@ -87,6 +87,18 @@ impl Server {
         }
     }
 
+    /// A server that is not reached: nothing is sent.
+    fn silence(&mut self, plan: &Plan) -> Vec<SubReport> {
+        let reports = self.answer(plan, || Luck::Lost).into_iter();
+        let unsent = |report| SubReport {
+            verdict: Verdict::Unsent {
+                reason: "refused".into(),
+            },
+            ..report
+        };
+        reports.map(unsent).collect()
+    }
+
     fn answer(&mut self, plan: &Plan, mut luck: impl FnMut() -> Luck) -> Vec<SubReport> {
         let whole = || {
             ["0", "1"].map(|part| SubTask {
@@ -237,7 +249,7 @@ fn a_table_that_refuses_most_rows_is_set_aside_and_none_of_them_is_given_up() {
                 let table = Name::new("t").expect("valid");
                 assert_eq!(tables[&table].why, Why::TooMany);
                 assert_eq!(settling.marks().dead.len(), 0);
-                settling.set_aside(tables.keys(), Proof::of([5_000]));
+                settling.set_aside(tables.keys(), (Proof::of([5_000]), Proof::default()));
                 assert_eq!(settling.advance(), Next::Proven);
                 return;
             }
@@ -246,4 +258,99 @@ fn a_table_that_refuses_most_rows_is_set_aside_and_none_of_them_is_given_up() {
         }
     }
     panic!("it is not set aside");
+}
+
+/// What befalls one step with two servers: kill before it, which servers are down, how inserts end.
+type Moment = (bool, [bool; 2], Vec<u8>);
+
+/// Settles at two servers: where it may, a range goes to the other one when its own is down. The marks are
+/// durable, and so is the server.
+fn settle_at_two(servers: &mut [Server; 2], moments: &[Moment], may: impl Fn(&Settling) -> bool) {
+    let proof = Proof::of(0..servers[0].rows);
+    let (mut pin, mut durable) = (0, Marks::default());
+    let mut settling = Settling::declared(proof, RULES, false);
+    for at in 0..5_000 {
+        let (kill, down, fates) = moments.get(at).cloned().unwrap_or_default();
+        match settling.advance() {
+            Next::Proven => return,
+            Next::Call(plan) if down[pin] => {
+                let reports = servers[pin].silence(&plan);
+                settling.reported(&reports, Duration::ZERO);
+            }
+            Next::Call(plan) => {
+                let mut fates = fates.iter();
+                let reports = servers[pin].answer(&plan, || match fates.next() {
+                    Some(0) => Luck::NoAnswer,
+                    Some(1) => Luck::Poisoned,
+                    Some(2) => Luck::Lost,
+                    Some(_) | None => Luck::Good,
+                });
+                settling.reported(&reports, Duration::ZERO);
+            }
+            Next::Persist(marks) => durable = marks,
+            Next::Wait { .. } if may(&settling) && down[pin] && !down[1 - pin] => pin = 1 - pin,
+            Next::Wait { .. } => {}
+            Next::Park(tables) => panic!("nothing is to be set aside: {tables:?}"),
+        }
+        if kill {
+            settling = Settling::found(proof, RULES, durable.clone());
+        }
+    }
+    panic!("it does not end: {:?}", settling.troubles());
+}
+
+fn two(rows: u64) -> [Server; 2] {
+    let server = || Server {
+        rows,
+        bad: BTreeSet::new(),
+        stored: BTreeMap::new(),
+        tokens: BTreeSet::new(),
+        poisoned: BTreeSet::new(),
+    };
+    [server(), server()]
+}
+
+fn copies(servers: &[Server; 2], o: u64) -> u32 {
+    servers
+        .iter()
+        .map(|server| server.stored.get(&o).copied().unwrap_or(0))
+        .sum()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_row_is_once_on_one_of_two_servers_whichever_are_down_and_however_often_it_is_killed(
+        rows in 2u64..20,
+        moments in prop::collection::vec(
+            (prop::bool::weighted(0.1), [any::<bool>(), any::<bool>()], prop::collection::vec(0u8..5, 0..3)),
+            0..40,
+        ),
+    ) {
+        let mut servers = two(rows);
+        settle_at_two(&mut servers, &moments, Settling::untouched);
+        for o in 0..rows {
+            prop_assert_eq!(copies(&servers, o), 1, "row {}", o);
+        }
+    }
+}
+
+#[test]
+fn a_range_that_went_to_another_server_though_it_may_have_been_sent_would_be_doubled() {
+    // The first server takes the rows, and is down before its answer is heard.
+    let lost_answers = vec![0, 0];
+    let down = |first: bool| (false, [first, false], Vec::new());
+    let moments = [
+        (false, [false, false], lost_answers),
+        down(true),
+        down(true),
+        down(true),
+    ];
+    let mut servers = two(4);
+    settle_at_two(&mut servers, &moments, |_| true);
+    assert_eq!(copies(&servers, 0), 2, "this is why it stays where it was sent");
+    let mut servers = two(4);
+    settle_at_two(&mut servers, &moments, Settling::untouched);
+    assert_eq!(copies(&servers, 0), 1);
 }

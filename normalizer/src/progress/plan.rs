@@ -39,6 +39,8 @@ pub enum Why {
     Vanished,
     /// Partitioned anew after some of its rows had their outcome.
     Repartitioned,
+    /// The server that its rows were sent to does not answer, and another takes what comes.
+    ServerLost,
 }
 
 impl Why {
@@ -51,6 +53,7 @@ impl Why {
             Self::Between => "between",
             Self::Vanished => "vanished",
             Self::Repartitioned => "repartitioned",
+            Self::ServerLost => "server_lost",
         }
     }
 
@@ -58,7 +61,7 @@ impl Why {
     #[must_use]
     pub fn heals(self) -> bool {
         match self {
-            Self::Unsettled | Self::TooMany => true,
+            Self::Unsettled | Self::TooMany | Self::ServerLost => true,
             Self::Between | Self::Vanished | Self::Repartitioned => false,
         }
     }
@@ -87,7 +90,7 @@ pub struct Plan {
 pub struct Rules {
     /// Walk through sub-batches whose rows are refused.
     pub quarantine: bool,
-    /// Set a table aside that is in trouble for so long, while ClickHouse takes others.
+    /// Set a table aside that is in trouble for so long, while ClickHouse takes others. Our own too.
     pub park_after: Option<Duration>,
     /// Walk through sub-batches of which only some rows are there, and send what is absent; a person
     /// has said so.
@@ -95,7 +98,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Of dead letters and books: neither walked through nor set aside.
+    /// Of what is told of a unit that was set aside: not set aside once more.
     pub const TELLING: Self = Self {
         quarantine: false,
         park_after: None,

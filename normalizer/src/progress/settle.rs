@@ -5,6 +5,8 @@
 //! when every sub-batch is proven, walked to its end or set aside with its table, or when it is told to
 //! stop; what cannot be settled stays declared, is retried with back-off and raises an alarm.
 
+mod pauses;
+
 use super::plan::{Next, Plan, Rules, Trouble, Why};
 use super::sub::{State, Sub, count, describe, is_data, is_sound, is_walked, piece, root};
 use super::walk::Walk;
@@ -12,8 +14,7 @@ use super::{DeadRow, Marks, Proof};
 use sluice_common::classify::Class;
 use sluice_common::ids::Name;
 use sluice_common::limits::{
-    INSERT_DEADLINE, INSERT_DEADLINE_MAX, MAX_BAD_ROWS, MAX_DEAD_ROWS, MAX_SUB_BATCHES, RETRY_BACKOFF_MAX,
-    RETRY_BACKOFF_MIN,
+    INSERT_DEADLINE, INSERT_DEADLINE_MAX, MAX_BAD_ROWS, MAX_DEAD_ROWS, MAX_SUB_BATCHES,
 };
 use sluice_common::wire::sink::{Piece, Steps, SubKey, SubReport, SubTask, Verdict};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -45,6 +46,10 @@ pub struct Settling {
     troubles: BTreeMap<Name, Trouble>,
     /// Declared by this process and not yet sent: a clean answer to the first attempt is proof.
     fresh: bool,
+    /// Some attempt may have gone out: only then is it bound to its server (R14).
+    touched: bool,
+    /// The server answered lately.
+    answering: bool,
     /// Rows that were just stored could not be read back: verification itself is broken.
     blind: bool,
     verify_first_attempt: bool,
@@ -90,6 +95,8 @@ impl Settling {
             strayed: BTreeSet::new(),
             troubles: BTreeMap::new(),
             fresh,
+            touched: !fresh,
+            answering: false,
             blind: false,
             verify_first_attempt: verify,
             attempt: 0,
@@ -108,6 +115,25 @@ impl Settling {
     #[must_use]
     pub fn troubles(&self) -> &BTreeMap<Name, Trouble> {
         &self.troubles
+    }
+
+    /// Whether it is certain that no byte of an insert has gone out: it may be sent to another server.
+    #[must_use]
+    pub fn untouched(&self) -> bool {
+        !self.touched
+    }
+
+    /// Whether the server answers other questions: tells its trouble from that of our own tables.
+    pub fn answering(&mut self, answering: bool) {
+        self.answering = answering;
+    }
+
+    /// Tables with sub-batches that are not proven; `None` before they are known.
+    #[must_use]
+    pub fn unsettled(&self) -> Option<BTreeSet<Name>> {
+        let subs = self.subs.as_ref()?.iter();
+        let open = subs.filter(|(_, sub)| sub.state != State::Proven);
+        Some(open.map(|(key, _)| key.table.clone()).collect())
     }
 
     /// What to do now.
@@ -194,6 +220,8 @@ impl Settling {
     /// bumped, set aside or waiting.
     pub fn reported(&mut self, reports: &[SubReport], now: Duration) {
         let fresh = std::mem::take(&mut self.fresh);
+        let unsent = |report: &SubReport| matches!(report.verdict, Verdict::Unsent { .. });
+        self.touched |= reports.is_empty() || !reports.iter().all(unsent);
         if let Err(reason) = self.learn(reports) {
             self.failures += 1;
             let wait = self.wait(reason, true);
@@ -256,6 +284,9 @@ impl Settling {
             .iter()
             .filter(is_done)
             .any(|report| !failing.contains_key(&report.sub.table));
+        // Where nothing but our own tables is sent, no other can tell.
+        let only_own = self.subs.iter().flatten().all(|(key, _)| !is_data(&key.table));
+        let alive = alive || (only_own && self.answering);
         let is_open = |table: &Name| {
             let mut of_table = reports.iter().filter(|report| report.sub.table == *table);
             of_table.any(|report| report.verdict != Verdict::Done)
@@ -272,59 +303,10 @@ impl Settling {
         };
         let due = self.troubles.iter().filter(|(table, trouble)| {
             let long = now.saturating_sub(trouble.since) >= after;
-            is_data(table) && (long || trouble.why == Why::TooMany)
+            long || (trouble.why == Why::TooMany && is_data(table))
         });
         due.map(|(table, trouble)| (table.clone(), trouble.clone()))
             .collect()
-    }
-
-    /// These tables are durable elsewhere; `proof` is of the rows that are left.
-    pub fn set_aside<'a>(&mut self, tables: impl Iterator<Item = &'a Name>, proof: Proof) {
-        self.proof = proof;
-        for table in tables {
-            self.marks.forget(table);
-            self.troubles.remove(table);
-            self.strayed.remove(table);
-            if let Some(subs) = &mut self.subs {
-                subs.retain(|key, _| key.table != *table);
-            }
-        }
-    }
-
-    /// They could not be set aside: the range waits with them.
-    pub fn not_set_aside(&mut self, reason: String) {
-        let wait = self.wait(reason, true);
-        self.then.push_back(wait);
-    }
-
-    /// The call never began: the sink-writer had no room. The attempt does not count.
-    pub fn busy(&mut self, retry_after: Duration) {
-        self.attempt -= 1;
-        let delay = retry_after.clamp(RETRY_BACKOFF_MIN, RETRY_BACKOFF_MAX);
-        self.then.push_back(Next::Wait {
-            delay,
-            reason: "the sink-writer is full".into(),
-            alarm: false,
-        });
-    }
-
-    /// The call had no answer that can be used: what it did is unknown.
-    pub fn failed(&mut self, reason: String) {
-        self.fresh = false;
-        self.failures += 1;
-        self.troubles.clear();
-        let wait = self.wait(reason, false);
-        self.then.push_back(wait);
-    }
-
-    fn wait(&self, reason: String, alarm: bool) -> Next {
-        let delay = RETRY_BACKOFF_MIN.saturating_mul(1 << (self.failures.saturating_sub(1)).min(10));
-        // A minute of trouble is something that a person should know of.
-        Next::Wait {
-            delay: delay.min(RETRY_BACKOFF_MAX),
-            reason,
-            alarm: alarm || self.failures >= 10,
-        }
     }
 
     /// One report: its sub-batch, or node of a walk, goes on or is in trouble.
@@ -362,7 +344,7 @@ impl Settling {
             }
             Verdict::Refused { .. } if too_many.contains(&root) => return Took::Trouble(Why::TooMany, true),
             Verdict::Refused { code, message, .. } => self.refused(report, node, *code, message),
-            Verdict::Unknown { .. } => return Took::Trouble(Why::Unsettled, false),
+            Verdict::Unsent { .. } | Verdict::Unknown { .. } => return Took::Trouble(Why::Unsettled, false),
         }
         Took::Well
     }

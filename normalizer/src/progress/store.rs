@@ -5,7 +5,7 @@
 //! and must have room on a full volume (R5). *Bytes.* Two slots of [`SLOT_BYTES`], written with zeros
 //! and synced when the file is made, so that later writes only overwrite allocated blocks.
 //! ```text
-//! 0  u32 magic "SLP1"   4 u16 version (1)   6 u16 zero   8 u64 sequence
+//! 0  u32 magic "SLP1"   4 u16 version (2)   6 u16 zero   8 u64 sequence
 //! 16 u32 length of the payload   20 u32 CRC-32C of bytes 0..20 and the payload   24 payload (JSON of Progress)
 //! ```
 //! *Write.* Slot `sequence % 2`, then fdatasync: the other slot holds the previous state until then.
@@ -24,7 +24,10 @@ use std::path::{Path, PathBuf};
 pub const SLOT_BYTES: usize = MAX_SUB_BATCHES * 1024;
 const HEAD_BYTES: usize = 24;
 const MAGIC: u32 = u32::from_le_bytes(*b"SLP1");
-const VERSION: u16 = 1;
+/// 2: an intent names its server. A release that would not heed it must not read it; without one it is as
+/// 1 was.
+const VERSION: u16 = 2;
+const OLDEST_VERSION: u16 = 1;
 
 /// The open file. One owner: the log's lock covers it.
 #[derive(Debug)]
@@ -187,7 +190,7 @@ fn decode(slot: &[u8]) -> Result<Option<(u64, Progress)>, u16> {
         return Ok(None);
     }
     let version = u16::from_le_bytes([slot[4], slot[5]]);
-    if version != VERSION {
+    if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(version);
     }
     let sequence = u64::from(word(8)) | u64::from(word(12)) << 32;
@@ -201,6 +204,7 @@ mod tests {
     use super::super::{Intent, Marks, Proof};
     use super::*;
     use sluice_common::ids::{LogId, Name};
+    use sluice_common::servers::ServerId;
     use sluice_common::wire::sink::{Range, SubKey, SubTask};
 
     fn state(committed: u64) -> Progress {
@@ -215,6 +219,10 @@ mod tests {
                 sum_o: 2,
                 sum_o2: 4,
             },
+            server: Some(ServerId {
+                name: "a:8123".into(),
+                uuid: Some("u".into()),
+            }),
             marks: Marks {
                 bumped: vec![SubTask { sub, generation: 1 }],
                 ..Marks::default()
@@ -269,13 +277,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_declared_before_there_were_several_servers_is_read() {
+        let mut before = state(5);
+        if let Some(intent) = &mut before.intent {
+            intent.server = None;
+        }
+        let mut bytes = encode(9, &before);
+        bytes[4] = 1;
+        let length = bytes.len() - HEAD_BYTES;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), &bytes[HEAD_BYTES..][..length]);
+        bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode(&bytes), Ok(Some((9, before))));
+        assert_eq!(
+            crc32c::crc32c(&bytes),
+            439_222_224,
+            "these are the bytes of layout 1"
+        );
+    }
+
+    #[test]
     fn the_layout_is_frozen() {
         let bytes = encode(9, &state(5));
         assert_eq!(&bytes[..4], b"SLP1");
         assert_eq!(decode(&bytes), Ok(Some((9, state(5)))));
         assert_eq!(
             crc32c::crc32c(&bytes),
-            439_222_224,
+            2_334_045_910,
             "the bytes on disk changed: bump the layout version"
         );
     }

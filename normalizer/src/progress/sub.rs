@@ -69,8 +69,9 @@ pub(super) fn is_walked(class: Class, root: &SubKey) -> bool {
     class == Class::Quarantine && root.piece == Piece::Whole && is_data(&root.table)
 }
 
-/// Our own tables are neither walked through nor set aside: everything else is told there.
-pub(super) fn is_data(table: &Name) -> bool {
+/// Whether it is a tenant's table. Our own are not walked through: what is refused is told there.
+#[must_use]
+pub fn is_data(table: &Name) -> bool {
     ![LEDGER, DEAD_LETTERS].contains(&table.as_str())
 }
 
@@ -86,7 +87,7 @@ pub(super) fn describe(report: &SubReport) -> String {
             format!("{found} of {rows} rows are there: something else wrote or deleted rows")
         }
         Verdict::Refused { code, message, .. } => format!("ClickHouse refuses the rows (code {code}): {message}"),
-        Verdict::Unknown { reason } => reason.clone(),
+        Verdict::Unsent { reason } | Verdict::Unknown { reason } => reason.clone(),
         Verdict::CleanButNone => {
             "ClickHouse takes the rows and does not show them: look for a row policy on our user, a TTL that is \
              shorter than the backlog, or several servers behind one URL"

@@ -104,10 +104,12 @@ impl Evidence {
     }
 
     /// Events by which the rows of the books miss what was proven, or do not balance in themselves.
-    /// `copies` of rejected rows are proven with the range and counted nowhere.
+    /// `copies` of rejected rows are proven with the range and counted nowhere; `None` where letters are set
+    /// aside, so that none of them are proven.
     #[must_use]
-    pub fn imbalance(&self, books: &[LedgerRow], copies: u64) -> u64 {
-        let (mut stored, mut dead, mut uneven) = (0, i64::try_from(copies).unwrap_or(i64::MAX), 0);
+    pub fn imbalance(&self, books: &[LedgerRow], copies: Option<u64>) -> u64 {
+        let proven = copies.unwrap_or_default();
+        let (mut stored, mut dead, mut uneven) = (0, i64::try_from(proven).unwrap_or(i64::MAX), 0);
         for row in books {
             stored += row.stored;
             dead += row.dead_lettered;
@@ -120,6 +122,9 @@ impl Evidence {
                 DEAD_LETTERS => dead -= rows,
                 _ => stored -= rows,
             }
+        }
+        if copies.is_none() {
+            dead = 0;
         }
         // An event that went elsewhere than claimed is missing here and too many there.
         uneven + stored.unsigned_abs().max(dead.unsigned_abs())
@@ -256,7 +261,7 @@ mod tests {
             prop_assert_eq!(rows.iter().map(|row| row.rejected).sum::<i64>(), rejected);
             let mut evidence = Evidence::default();
             evidence.note(true, &reports(&all));
-            prop_assert_eq!(evidence.imbalance(&rows, 0), 0);
+            prop_assert_eq!(evidence.imbalance(&rows, Some(0)), 0);
         }
     }
 
@@ -267,16 +272,16 @@ mod tests {
         let mut reports = reports(&[one]);
         let mut evidence = Evidence::default();
         evidence.note(true, &reports);
-        assert_eq!(evidence.imbalance(&rows, 0), 0);
+        assert_eq!(evidence.imbalance(&rows, Some(0)), 0);
         // The kept row was found to be a dead letter after all.
         (reports[0].rows, reports[1].rows) = (0, 2);
         evidence.note(true, &reports);
-        assert_eq!(evidence.imbalance(&rows, 0), 1);
+        assert_eq!(evidence.imbalance(&rows, Some(0)), 1);
         let mut wrong = rows.clone();
         wrong[0].received += 3;
         reports[1].rows = 1;
         reports[0].rows = 1;
         evidence.note(false, &reports);
-        assert_eq!(evidence.imbalance(&wrong, 0), 3);
+        assert_eq!(evidence.imbalance(&wrong, Some(0)), 3);
     }
 }

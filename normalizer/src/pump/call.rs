@@ -5,8 +5,11 @@ use crate::progress::plan::Plan;
 use crate::progress::settle::Settling;
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::ids::LogId;
+use sluice_common::servers::ServerId;
 use sluice_common::trace::TraceContext;
-use sluice_common::wire::sink::{Range, RangeRecord, SinkCall, SinkReply, SinkRequest, SubReport, SubTask};
+use sluice_common::wire::sink::{
+    Horizon, HorizonTold, Range, RangeRecord, SinkCall, SinkReply, SinkRequest, SubReport, SubTask,
+};
 use sluice_common::wire::transport::Seam;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -21,19 +24,26 @@ pub struct Caller {
 }
 
 /// What the calls of one settling have in common.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Occasion {
     pub range: Range,
+    /// Where all of it is sent and proven.
+    pub server: ServerId,
     pub begun: Instant,
     pub trace: TraceContext,
 }
 
 impl Occasion {
-    /// Settling of `range` begins now.
+    /// Settling of `range` at `server` begins now.
     #[must_use]
-    pub fn now(range: Range, trace: TraceContext) -> Self {
+    pub fn now(range: Range, server: ServerId, trace: TraceContext) -> Self {
         let begun = Instant::now();
-        Self { range, begun, trace }
+        Self {
+            range,
+            server,
+            begun,
+            trace,
+        }
     }
 }
 
@@ -41,7 +51,7 @@ impl Caller {
     /// Carries out what the settling planned, and tells it what came of it; the reports, if there are any.
     pub async fn call(
         &self,
-        occasion: Occasion,
+        occasion: &Occasion,
         work: &Work,
         plan: Plan,
         settling: &mut Settling,
@@ -59,17 +69,40 @@ impl Caller {
             }
             Ok(Ok(SinkReply::Failed { reason })) => settling.failed(format!("the sink-writer: {reason}")),
             Ok(Ok(
-                SinkReply::Horizon(_) | SinkReply::Books(_) | SinkReply::Letters(_) | SinkReply::Parts(_),
-            )) => {
-                settling.failed("the sink-writer answers another question".into());
-            }
+                SinkReply::Horizon(_)
+                | SinkReply::Books(_, _)
+                | SinkReply::Letters(_, _)
+                | SinkReply::Parts(_)
+                | SinkReply::Servers(_),
+            )) => settling.failed("the sink-writer answers another question".into()),
             Ok(Err(never)) => match never {},
             Err(_) => settling.failed("the sink-writer does not answer in time".into()),
         }
         None
     }
 
-    fn build(&self, occasion: Occasion, work: &Work, plan: Plan) -> SinkCall {
+    /// Asks for rows past an offset (R19).
+    ///
+    /// # Errors
+    /// A sentence, where nothing is known.
+    pub async fn horizon(&self, question: Horizon) -> Result<HorizonTold, String> {
+        let answer = self.sink.clone().oneshot(SinkRequest::Horizon(question)).await;
+        match answer {
+            Ok(SinkReply::Horizon(told)) => Ok(told),
+            Ok(SinkReply::Failed { reason }) => Err(reason),
+            Ok(SinkReply::Busy { .. }) => Err("the sink-writer is full".into()),
+            Ok(
+                SinkReply::Wrote(_)
+                | SinkReply::Books(_, _)
+                | SinkReply::Letters(_, _)
+                | SinkReply::Parts(_)
+                | SinkReply::Servers(_),
+            ) => Err("the sink-writer answers another question".into()),
+            Err(never) => match never {},
+        }
+    }
+
+    fn build(&self, occasion: &Occasion, work: &Work, plan: Plan) -> SinkCall {
         let needs = Needs::of(plan.tasks.as_deref());
         let records = work.records.iter().filter(|one| needs.record(one, work));
         let (mut ledger, mut quarantined) = (Vec::new(), Vec::new());
@@ -82,6 +115,7 @@ impl Caller {
         SinkCall {
             log: self.log,
             partition: self.partition,
+            server: Some(occasion.server.clone()),
             range: occasion.range,
             attempt: plan.attempt,
             timeout: plan.timeout,

@@ -4,21 +4,25 @@
 use super::books::Evidence;
 use super::call::{Caller, Occasion};
 use super::range::{ClosedRange, sends};
+use super::recover::{HORIZON_DEADLINE, RowsAhead, rows_ahead};
 use super::retries::Retries;
+use super::servers::Servers;
 use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::closing::{self, Aside, Work};
-use crate::progress::plan::{Next, Plan, Rules, Trouble, Why};
+use crate::progress::plan::{Next, Plan, Rules, Trouble};
 use crate::progress::settle::Settling;
 use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Marks, Progress, Proof};
+use crate::progress::{Intent, Marks, Progress, Proof, is_data};
 use parking_lot::Mutex;
+use sluice_common::books::LEDGER;
 use sluice_common::clock::SharedClock;
-use sluice_common::ids::Name;
+use sluice_common::ids::{Name, source_o};
 use sluice_common::metrics::{Counter, Metrics};
+use sluice_common::servers::ServerId;
 use sluice_common::telemetry;
 use sluice_common::trace::TraceContext;
-use sluice_common::wire::sink::Verdict;
+use sluice_common::wire::sink::{Horizon, Verdict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +36,7 @@ pub struct Driver {
     pub caller: Caller,
     pub store: Arc<Mutex<Store>>,
     pub shelf: Shelf,
+    pub servers: Servers,
     pub park_after: Duration,
     pub clock: SharedClock,
     pub metrics: Metrics,
@@ -69,26 +74,72 @@ pub enum DriveError {
     Store(#[from] StoreError),
     #[error("setting rows aside: {0}")]
     Parked(#[from] FileError),
+    #[error(transparent)]
+    Ahead(#[from] RowsAhead),
 }
 
 /// Traces that one range's span is linked to at most.
 const MAX_LINKS: usize = 8;
+/// How long a range waits at most for a server that is lost: it is set aside soon.
+const LOST_PAUSE: Duration = Duration::from_secs(1);
 /// A log line of a lasting trouble comes once in so many waits.
 const SAY_EVERY: u32 = 6;
 
 /// What was said of a range's troubles.
 #[derive(Default)]
-struct Said {
+pub(super) struct Said {
     waits: u32,
     alarmed: bool,
 }
 
+/// One range on its way.
+pub(super) struct Way<'a> {
+    pub(super) closed: &'a ClosedRange,
+    pub(super) occasion: Occasion,
+    /// This process has declared it.
+    pub(super) declared: bool,
+    /// Tables whose rows wait elsewhere.
+    pub(super) aside: Aside,
+    /// Of these our own, which are made durable once it is known what the range tells.
+    pub(super) own: BTreeMap<Name, Trouble>,
+    pub(super) evidence: Evidence,
+    said: Said,
+}
+
+/// What of a range is being settled.
+pub(super) enum Stage<'a> {
+    Rows,
+    /// Dead letters and corrections of the books: what was decided, and what is told of it.
+    Telling(&'a Marks, &'a Work),
+}
+
+impl Stage<'_> {
+    pub(super) fn work(&self, way: &Way<'_>) -> Work {
+        match self {
+            Self::Rows => left(way.closed, &way.aside),
+            Self::Telling(_, told) => told.without(&way.aside),
+        }
+    }
+
+    fn durable(&self, marks: Marks) -> Marks {
+        match self {
+            Self::Rows => marks,
+            Self::Telling(decided, _) => decided.with_bumped(marks),
+        }
+    }
+}
+
 impl Driver {
-    /// Settles a declared range; returns when every row has its outcome.
+    /// Settles a declared range at `server`; returns when every row has its outcome.
     ///
     /// # Errors
     /// [`DriveError`]: the process must end.
-    pub async fn settle(self, closed: Arc<ClosedRange>, start: Start) -> Result<Outcome, DriveError> {
+    pub async fn settle(
+        self,
+        closed: Arc<ClosedRange>,
+        start: Start,
+        server: ServerId,
+    ) -> Result<Outcome, DriveError> {
         let (a, b, rows) = (closed.range.a, closed.range.b, closed.proof.rows);
         let span = tracing::info_span!("range", partition = self.caller.partition, a, b, rows);
         let spans = closed.records.iter().flat_map(|one| one.record.spans());
@@ -101,40 +152,46 @@ impl Driver {
             telemetry::link(&span, to);
         }
         let trace = telemetry::context_of(&span, TraceContext::default());
-        self.run(&closed, start, trace).instrument(span).await
+        let occasion = Occasion::now(closed.range, server, trace);
+        let way = Way {
+            closed: &closed,
+            occasion,
+            declared: matches!(start, Start::Declared { .. }),
+            aside: self.shelf.tables_of(closed.range),
+            own: BTreeMap::new(),
+            evidence: Evidence::default(),
+            said: Said::default(),
+        };
+        self.run(way, start).instrument(span).await
     }
 
-    async fn run(
-        &self,
-        closed: &ClosedRange,
-        start: Start,
-        trace: TraceContext,
-    ) -> Result<Outcome, DriveError> {
-        let occasion = Occasion::now(closed.range, trace);
-        let mut aside = self.shelf.tables_of(closed.range);
+    async fn run(&self, mut way: Way<'_>, start: Start) -> Result<Outcome, DriveError> {
+        let closed = way.closed;
         let mut marks = match &start {
             Start::Declared { .. } => Marks::default(),
             Start::Found(marks) => marks.clone(),
         };
-        aside.iter().for_each(|table| marks.forget(table));
+        way.aside.iter().for_each(|table| marks.forget(table));
         let found_closing = marks.closing;
-        let (mut evidence, mut told) = (None, Work::default());
+        self.own_found(&mut way);
         if !marks.closing {
-            self.set_aside_broken(closed, &mut marks, &mut aside)?;
-            let settling = self.begin(left(closed, &aside), start, &marks);
-            let mut seen = Evidence::default();
-            marks = self
-                .settle_rows(closed, settling, (&mut aside, &mut seen), occasion)
-                .await?;
-            evidence = Some(seen);
+            self.set_aside_broken(&mut way, &mut marks)?;
+            let work = left(closed, &way.aside);
+            let settling = self.begin(&work, start, &marks);
+            marks = self.settle_stage(&mut way, &Stage::Rows, settling).await?;
         }
-        if !marks.dead.is_empty() || !aside.is_empty() {
+        let mut told = Work::default();
+        if !marks.dead.is_empty() || way.aside.iter().any(is_data) {
             marks.closing = true;
-            told = closing::of_range(&closed.records, &marks, &aside);
-            let seen = evidence.get_or_insert_default();
-            self.tell(&told, &marks, seen, occasion).await?;
-            evidence = evidence.filter(|_| !found_closing);
+            told = closing::of_range(&closed.records, &marks, &way.aside);
+            // What they say is durable before the first byte.
+            block_in_place(|| self.persist(marks.clone()))?;
+            let work = told.without(&way.aside);
+            let settling = Settling::found(work.proof, self.rules(), marks.telling()).with_books(work.books);
+            self.settle_stage(&mut way, &Stage::Telling(&marks, &told), settling)
+                .await?;
         }
+        self.set_aside_own(&mut way, &marks, &told).await?;
         if self.in_trouble.swap(false, Ordering::Relaxed) {
             tracing::info!(
                 a = closed.range.a,
@@ -144,146 +201,115 @@ impl Driver {
         }
         Ok(Outcome {
             marks,
-            aside,
+            aside: way.aside,
             told,
-            evidence,
+            evidence: (!found_closing).then_some(way.evidence),
         })
     }
 
-    fn begin(&self, work: Work, start: Start, marks: &Marks) -> (Settling, Work) {
-        let Work { proof, books, .. } = work;
-        let rules = Rules {
+    fn rules(&self) -> Rules {
+        Rules {
             quarantine: true,
             park_after: Some(self.park_after),
             mend: false,
-        };
-        let settling = match start {
-            Start::Declared { verify } => Settling::declared(proof, rules, verify),
-            Start::Found(_) => Settling::found(proof, rules, marks.clone()),
-        };
-        (settling.with_books(books), work)
+        }
     }
 
-    async fn settle_rows(
+    fn begin(&self, work: &Work, start: Start, marks: &Marks) -> Settling {
+        let settling = match start {
+            Start::Declared { verify } => Settling::declared(work.proof, self.rules(), verify),
+            Start::Found(_) => Settling::found(work.proof, self.rules(), marks.clone()),
+        };
+        settling.with_books(work.books)
+    }
+
+    async fn settle_stage(
         &self,
-        closed: &ClosedRange,
-        (mut settling, mut work): (Settling, Work),
-        (aside, evidence): (&mut Aside, &mut Evidence),
-        occasion: Occasion,
+        way: &mut Way<'_>,
+        stage: &Stage<'_>,
+        mut settling: Settling,
     ) -> Result<Marks, DriveError> {
-        let mut said = Said::default();
+        let mut work = stage.work(way);
+        if work.is_empty() {
+            return Ok(settling.marks().clone());
+        }
         loop {
             match settling.advance() {
                 Next::Proven => return Ok(settling.marks().clone()),
-                Next::Call(plan) => self.call(occasion, &work, plan, (&mut settling, evidence)).await,
-                Next::Persist(marks) => block_in_place(|| self.persist(marks))?,
+                Next::Call(plan) => self.call(way, &work, plan, &mut settling).await?,
+                Next::Persist(marks) => block_in_place(|| self.persist(stage.durable(marks)))?,
                 Next::Park(tables) => {
-                    for (table, trouble) in &tables {
-                        let content = (closed, settling.marks());
-                        match block_in_place(|| self.set_aside(content, table, trouble)) {
-                            Ok(()) => {
-                                aside.insert(table.clone());
-                                evidence.forget(table);
-                                work = left(closed, aside);
-                                settling.set_aside(std::iter::once(table), work.proof);
-                            }
-                            Err(error) => settling.not_set_aside(only_io(error)?.to_string()),
-                        }
+                    self.park(way, stage, &tables, &mut settling)?;
+                    work = stage.work(way);
+                }
+                Next::Wait { delay, reason, alarm } => {
+                    self.wait(way, delay, &reason, alarm).await;
+                    if self.part_from_server(way, stage, &mut settling)? {
+                        work = stage.work(way);
                     }
                 }
-                Next::Wait { delay, reason, alarm } => self.wait(&mut said, delay, &reason, alarm).await,
             }
         }
     }
 
-    /// Dead letters and corrections of the books. What they say is durable before the first byte.
-    async fn tell(
-        &self,
-        work: &Work,
-        marks: &Marks,
-        evidence: &mut Evidence,
-        occasion: Occasion,
-    ) -> Result<(), DriveError> {
-        block_in_place(|| self.persist(marks.clone()))?;
-        let mut settling =
-            Settling::found(work.proof, Rules::TELLING, marks.telling()).with_books(work.books);
-        let mut said = Said::default();
-        loop {
-            match settling.advance() {
-                Next::Proven => return Ok(()),
-                Next::Call(plan) => self.call(occasion, work, plan, (&mut settling, evidence)).await,
-                Next::Persist(told) => block_in_place(|| self.persist(marks.with_bumped(told)))?,
-                // The rules do not ask for it.
-                Next::Park(_) => {}
-                Next::Wait { delay, reason, alarm } => self.wait(&mut said, delay, &reason, alarm).await,
-            }
-        }
-    }
-
+    /// One call at the range's server. One that is lost meanwhile is not waited for: what it does with the
+    /// call is unknown, as after a time-out.
     async fn call(
         &self,
-        occasion: Occasion,
+        way: &mut Way<'_>,
         work: &Work,
         plan: Plan,
-        (settling, evidence): (&mut Settling, &mut Evidence),
-    ) {
-        let all = plan.tasks.is_none() && !work.is_told();
-        if let Some(reports) = self.caller.call(occasion, work, plan, settling).await {
-            if reports.iter().all(|report| report.verdict == Verdict::Done) {
-                self.retries.succeeded();
-            }
-            evidence.note(all, &reports);
-        }
-    }
-
-    /// What comes for tables that take nothing is set aside without being tried.
-    fn set_aside_broken(
-        &self,
-        closed: &ClosedRange,
-        marks: &mut Marks,
-        aside: &mut Aside,
+        settling: &mut Settling,
     ) -> Result<(), DriveError> {
-        for (table, reason) in self.shelf.broken() {
-            let is_here = |table: &Name| {
-                let mut records = closed.records.iter();
-                records.any(|one| one.record.meta.table == *table && one.fates.kept() > 0)
-            };
-            if aside.contains(&table) || !is_here(&table) {
-                continue;
-            }
-            let trouble = Trouble {
-                since: Duration::ZERO,
-                why: Why::Unsettled,
-                reason,
-            };
-            match block_in_place(|| self.set_aside((closed, &*marks), &table, &trouble)) {
-                Ok(()) => {
-                    marks.forget(&table);
-                    aside.insert(table);
+        let server = way.occasion.server.clone();
+        if let Err(reason) = self.check(way).await? {
+            settling.not_begun(reason);
+            return Ok(());
+        }
+        settling.answering(self.servers.answers(&server));
+        let all = plan.tasks.is_none() && !work.is_told();
+        let reports = tokio::select! {
+            reports = self.caller.call(&way.occasion, work, plan, settling) => Some(reports),
+            () = self.servers.lost(&server, self.park_after) => None,
+        };
+        match reports {
+            Some(Some(reports)) => {
+                if reports.iter().all(|report| report.verdict == Verdict::Done) {
+                    self.retries.succeeded();
                 }
-                // No room: then it is tried like any other.
-                Err(error) => drop(only_io(error)?),
+                way.evidence.note(all, &reports);
             }
+            Some(None) => {}
+            None => settling.failed(format!("{server} went away while it was called")),
         }
         Ok(())
     }
 
-    fn set_aside(
-        &self,
-        (closed, marks): (&ClosedRange, &Marks),
-        table: &Name,
-        trouble: &Trouble,
-    ) -> Result<(), FileError> {
-        let (why, reason) = (trouble.why.label(), &trouble.reason);
-        tracing::error!(
-            %table, why, reason,
-            "the table's rows are set aside, and other tables go on: mend the table (`ingestctl parked list`)"
-        );
-        self.metrics
-            .add(Counter::Alarms, 1, &[("reason", "parked_table")]);
-        let content = (closed.range, closed.records.as_slice());
-        self.shelf
-            .set_aside(content, table, trouble, (marks, self.clock.now_ms()))
+    /// R19 at a server that did not answer at the start: no rows past what this process knows of.
+    async fn check(&self, way: &Way<'_>) -> Result<Result<(), String>, DriveError> {
+        let (server, range) = (&way.occasion.server, way.closed.range);
+        if self.servers.is_checked(server) {
+            return Ok(Ok(()));
+        }
+        let end = if way.declared { range.a } else { range.b };
+        let tables = way.closed.records.iter().map(|one| one.record.meta.table.clone());
+        let tables: Aside = tables.filter(is_data).collect();
+        let question = Horizon {
+            log: self.caller.log,
+            partition: self.caller.partition,
+            server: Some(server.clone()),
+            from_o: source_o(end, 0),
+            tables: tables.into_iter().collect(),
+            timeout: HORIZON_DEADLINE,
+        };
+        match self.caller.horizon(question).await {
+            Ok(told) => {
+                rows_ahead(told.found, end)?;
+                self.servers.checked(told.asked);
+                Ok(Ok(()))
+            }
+            Err(reason) => Ok(Err(reason)),
+        }
     }
 
     fn persist(&self, marks: Marks) -> Result<(), StoreError> {
@@ -305,7 +331,16 @@ impl Driver {
         })
     }
 
-    async fn wait(&self, said: &mut Said, delay: Duration, reason: &str, alarm: bool) {
+    pub(super) async fn wait(&self, way: &mut Way<'_>, delay: Duration, reason: &str, alarm: bool) {
+        let server = &way.occasion.server;
+        // Nobody but a person brings back a server that the config has lost.
+        let alarm = alarm || self.servers.is_unknown(server);
+        let delay = if self.servers.lost_for(server).is_some() {
+            delay.min(LOST_PAUSE)
+        } else {
+            delay
+        };
+        let said = &mut way.said;
         // The first alarm is said at once, though waits before it were said as such.
         let due = said.waits.is_multiple_of(SAY_EVERY) || (alarm && !said.alarmed);
         self.say(reason, alarm, due);
@@ -348,17 +383,11 @@ fn left(closed: &ClosedRange, aside: &Aside) -> Work {
     } else {
         closing::rows(&closed.records, aside)
     };
-    work.books = Proof::of(closed.ledger.iter().map(|row| row.source_o));
-    work.ledger.clone_from(&closed.ledger);
-    work
-}
-
-/// An error that left nothing behind; any other ends the process.
-fn only_io(error: FileError) -> Result<FileError, FileError> {
-    match error {
-        FileError::Io { .. } => Ok(error),
-        FileError::InDoubt { .. } | FileError::Damaged { .. } => Err(error),
+    if !aside.iter().any(|table| table.as_str() == LEDGER) {
+        work.books = Proof::of(closed.ledger.iter().map(|row| row.source_o));
+        work.ledger.clone_from(&closed.ledger);
     }
+    work
 }
 
 /// Refused rows by the code of their letters.

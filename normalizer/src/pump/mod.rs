@@ -5,6 +5,7 @@
 //! therefore never runs more than two ranges ahead of what is committed, which bounds memory and the
 //! dedup state that is not yet on disk.
 
+mod aside;
 pub mod batching;
 mod books;
 pub mod call;
@@ -14,6 +15,7 @@ pub mod pacing;
 mod range;
 mod recover;
 pub mod retries;
+pub mod servers;
 
 use crate::dedup::{Dedup, DedupError};
 use crate::grant::{Grant, Load};
@@ -22,7 +24,7 @@ use crate::parked::driver::Drivers;
 use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Marks, Progress};
+use crate::progress::{Intent, Marks, Progress, is_data};
 use batching::{Settings, SharedSettings};
 use books::Evidence;
 use call::Caller;
@@ -32,12 +34,14 @@ use pacing::Pace;
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
 use retries::Retries;
-use sluice_common::books::LedgerRow;
+use servers::Servers;
+use sluice_common::books::{DEAD_LETTERS, LedgerRow};
 use sluice_common::clock::SharedClock;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::VERIFY_ONE_IN;
 use sluice_common::metrics::{Counter, Histogram, Metrics};
 use sluice_common::record::Record;
+use sluice_common::servers::ServerId;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::{RangeRecord, SinkRequest};
 use sluice_common::wire::transport::Seam;
@@ -154,6 +158,7 @@ impl Pump {
             sink,
         };
         let driver = Driver {
+            servers: Servers::new(caller.sink.clone()),
             caller,
             store: Arc::clone(&store),
             shelf,
@@ -203,11 +208,12 @@ impl Pump {
         }
         let driver = &self.driver;
         let drivers = Drivers::new(
-            driver.caller.clone(),
+            (driver.caller.clone(), driver.servers.clone()),
             driver.shelf.clone(),
             self.metrics.clone(),
             driver.retries.clone(),
         );
+        let following = tokio::spawn(driver.servers.clone().follow());
         let mut drivers = tokio::spawn(drivers.run());
         let (sink, settings) = (self.driver.caller.sink.clone(), Arc::clone(&self.settings));
         let watch = self.pace.clone().watch(sink, settings, self.metrics.clone());
@@ -219,6 +225,7 @@ impl Pump {
         // As a crash would end them: what they sent is verified before it is sent again.
         drivers.abort();
         watch.abort();
+        following.abort();
         ended?;
         self.dedup.close()?;
         Ok(())
@@ -320,27 +327,33 @@ impl Pump {
         if self.under_way.is_some() || !due {
             return Ok(());
         }
+        // Known since the recovery.
+        let Some(server) = self.driver.servers.chosen() else {
+            return Ok(());
+        };
         let closed = std::mem::replace(&mut self.next, OpenRange::at(0)).close();
         self.next = OpenRange::at(closed.range.b);
-        self.declare(&closed)?;
+        self.declare(&closed, &server)?;
         let sent = closed.records.iter().filter(|one| sends(one));
         self.pace.written(sent.map(|one| &one.record.meta.table));
         // R14: the first range after a start, and one in a thousand.
         let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
         self.ranges += 1;
-        self.settle(Arc::new(closed), Start::Declared { verify });
+        self.settle(Arc::new(closed), Start::Declared { verify }, server);
         Ok(())
     }
 
-    fn settle(&mut self, closed: Arc<ClosedRange>, start: Start) {
-        let task = tokio::spawn(self.driver.clone().settle(Arc::clone(&closed), start));
+    fn settle(&mut self, closed: Arc<ClosedRange>, start: Start, server: ServerId) {
+        let settling = self.driver.clone().settle(Arc::clone(&closed), start, server);
+        let task = tokio::spawn(settling);
         self.under_way = Some((closed, task));
     }
 
-    fn declare(&self, closed: &ClosedRange) -> Result<(), StoreError> {
+    fn declare(&self, closed: &ClosedRange, server: &ServerId) -> Result<(), StoreError> {
         let intent = Intent {
             range: closed.range,
             proof: closed.proof,
+            server: Some(server.clone()),
             marks: Marks::default(),
         };
         block_in_place(|| {
@@ -410,7 +423,7 @@ impl Pump {
         let aside = closed
             .records
             .iter()
-            .filter(|one| outcome.aside.contains(&one.record.meta.table));
+            .filter(|one| is_data(&one.record.meta.table) && outcome.aside.contains(&one.record.meta.table));
         let parked: u64 = aside.map(|one| u64::from(one.fates.kept())).sum();
         let (conflicts, dead) = (conflicts as u64, outcome.marks.dead.len() as u64);
         let stored = closed.proof.rows - conflicts - closed.copies - parked - dead;
@@ -434,7 +447,9 @@ impl Pump {
     fn balance(&self, closed: &ClosedRange, outcome: &Outcome, evidence: &Evidence) {
         let corrections = &outcome.told.ledger;
         let books: Vec<LedgerRow> = closed.ledger.iter().chain(corrections).cloned().collect();
-        let events = evidence.imbalance(&books, closed.copies);
+        // Letters that are set aside are proven later, and in flight until then.
+        let letters = !outcome.aside.iter().any(|table| table.as_str() == DEAD_LETTERS);
+        let events = evidence.imbalance(&books, letters.then_some(closed.copies));
         if events == 0 {
             return;
         }

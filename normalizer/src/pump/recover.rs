@@ -1,19 +1,18 @@
 //! A partition's start: is the state of one piece (R19), what did dedup know, what became of the
 //! range that was declared.
 
-use super::drive::Start;
+use super::drive::{Driver, Start};
 use super::range::OpenRange;
 use super::{PARTITION, Pump, PumpError, READ_BYTES};
 use crate::dedup::DedupError;
 use crate::progress::Intent;
 use sluice_common::ids::{Name, Offset, source_o};
 use sluice_common::limits::{INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
-use sluice_common::wire::sink::{Horizon, SinkReply, SinkRequest};
+use sluice_common::wire::sink::Horizon;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::block_in_place;
-use tower::ServiceExt as _;
 
 /// Why a partition must not start.
 #[derive(Debug, thiserror::Error)]
@@ -33,16 +32,25 @@ pub enum RecoverError {
          Restore log, progress and dedup together"
     )]
     IntentDiffers { a: Offset, b: Offset },
-    #[error(
-        "table {table} already holds rows of this log past record {end} (up to {found}): progress went backwards \
-         (an old copy was restored?), and going on would store events twice or lose them. Restore the newest copy"
-    )]
-    RowsAhead { table: Name, end: Offset, found: Offset },
+    #[error(transparent)]
+    Ahead(#[from] RowsAhead),
+}
+
+/// Rows that no range of this process's progress can have written (R19).
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "table {table} already holds rows of this log past record {end} (up to {found}): progress went backwards \
+     (an old copy was restored?), and going on would store events twice or lose them. Restore the newest copy"
+)]
+pub struct RowsAhead {
+    table: Name,
+    end: Offset,
+    found: Offset,
 }
 
 /// Between two looks whether a bucket of the dedup state has been sealed.
 const SEAL_WAIT: Duration = Duration::from_millis(20);
-const HORIZON_DEADLINE: Duration = Duration::from_secs(20);
+pub(super) const HORIZON_DEADLINE: Duration = Duration::from_secs(20);
 
 impl Pump {
     /// Unknown → ready to read on. `None`: told to stop before that.
@@ -65,7 +73,10 @@ impl Pump {
                 b = intent.range.b,
                 "verifying the range that was declared before the stop"
             );
-            self.settle(Arc::new(closed.close()), Start::Found(intent.marks));
+            let server = intent.server.or_else(|| self.driver.servers.first());
+            // They were asked just now.
+            let server = server.ok_or(PumpError::Stopped)?;
+            self.settle(Arc::new(closed.close()), Start::Found(intent.marks), server);
         }
         Ok(Some(()))
     }
@@ -198,28 +209,18 @@ impl Pump {
             let question = Horizon {
                 log: self.log.id(),
                 partition: PARTITION,
+                server: None,
                 from_o: source_o(end, 0),
                 tables: self.tables.clone(),
                 timeout,
             };
-            let answer = self
-                .driver
-                .caller
-                .sink
-                .clone()
-                .oneshot(SinkRequest::Horizon(question))
-                .await;
-            let reason = match answer {
-                Ok(SinkReply::Horizon(found)) => {
+            let reason = match ask_all(self.driver.clone(), question, end).await {
+                Ok(()) => {
                     self.driver.in_trouble.store(false, Ordering::Relaxed);
-                    return judge(found, end).map_err(Into::into);
+                    return Ok(Some(()));
                 }
-                Ok(SinkReply::Failed { reason }) => reason,
-                Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-                Ok(
-                    SinkReply::Wrote(_) | SinkReply::Books(_) | SinkReply::Letters(_) | SinkReply::Parts(_),
-                ) => "the sink-writer answers another question".into(),
-                Err(never) => match never {},
+                Err(Unasked::Ahead(ahead)) => return Err(RecoverError::Ahead(ahead).into()),
+                Err(Unasked::Reason(reason)) => reason,
             };
             self.driver.in_trouble.store(true, Ordering::Relaxed);
             tracing::warn!(
@@ -236,10 +237,32 @@ impl Pump {
     }
 }
 
-fn judge(found: Vec<(Name, u64)>, end: Offset) -> Result<Option<()>, RecoverError> {
+/// Why the servers could not be asked, or what they said.
+enum Unasked {
+    Ahead(RowsAhead),
+    Reason(String),
+}
+
+/// Asks every server that answers, and which they are. One that does not is asked before anything is sent
+/// there.
+async fn ask_all(driver: Driver, question: Horizon, end: Offset) -> Result<(), Unasked> {
+    let told = driver.caller.horizon(question).await.map_err(Unasked::Reason)?;
+    rows_ahead(told.found, end).map_err(Unasked::Ahead)?;
+    driver.servers.look().await.map_err(Unasked::Reason)?;
+    if !told.not_asked.is_empty() {
+        tracing::warn!(
+            servers = told.not_asked.join("; "),
+            "these ClickHouse servers were not asked for rows past what is committed; each is before rows go there"
+        );
+    }
+    driver.servers.checked(told.asked);
+    Ok(())
+}
+
+pub(super) fn rows_ahead(found: Vec<(Name, u64)>, end: Offset) -> Result<(), RowsAhead> {
     match found.into_iter().next() {
-        None => Ok(Some(())),
-        Some((table, at)) => Err(RecoverError::RowsAhead {
+        None => Ok(()),
+        Some((table, at)) => Err(RowsAhead {
             table,
             end,
             found: at >> 16,

@@ -211,7 +211,7 @@ fn unsaid(error: &ServerError) -> Stays {
             Class::Quarantine | Class::Alarm => Stays::refused(&format!("clickhouse_{code}"), message),
             Class::Retry => Stays::Unknown(error.to_string()),
         },
-        ServerError::Uncertain(_) => Stays::Unknown(error.to_string()),
+        ServerError::Unreached(_) | ServerError::Uncertain(_) => Stays::Unknown(error.to_string()),
     }
 }
 

@@ -37,6 +37,7 @@ pub fn events() -> Dataset {
 
 pub fn writer(url: &str, database: &str, datasets: &[Dataset]) -> SinkWriter {
     let target = Target {
+        name: "embedded".into(),
         url: url.into(),
         database: name(database),
         user: None,
@@ -44,7 +45,7 @@ pub fn writer(url: &str, database: &str, datasets: &[Dataset]) -> SinkWriter {
         tls: None,
         letters_ttl: sluice_common::config::Period::hours(720),
     };
-    SinkWriter::new(&target, datasets, &Metrics::detached())
+    SinkWriter::new(&[target], datasets, &Metrics::detached())
 }
 
 pub type Columns = Vec<(&'static str, ArrayRef)>;
@@ -135,6 +136,7 @@ pub fn call(
     SinkCall {
         log: LOG,
         partition: PARTITION,
+        server: None,
         range: Range {
             a: range.0,
             b: range.1,
@@ -155,9 +157,10 @@ pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
     match ask(writer, call).await {
         SinkReply::Wrote(reports) => reports,
         other @ (SinkReply::Horizon(_)
-        | SinkReply::Books(_)
-        | SinkReply::Letters(_)
+        | SinkReply::Books(_, _)
+        | SinkReply::Letters(_, _)
         | SinkReply::Parts(_)
+        | SinkReply::Servers(_)
         | SinkReply::Busy { .. }
         | SinkReply::Failed { .. }) => {
             panic!("not written: {other:?}")

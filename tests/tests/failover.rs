@@ -1,0 +1,236 @@
+//! Two ClickHouse servers, one of which goes away: rows are exactly once on one of them, and nothing waits
+//! longer than it must.
+
+use ingestctl::clickhouse::{ClickHouse, Options};
+use serde_json::{Value, json};
+use sluice_tests::service::{executable, places};
+use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms};
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+const PATIENCE: Duration = Duration::from_secs(90);
+const DATASET: &str = "{park_after: 2s}\ndatasets: [{name: sales, fields: [{name: id, type: string, required: true}, \
+                       {name: time, type: datetime64(3), required: true, epoch: ms}], dedup: {key: [id]}, \
+                       time: {field: time}, partition_by: toDate(time), batch: {max_age: 50ms}}]\n";
+
+struct Pair {
+    dir: TempDir,
+    ports: [u16; 2],
+    running: [Option<ClickHouse>; 2],
+}
+
+impl Pair {
+    fn new() -> Self {
+        let held = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+        Self {
+            dir: TempDir::new().expect("a directory"),
+            ports: held.map(|port| port.local_addr().expect("an address").port()),
+            running: [None, None],
+        }
+    }
+
+    fn config(&self) -> String {
+        let [first, second] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let servers = format!("clickhouse: {{url: \"{first}\", failover: [\"{second}\"], ");
+        DATASET.replacen('{', &servers, 1)
+    }
+
+    async fn start(&mut self, at: usize) {
+        let options = Options {
+            data_dir: self.dir.path().join(at.to_string()),
+            port: self.ports[at],
+            engine: places().locate().expect("an engine"),
+            launcher: Some(executable("ingestctl")),
+        };
+        self.running[at] = Some(ClickHouse::start(options).await.expect("it starts"));
+    }
+
+    /// SIGKILLs one, and sees to it that it stays away.
+    async fn kill(&mut self, at: usize) {
+        let server = self.running[at].take().expect("it runs");
+        let pid = i32::try_from(server.pid().expect("it runs")).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
+        server.stop(Duration::from_secs(10)).await;
+    }
+
+    fn client(&self, at: usize) -> Client {
+        Client::new(format!("http://127.0.0.1:{}", self.ports[at]))
+    }
+
+    async fn ids(&self, at: usize) -> Vec<u64> {
+        let told = self
+            .client(at)
+            .query("SELECT id FROM telemetry.sales FORMAT TSV")
+            .await;
+        let told = told.unwrap_or_default();
+        told.lines().map(|line| line.parse().expect("a number")).collect()
+    }
+
+    /// Waits until each of these ids is on one of the servers, once.
+    async fn hold(&self, ids: &BTreeSet<u64>, deployment: &Deployment) {
+        let until = std::time::Instant::now() + PATIENCE;
+        loop {
+            let both = [self.ids(0).await, self.ids(1).await].concat();
+            let distinct: BTreeSet<u64> = both.iter().copied().collect();
+            assert_eq!(both.len(), distinct.len(), "a row is there twice");
+            if distinct == *ids {
+                return;
+            }
+            assert!(
+                std::time::Instant::now() < until,
+                "{} of {} rows are there\n{}",
+                distinct.intersection(ids).count(),
+                ids.len(),
+                deployment.last_words()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// A client that sends events, and goes on until it is told to stop; every attempt is repeated until it is
+/// acknowledged.
+struct Sender {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<BTreeSet<u64>>,
+}
+
+impl Sender {
+    fn start(deployment: &Deployment, first: u64) -> Self {
+        let (client, stop) = (deployment.tenant(0), Arc::new(AtomicBool::new(false)));
+        let stopped = Arc::clone(&stop);
+        let task = tokio::spawn(async move {
+            let (mut taken, mut next) = (BTreeSet::new(), first);
+            while !stopped.load(Ordering::Relaxed) {
+                let ids: Vec<u64> = (next..next + 20).collect();
+                send(&client, &ids).await;
+                taken.extend(ids);
+                next += 20;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            taken
+        });
+        Self { stop, task }
+    }
+
+    async fn end(self) -> BTreeSet<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.expect("it ends")
+    }
+}
+
+async fn send(client: &Client, ids: &[u64]) {
+    let event = |id: &u64| json!({"id": id.to_string(), "time": now_ms()});
+    let body = Value::from(ids.iter().map(event).collect::<Vec<_>>()).to_string();
+    let until = std::time::Instant::now() + PATIENCE;
+    loop {
+        let answer = client.post("/v1/events/sales", body.clone()).await;
+        if answer.is_ok_and(|answer| answer.status == 202) {
+            return;
+        }
+        assert!(std::time::Instant::now() < until, "an acknowledgement");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn balanced(deployment: &Deployment, events: usize) {
+    eventually("books that balance", PATIENCE, async || {
+        let told = deployment
+            .admin(Part::Up)
+            .get("/admin/v1/ledger?since=1d")
+            .await
+            .ok()?
+            .json();
+        let sum = |name: &str| -> i64 {
+            let lines = told["lines"].as_array().map_or(&[][..], Vec::as_slice);
+            lines.iter().filter_map(|line| line[name].as_i64()).sum()
+        };
+        let (received, stored, repeats) = (sum("received"), sum("stored"), sum("duplicate"));
+        let complete = told["notes"].as_array().is_some_and(Vec::is_empty);
+        let all = i64::try_from(events).expect("few");
+        (complete && stored == all && received == stored + repeats && sum("in_flight") == 0).then_some(())
+    })
+    .await;
+    let imbalance = deployment
+        .metric(Part::Up, "sluice_ledger_imbalance_events", "")
+        .await;
+    assert!(imbalance.abs() < 0.5, "{imbalance}");
+}
+
+async fn grows(pair: &Pair, at: usize, deployment: &Deployment) {
+    let before = pair.ids(at).await.len();
+    let until = std::time::Instant::now() + PATIENCE;
+    while pair.ids(at).await.len() < before + 40 {
+        assert!(
+            std::time::Instant::now() < until,
+            "rows go to {at}\n{}",
+            deployment.last_words()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_go_to_the_second_server_while_the_first_is_down_from_the_start() {
+    let mut pair = Pair::new();
+    pair.start(1).await;
+    let deployment = Deployment::start_with(Shape::AllInOne, &pair.config()).await;
+    let ids: Vec<u64> = (0..500).collect();
+    send(&deployment.tenant(0), &ids).await;
+    let ids: BTreeSet<u64> = ids.into_iter().collect();
+    pair.hold(&ids, &deployment).await;
+    assert_eq!(pair.ids(1).await.len(), 500);
+    let told = deployment
+        .admin(Part::Up)
+        .get("/admin/v1/ledger?since=1d")
+        .await
+        .expect("an answer");
+    let first = format!("127.0.0.1:{}", pair.ports[0]);
+    assert!(
+        told.text().contains(&first),
+        "it says whom it could not ask: {}",
+        told.text()
+    );
+    pair.start(0).await;
+    balanced(&deployment, 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_under_load_costs_a_pause_and_no_row() {
+    let mut pair = Pair::new();
+    pair.start(0).await;
+    pair.start(1).await;
+    let deployment = Deployment::start_with(Shape::AllInOne, &pair.config()).await;
+    let sender = Sender::start(&deployment, 0);
+    grows(&pair, 0, &deployment).await;
+    pair.kill(0).await;
+    grows(&pair, 1, &deployment).await;
+    pair.start(0).await;
+    let taken = sender.end().await;
+    pair.hold(&taken, &deployment).await;
+    balanced(&deployment, taken.len()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_declared_for_a_server_before_a_crash_is_proven_on_that_server() {
+    let mut pair = Pair::new();
+    pair.start(0).await;
+    pair.start(1).await;
+    let mut deployment = Deployment::start_with(Shape::AllInOne, &pair.config()).await;
+    let sender = Sender::start(&deployment, 0);
+    grows(&pair, 0, &deployment).await;
+    deployment.kill(Part::Up);
+    pair.kill(0).await;
+    deployment.bring_up(Part::Up).await.expect("ready");
+    grows(&pair, 1, &deployment).await;
+    let taken = sender.end().await;
+    pair.start(0).await;
+    pair.hold(&taken, &deployment).await;
+    balanced(&deployment, taken.len()).await;
+}
