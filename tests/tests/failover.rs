@@ -7,11 +7,15 @@ use sluice_tests::service::{executable, places};
 use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms};
 use std::collections::BTreeSet;
 use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::{JoinHandle, JoinSet};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const DATASET: &str = "{park_after: 2s}\ndatasets: [{name: sales, fields: [{name: id, type: string, required: true}, \
@@ -35,7 +39,11 @@ impl Pair {
     }
 
     fn config(&self) -> String {
-        let [first, second] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        Self::config_of(self.ports)
+    }
+
+    fn config_of(ports: [u16; 2]) -> String {
+        let [first, second] = ports.map(|port| format!("http://127.0.0.1:{port}"));
         let servers = format!("clickhouse: {{url: \"{first}\", failover: [\"{second}\"], ");
         DATASET.replacen('{', &servers, 1)
     }
@@ -70,6 +78,13 @@ impl Pair {
             .await;
         let told = told.unwrap_or_default();
         told.lines().map(|line| line.parse().expect("a number")).collect()
+    }
+
+    /// The same, in order.
+    async fn sorted(&self, at: usize) -> Vec<u64> {
+        let mut ids = self.ids(at).await;
+        ids.sort_unstable();
+        ids
     }
 
     /// Waits until each of these ids is on one of the servers, once.
@@ -139,22 +154,37 @@ async fn send(client: &Client, ids: &[u64]) {
     }
 }
 
+/// The sums of the books, and whether every server was asked.
+struct Sums {
+    received: i64,
+    stored: i64,
+    repeats: i64,
+    in_flight: i64,
+    complete: bool,
+}
+
+async fn sums(deployment: &Deployment) -> Option<Sums> {
+    let path = "/admin/v1/ledger?since=1d";
+    let told = deployment.admin(Part::Up).get(path).await.ok()?.json();
+    let sum = |name: &str| -> Option<i64> {
+        let lines = told["lines"].as_array()?;
+        lines.iter().map(|line| line[name].as_i64()).sum()
+    };
+    Some(Sums {
+        received: sum("received")?,
+        stored: sum("stored")?,
+        repeats: sum("duplicate")?,
+        in_flight: sum("in_flight")?,
+        complete: told["notes"].as_array().is_some_and(Vec::is_empty),
+    })
+}
+
 async fn balanced(deployment: &Deployment, events: usize) {
+    let all = i64::try_from(events).expect("few");
     eventually("books that balance", PATIENCE, async || {
-        let told = deployment
-            .admin(Part::Up)
-            .get("/admin/v1/ledger?since=1d")
-            .await
-            .ok()?
-            .json();
-        let sum = |name: &str| -> i64 {
-            let lines = told["lines"].as_array().map_or(&[][..], Vec::as_slice);
-            lines.iter().filter_map(|line| line[name].as_i64()).sum()
-        };
-        let (received, stored, repeats) = (sum("received"), sum("stored"), sum("duplicate"));
-        let complete = told["notes"].as_array().is_some_and(Vec::is_empty);
-        let all = i64::try_from(events).expect("few");
-        (complete && stored == all && received == stored + repeats && sum("in_flight") == 0).then_some(())
+        let sums = sums(deployment).await?;
+        let booked = sums.stored == all && sums.received == sums.stored + sums.repeats;
+        (sums.complete && booked && sums.in_flight == 0).then_some(())
     })
     .await;
     let imbalance = deployment
@@ -233,4 +263,239 @@ async fn what_was_declared_for_a_server_before_a_crash_is_proven_on_that_server(
     pair.start(0).await;
     pair.hold(&taken, &deployment).await;
     balanced(&deployment, taken.len()).await;
+}
+
+/// What a door does with an insert into the dataset's table.
+#[derive(Debug, Clone, Copy)]
+enum Holds {
+    Nothing,
+    /// It never reaches the server.
+    Request,
+    /// The server carries it out, and nobody hears of it.
+    Answer,
+}
+
+/// How an insert into the dataset's table is announced, in the request's address.
+const INSERT: &[u8] = b"INSERT+INTO+%60telemetry%60.%60sales%60";
+
+/// What stands before a server: all that Sluice says to it goes through here.
+struct Door {
+    port: u16,
+    to: u16,
+    state: Arc<DoorState>,
+    task: JoinHandle<()>,
+}
+
+struct DoorState {
+    holds: Mutex<Holds>,
+    held: AtomicUsize,
+}
+
+impl Door {
+    async fn new(to: u16) -> Self {
+        let state = Arc::new(DoorState {
+            holds: Mutex::new(Holds::Nothing),
+            held: AtomicUsize::new(0),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let task = tokio::spawn(serve(listener, to, Arc::clone(&state)));
+        Self {
+            port,
+            to,
+            state,
+            task,
+        }
+    }
+
+    fn hold(&self, what: Holds) {
+        *self.state.holds.lock().expect("not poisoned") = what;
+    }
+
+    fn held(&self) -> usize {
+        self.state.held.load(Ordering::SeqCst)
+    }
+
+    /// Cuts all connections, and lets no new one be made.
+    async fn shut(&mut self) {
+        self.task.abort();
+        (&mut self.task).await.expect_err("it was cut");
+    }
+
+    /// Lets everything through again.
+    async fn open(&mut self) {
+        self.hold(Holds::Nothing);
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port)).await;
+        let listener = listener.expect("its port is free still");
+        self.task = tokio::spawn(serve(listener, self.to, Arc::clone(&self.state)));
+    }
+}
+
+async fn serve(listener: tokio::net::TcpListener, to: u16, state: Arc<DoorState>) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        connections.spawn(carry(client, to, Arc::clone(&state)));
+    }
+}
+
+/// One connection, until either side ends it.
+async fn carry(client: TcpStream, to: u16, state: Arc<DoorState>) {
+    let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else {
+        return;
+    };
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let silent = AtomicBool::new(false);
+    let there = async {
+        let (mut piece, mut seen) = (vec![0; 64 << 10], Vec::new());
+        while let Ok(n @ 1..) = from_client.read(&mut piece).await {
+            seen.extend_from_slice(&piece[..n]);
+            let is_insert = seen.windows(INSERT.len()).any(|bytes| bytes == INSERT);
+            let holds = *state.holds.lock().expect("not poisoned");
+            match holds {
+                Holds::Request if is_insert => {
+                    state.held.fetch_add(1, Ordering::SeqCst);
+                    std::future::pending::<()>().await;
+                }
+                Holds::Answer if is_insert => {
+                    silent.store(true, Ordering::SeqCst);
+                    state.held.fetch_add(1, Ordering::SeqCst);
+                }
+                Holds::Nothing | Holds::Request | Holds::Answer => {}
+            }
+            // What the next piece may complete.
+            seen.drain(..seen.len().saturating_sub(INSERT.len() - 1));
+            if to_server.write_all(&piece[..n]).await.is_err() {
+                return;
+            }
+        }
+    };
+    let back = async {
+        let mut piece = vec![0; 64 << 10];
+        while let Ok(n @ 1..) = from_server.read(&mut piece).await {
+            if !silent.load(Ordering::SeqCst) && to_client.write_all(&piece[..n]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = there => {}
+        () = back => {}
+    }
+}
+
+/// What `ingestctl parked list` shows, and its exit code.
+fn parked(deployment: &Deployment) -> (Option<i32>, Value) {
+    let admin = deployment.admin_url(Part::Up);
+    let mut command = Command::new(executable("ingestctl"));
+    command.args(["parked", "list", "--output", "json", "--admin", &admin]);
+    let output = command.output().expect("ingestctl runs");
+    let told = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code(), told)
+}
+
+/// Waits until the events in doubt are set aside for the server that may have them.
+async fn wait_for_their_server(deployment: &Deployment, pair: &Pair, server: &str, doubt: &Range<u64>) {
+    eventually("rows that wait for their server", PATIENCE, async || {
+        let elsewhere = pair.ids(1).await;
+        let gone: Vec<u64> = elsewhere.into_iter().filter(|id| doubt.contains(id)).collect();
+        assert!(
+            gone.is_empty(),
+            "in doubt at one server and sent to another: {gone:?}"
+        );
+        let (code, told) = parked(deployment);
+        let units = told["units"].as_array()?;
+        let of_table = units.iter().find(|unit| unit["table"] == "sales")?;
+        assert_eq!(code, Some(2), "{told}");
+        for unit in units {
+            assert_eq!(
+                (&unit["server"], &unit["needs_repair"]),
+                (&json!(server), &json!(false)),
+                "{told}"
+            );
+        }
+        assert_eq!(of_table["rows"], json!(doubt.end - doubt.start), "{told}");
+        (of_table["why"] == "server_lost").then_some(())
+    })
+    .await;
+}
+
+/// Twenty events are on the first server, and twenty more may be, when it is lost. Twenty after them go to
+/// the other; then the first comes back.
+async fn lost_in_doubt(holds: Holds, kill_sluice: bool) {
+    let (before, doubt, after) = (0..20, 20..40, 40..60);
+    let ids = |range: &Range<u64>| range.clone().collect::<Vec<u64>>();
+    let mut pair = Pair::new();
+    pair.start(0).await;
+    pair.start(1).await;
+    let mut door = Door::new(pair.ports[0]).await;
+    let server = format!("127.0.0.1:{}", door.port);
+    let config = Pair::config_of([door.port, pair.ports[1]]);
+    let mut deployment = Deployment::start_with(Shape::AllInOne, &config).await;
+    send(&deployment.tenant(0), &ids(&before)).await;
+    pair.hold(&before.clone().collect(), &deployment).await;
+
+    door.hold(holds);
+    send(&deployment.tenant(0), &ids(&doubt)).await;
+    eventually("an insert that is held", PATIENCE, async || {
+        (door.held() > 0).then_some(())
+    })
+    .await;
+    let there: Range<u64> = match holds {
+        Holds::Answer => 0..40,
+        Holds::Nothing | Holds::Request => 0..20,
+    };
+    pair.hold(&there.clone().collect(), &deployment).await;
+    door.shut().await;
+    pair.kill(0).await;
+    assert_eq!(door.held(), 1, "it was sent once");
+
+    wait_for_their_server(&deployment, &pair, &server, &doubt).await;
+    if kill_sluice {
+        deployment.kill(Part::Up);
+        deployment.bring_up(Part::Up).await.expect("ready");
+        wait_for_their_server(&deployment, &pair, &server, &doubt).await;
+    }
+    send(&deployment.tenant(0), &ids(&after)).await;
+    eventually("rows on the other server", PATIENCE, async || {
+        (pair.sorted(1).await == ids(&after)).then_some(())
+    })
+    .await;
+    eventually("books with what waits in flight", PATIENCE, async || {
+        let sums = sums(&deployment).await?;
+        // Those of the lost server cannot be asked, and it says so.
+        let counts = (sums.received, sums.stored, sums.repeats, sums.in_flight);
+        (counts == (40, 20, 0, 20) && !sums.complete).then_some(())
+    })
+    .await;
+
+    pair.start(0).await;
+    assert_eq!(pair.sorted(0).await, ids(&there), "what it had");
+    door.open().await;
+    pair.hold(&(0..60).collect(), &deployment).await;
+    eventually("nothing that waits", PATIENCE, async || {
+        let (code, told) = parked(&deployment);
+        (code == Some(0) && told["units"] == json!([])).then_some(())
+    })
+    .await;
+    assert_eq!(pair.sorted(0).await, ids(&(0..40)));
+    assert_eq!(pair.sorted(1).await, ids(&after));
+    balanced(&deployment, 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_lost_server_has_taken_unheard_wait_for_it_and_are_found_there() {
+    lost_in_doubt(Holds::Answer, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_never_reached_a_lost_server_wait_for_it_and_go_in_there() {
+    lost_in_doubt(Holds::Request, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_wait_for_a_lost_server_outlive_a_crash() {
+    lost_in_doubt(Holds::Answer, true).await;
 }
