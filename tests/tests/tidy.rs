@@ -251,6 +251,27 @@ fn every_metric_is_in_the_docs_and_no_other() {
 }
 
 /// The word in quotes that follows each `marker` (its `*` stands for a name), where one does.
+#[test]
+fn every_test_that_the_security_page_names_is_there() {
+    let page = read("SECURITY.md");
+    let (_, table) = page
+        .split_once("## Each control and the test that holds it")
+        .expect("the table");
+    let all: String = CRATES
+        .iter()
+        .chain(&["tests"])
+        .flat_map(|name| files(&root().join(name), ".rs"))
+        .map(|(_, text)| text)
+        .collect();
+    let rows = table.lines().filter(|line| line.starts_with("| "));
+    let named: Vec<&str> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
+    let missing: Vec<_> = named
+        .iter()
+        .filter(|name| !all.contains(&format!("fn {name}(")))
+        .collect();
+    assert!(named.len() > 30 && missing.is_empty(), "{missing:?}");
+}
+
 fn words_after(text: &str, before: &str, after: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices(before) {
