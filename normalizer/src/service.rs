@@ -2,7 +2,7 @@
 
 use crate::append::{Appender, NotAppended};
 use crate::grant::shares::Refused;
-use crate::grant::{Grant, Why};
+use crate::grant::{Grant, Taken, Why};
 use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::KeyCap;
 use crate::log::EmbeddedLog;
@@ -112,26 +112,9 @@ impl IntakeService {
 
     /// Admit → parse → charge → append.
     async fn take(&self, request: IntakeRequest, deadline: Instant) -> IntakeReply {
-        let log = self.log.stats();
-        if let Some(reason) = log.closed {
-            return self.busy(
-                "log",
-                "log_full",
-                format!("the log is full: {reason}"),
-                FULL_RETRY,
-            );
-        }
-        // Not `Busy`: that would hold back the tenant's other datasets at the edge too.
-        if self.shelf.is_full(&request.dataset) {
-            return self.dataset_full(&request.dataset);
-        }
-        let view = self
-            .grant
-            .view(log.backlog_bytes + log.queued_bytes, log.oldest_backlog_append_ms);
-        let asked = (&request.tenant, request.weight);
-        let taken = match self.grant.ask(asked, request.body.len(), view) {
+        let taken = match self.admit(&request) {
             Ok(taken) => taken,
-            Err(refused) => return self.over_share(refused),
+            Err(refused) => return refused,
         };
         let full = || self.busy("intake", "bytes", "intake is full".into(), FULL_RETRY);
         let Some(mut permit) = self.budget.try_take(request.body.len() * PARSE_FACTOR) else {
@@ -178,16 +161,7 @@ impl IntakeService {
                 self.count_late(&request.dataset, late_events);
                 IntakeReply::Rows(answer)
             }
-            Err(NotAppended::Full(reason)) => {
-                self.key_cap.refund(&request.tenant, answer.accepted);
-                self.busy("log", "queue", reason, FULL_RETRY)
-            }
-            Err(late @ NotAppended::TooLate) => self.too_late(&request, answer.accepted, &late),
-            Err(NotAppended::Refused(reason)) => {
-                self.key_cap.refund(&request.tenant, answer.accepted);
-                unavailable(false, reason)
-            }
-            Err(NotAppended::Unknown(reason)) => unavailable(true, reason),
+            Err(not) => self.not_appended(&request, answer.accepted, not),
         }
     }
 
@@ -207,10 +181,47 @@ impl IntakeService {
         }
     }
 
-    fn too_late(&self, request: &IntakeRequest, rows: u64, late: &NotAppended) -> IntakeReply {
-        self.key_cap.refund(&request.tenant, rows);
-        self.metrics.add(Counter::Shed, 1, TOO_LATE);
-        unavailable(false, late.to_string())
+    /// Room in the log, in the dataset's shelf, and the tenant's share of them.
+    ///
+    /// # Errors
+    /// What is answered where there is none.
+    fn admit(&self, request: &IntakeRequest) -> Result<Taken, IntakeReply> {
+        let log = self.log.stats();
+        if let Some(reason) = log.closed {
+            let reason = format!("the log is full: {reason}");
+            return Err(self.busy("log", "log_full", reason, FULL_RETRY));
+        }
+        // Not `Busy`: that would hold back the tenant's other datasets at the edge too.
+        if self.shelf.is_full(&request.dataset) {
+            return Err(self.dataset_full(&request.dataset));
+        }
+        let view = self
+            .grant
+            .view(log.backlog_bytes + log.queued_bytes, log.oldest_backlog_append_ms);
+        let asked = (&request.tenant, request.weight);
+        let taken = self.grant.ask(asked, request.body.len(), view);
+        taken.map_err(|refused| self.over_share(refused))
+    }
+
+    /// What is answered of `rows` that are not in the log, or may not be.
+    fn not_appended(&self, request: &IntakeRequest, rows: u64, not: NotAppended) -> IntakeReply {
+        let refund = || self.key_cap.refund(&request.tenant, rows);
+        match not {
+            NotAppended::Full(reason) => {
+                refund();
+                self.busy("log", "queue", reason, FULL_RETRY)
+            }
+            late @ NotAppended::TooLate => {
+                refund();
+                self.metrics.add(Counter::Shed, 1, TOO_LATE);
+                unavailable(false, late.to_string())
+            }
+            NotAppended::Refused(reason) => {
+                refund();
+                unavailable(false, reason)
+            }
+            NotAppended::Unknown(reason) => unavailable(true, reason),
+        }
     }
 
     /// Whether the tenant may leave one more mark in the log; what it may not is counted here alone.

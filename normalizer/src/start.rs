@@ -20,7 +20,7 @@ use crate::pump::{PARTITION, Parts, Pump, PumpError};
 use crate::service::{IntakeService, RejectMarks};
 use arc_swap::ArcSwap;
 use sluice_common::admin::Readiness;
-use sluice_common::clock::SharedClock;
+use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::config::{ConfigError, Loaded};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
@@ -148,11 +148,8 @@ impl Running {
             stop,
             accept_window_loss,
         } = environment;
-        let cap = loaded.config.dedup.keys_per_tenant.0;
-        let window = loaded.config.max_window_ms();
-        let (log_limit, dedup_limit) = (loaded.config.log.max_bytes.0, loaded.config.dedup.max_bytes.0);
-        metrics.watch(Gauge::LogBacklogLimitBytes, &[], move || log_limit as f64);
-        metrics.watch(Gauge::DedupLimitBytes, &[], move || dedup_limit as f64);
+        let log_limit = loaded.config.log.max_bytes.0;
+        show_limits(&metrics, log_limit, loaded.config.dedup.max_bytes.0);
         let routes = parked::routes::routes(shelf.clone());
         let grant = Grant::new(Arc::clone(&clock), log_limit, *log.durable_end().borrow());
         let (appender, builder) = Appender::start(Arc::clone(&log), grant.clone(), &metrics);
@@ -163,7 +160,7 @@ impl Running {
             log: Arc::clone(&log),
             grant: grant.clone(),
             shelf: shelf.clone(),
-            key_cap: KeyCap::new(cap, window, dedup.events_by_tenant(), clock.now_ms()),
+            key_cap: key_cap(loaded, &dedup, clock.now_ms()),
             marks: RejectMarks::default(),
             budget: IntakeService::budget(&metrics),
             metrics: metrics.clone(),
@@ -329,6 +326,20 @@ fn match_store(
         });
     }
     Ok(store)
+}
+
+fn key_cap(loaded: &Loaded, dedup: &Dedup, now: UnixMs) -> KeyCap {
+    let (cap, window) = (
+        loaded.config.dedup.keys_per_tenant.0,
+        loaded.config.max_window_ms(),
+    );
+    KeyCap::new(cap, window, dedup.events_by_tenant(), now)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges")]
+fn show_limits(metrics: &Metrics, log: u64, dedup: u64) {
+    metrics.watch(Gauge::LogBacklogLimitBytes, &[], move || log as f64);
+    metrics.watch(Gauge::DedupLimitBytes, &[], move || dedup as f64);
 }
 
 fn readiness(log: Arc<EmbeddedLog>) -> Readiness {

@@ -60,6 +60,12 @@ pub struct Snapshot {
     pub log_age_s: f64,
     pub log_disk_bytes: f64,
     pub unsettled: bool,
+    /// Shares of ranges that wait for their table or server.
+    pub parked_units: f64,
+    /// By how many events the books miss what was proven.
+    pub imbalance_events: f64,
+    /// ClickHouse servers that do not answer.
+    pub silent_servers: Vec<String>,
     pub queues: Vec<Level>,
     pub dedup_keys: f64,
     pub dedup: Level,
@@ -186,6 +192,24 @@ impl Snapshot {
                 "the oldest event that is not yet stored is {age} old: look at ClickHouse"
             ));
         }
+        if self.parked_units > 0.0 {
+            found.push("rows are set aside and wait for their table: `ingestctl parked list`".into());
+        }
+        if self.imbalance_events > 0.0 {
+            found.push(
+                "the books do not balance: the log names the range, `ingestctl ledger` the minutes".into(),
+            );
+        }
+        for server in &self.silent_servers {
+            found.push(format!("ClickHouse {server} does not answer"));
+        }
+        found.extend(self.risen());
+        found
+    }
+
+    /// What was counted during the interval and should not be.
+    fn risen(&self) -> Vec<String> {
+        let mut found = Vec::new();
         for (counts, what) in [
             (&self.shed, "requests are shed"),
             (&self.alarms, "alarms are raised"),
@@ -207,6 +231,14 @@ fn reached(reading: &Reading) -> Vec<&str> {
     let states = reading.services.iter().map(|(state, _)| state);
     let reached = states.filter(|one| one.state != State::Unreachable);
     reached.map(|one| one.address.as_str()).collect()
+}
+
+fn silent_servers(now: &Scrape) -> Vec<String> {
+    let servers = now.by("sluice_clickhouse_up", "server").into_iter();
+    servers
+        .filter(|(_, up)| *up == 0.0)
+        .map(|(server, _)| server)
+        .collect()
 }
 
 fn joined(reading: &Reading) -> Scrape {
@@ -241,6 +273,9 @@ impl Pair {
             log_age_s: now.sum("sluice_log_backlog_age_seconds", &[]),
             log_disk_bytes: now.sum("sluice_log_disk_bytes", &[]),
             unsettled: now.sum("sluice_unsettled", &[]) > 0.0,
+            parked_units: now.sum("sluice_parked_units", &[]),
+            imbalance_events: now.sum("sluice_ledger_imbalance_events", &[]),
+            silent_servers: silent_servers(now),
             queues: self.queues(),
             dedup_keys: now.sum("sluice_dedup_keys", &[]),
             dedup: level(

@@ -9,6 +9,7 @@ mod aside;
 pub mod batching;
 mod books;
 pub mod call;
+mod count;
 mod drive;
 mod live;
 pub mod pacing;
@@ -24,9 +25,8 @@ use crate::parked::driver::Drivers;
 use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Marks, Progress, is_data};
+use crate::progress::{Intent, Marks, Progress};
 use batching::{Settings, SharedSettings};
-use books::Evidence;
 use call::Caller;
 use drive::{DriveError, Driver, Outcome, Start};
 use live::{Live, show};
@@ -35,7 +35,6 @@ use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
 use retries::Retries;
 use servers::Servers;
-use sluice_common::books::{DEAD_LETTERS, LedgerRow};
 use sluice_common::clock::SharedClock;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::VERIFY_ONE_IN;
@@ -416,52 +415,6 @@ impl Pump {
             self.balance(&closed, outcome, evidence);
         }
         self.commit(&closed)
-    }
-
-    fn count(&self, closed: &ClosedRange, outcome: &Outcome) {
-        let conflicts: usize = closed.records.iter().map(|one| one.fates.conflicts().len()).sum();
-        let aside = closed
-            .records
-            .iter()
-            .filter(|one| is_data(&one.record.meta.table) && outcome.aside.contains(&one.record.meta.table));
-        let parked: u64 = aside.map(|one| u64::from(one.fates.kept())).sum();
-        let (conflicts, dead) = (conflicts as u64, outcome.marks.dead.len() as u64);
-        let stored = closed.proof.rows - conflicts - closed.copies - parked - dead;
-        for (outcome, n) in [
-            ("stored", stored),
-            ("dead_lettered", conflicts + dead),
-            ("parked", parked),
-        ] {
-            let labels = [("stage", "sink"), ("outcome", outcome)];
-            self.metrics.add(Counter::Events, n, &labels);
-        }
-        let letters = |reason: &str, n| self.metrics.add(Counter::DeadLetters, n, &[("reason", reason)]);
-        letters("idempotency_conflict", conflicts);
-        letters("rejected", closed.copies);
-        for (reason, n) in drive::dead_by_code(&outcome.marks) {
-            letters(&reason, n);
-        }
-    }
-
-    /// Holds what the books say of the range against what was proven.
-    fn balance(&self, closed: &ClosedRange, outcome: &Outcome, evidence: &Evidence) {
-        let corrections = &outcome.told.ledger;
-        let books: Vec<LedgerRow> = closed.ledger.iter().chain(corrections).cloned().collect();
-        // Letters that are set aside are proven later, and in flight until then.
-        let letters = !outcome.aside.iter().any(|table| table.as_str() == DEAD_LETTERS);
-        let events = evidence.imbalance(&books, letters.then_some(closed.copies));
-        if events == 0 {
-            return;
-        }
-        let (a, b) = (closed.range.a, closed.range.b);
-        tracing::error!(
-            a,
-            b,
-            events,
-            "the books of this range say something else than was proven of its rows: compare `ledger` with the tables \
-             by _src_o, and report it"
-        );
-        self.live.imbalance.fetch_add(events, Ordering::Relaxed);
     }
 
     /// R17: progress is made durable first; only then may anything be deleted behind it.

@@ -132,8 +132,9 @@ async fn with_clickhouse_stopped_requests_are_taken_to_the_watermark_then_refuse
         (ends.refused.len() == CLIENTS).then_some(ends)
     })
     .await;
+    // One tenant alone may fill 16/17 of it; frames and what was stored before take a little.
     let taken = full.events() * EVENT_BYTES;
-    assert!(taken > WATERMARK / 10 * 9, "refused with {taken} bytes taken");
+    assert!(taken > WATERMARK / 10 * 8, "refused with {taken} bytes taken");
     let more = eventually("refusals go on", Duration::from_secs(30), async || {
         let ends = running.ends();
         (ends.refusals >= 2 * CLIENTS).then_some(ends)
