@@ -1,5 +1,6 @@
 //! What the tests of the whole share: real processes, a real ClickHouse, a client, waits with deadlines.
 
+pub mod balance;
 pub mod client;
 pub mod deployment;
 pub mod oracle;
@@ -8,6 +9,7 @@ pub mod pki;
 pub mod service;
 pub mod wait;
 
+pub use balance::books_balance;
 pub use client::{Answer, Client};
 pub use deployment::{Deployment, Part, Shape};
 pub use wait::eventually;

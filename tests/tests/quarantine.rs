@@ -91,7 +91,7 @@ impl Stand {
 
 const SALES: &str = "SELECT count(), uniqExact(id) FROM telemetry.sales FORMAT TSV";
 /// What was set aside and is back has left the books as they were.
-const BALANCED: &str = "SELECT sum(imbalance), sum(parked) FROM (SELECT parked, received - stored - duplicate - dead_lettered - rejected - parked AS imbalance FROM telemetry.ledger) FORMAT TSV";
+const BALANCED: &str = "SELECT sum(abs(imbalance)), sum(aside) FROM (SELECT sum(parked) AS aside, sum(received - stored - duplicate - dead_lettered - rejected - parked) AS imbalance FROM telemetry.ledger GROUP BY tenant, dataset, minute) FORMAT TSV";
 const LETTERS: &str =
     "SELECT count(), uniqExact(JSONExtractString(payload, 'id')) FROM telemetry.dead_letters FORMAT TSV";
 

@@ -274,4 +274,7 @@ async fn a_materialized_view_that_fails_leaves_the_rows_stored_once() {
             "3\t3",
         )
         .await;
+    let books = "SELECT sum(stored), sum(abs(received - stored - duplicate - dead_lettered - rejected - parked)) \
+                 FROM telemetry.ledger FORMAT TSV";
+    stand.shows(books, "3\t0").await;
 }

@@ -256,7 +256,10 @@ struct Attempt {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story after the other, on one deployment")]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one story after the other, on one deployment"
+)]
 async fn no_header_path_payload_or_key_leads_to_another_tenant_s_rows() {
     let deployment = Deployment::start(Shape::ThreeProcesses).await;
     let (mallory, victim) = (deployment.tenant(0), deployment.tenant(1));

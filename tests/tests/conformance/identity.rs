@@ -2,7 +2,8 @@
 
 use crate::shared::{rows, sluice};
 use serde_json::json;
-use sluice_tests::{Client, Deployment};
+use sluice_tests::{Client, Deployment, eventually};
+use std::time::Duration;
 
 /// Posts events to `loose` and requires them to be taken.
 async fn take(client: &Client, ids: &[&str]) -> String {
@@ -62,6 +63,14 @@ async fn an_idempotency_key_reused_with_another_body_is_a_conflict_among_the_dea
         rows(&sluice.clickhouse(), sql).await,
         "t0\tloose\tidempotency_conflict\t1\t1"
     );
+    // Other tests send too: each line of the books balances by itself.
+    let books = "SELECT sum(dead_lettered), sum(abs(received - stored - duplicate - dead_lettered - rejected - parked)) \
+                 FROM telemetry.ledger WHERE tenant = 't0' AND dataset = 'loose' FORMAT TSV";
+    eventually("it is in the books", Duration::from_secs(30), async || {
+        let told = sluice.clickhouse().query(books).await.ok()?;
+        (told == "1\t0").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 //! added takes effect without a restart.
 
 use serde_json::json;
-use sluice_tests::{Deployment, Part, Shape, eventually};
+use sluice_tests::{Deployment, Part, Shape, books_balance, eventually};
 use std::time::Duration;
 
 const DATASET: &str = r#"
@@ -68,6 +68,8 @@ async fn all_landed(deployment: &Deployment) {
         (rows == expected).then_some(())
     })
     .await;
+    // 49 before, a repeat and a new one after.
+    books_balance(&deployment.clickhouse(), 51).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

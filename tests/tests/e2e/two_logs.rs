@@ -1,7 +1,7 @@
 //! Two Sluices with logs of their own on one ClickHouse: neither takes the other's rows for its own.
 
 use serde_json::json;
-use sluice_tests::{Deployment, Shape, eventually, now_ms};
+use sluice_tests::{Deployment, Shape, books_balance, eventually, now_ms};
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,4 +26,5 @@ async fn two_sluices_with_logs_of_their_own_write_one_table_and_all_rows_of_both
         (found.as_deref() == Ok("2\t2000\t2000")).then_some(())
     })
     .await;
+    books_balance(&first.clickhouse(), 2_000).await;
 }
