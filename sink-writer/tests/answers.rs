@@ -294,7 +294,7 @@ async fn a_call_that_waited_past_its_deadline_for_a_slot_sends_no_byte() {
     late.timeout = Duration::from_millis(300);
     let reports = write(&writer, late).await;
     assert!(
-        matches!(reports[0].verdict, Verdict::Unknown { .. }),
+        matches!(reports[0].verdict, Verdict::Unsent { .. }),
         "{reports:?}"
     );
     assert_eq!(fake.seen.lock().len(), held.len(), "nothing more was sent");

@@ -195,8 +195,25 @@ async fn a_normalizer_that_is_busy_for_one_tenant_is_not_busy_for_another() {
     );
 }
 
-#[tokio::test]
-async fn a_quiet_tenants_request_does_not_wait_for_all_that_a_noisy_one_has_sent() {
+/// What a noisy tenant has waiting in [`place_of_the_quiet`], beside the 64 that are under way.
+const WAITING: usize = 60;
+/// From then on what waits may be shed, and tells nothing of the order any more.
+const SHED_FROM: Duration = Duration::from_millis(450);
+
+/// Waits for `condition`; nothing where that takes until [`SHED_FROM`] after `begun`.
+async fn in_time(begun: Instant, condition: impl Fn() -> bool) -> Option<()> {
+    while !condition() {
+        if begun.elapsed() > SHED_FROM {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Some(())
+}
+
+/// After how many requests that of a quiet tenant is passed on, which came behind all of a noisy one's; nothing
+/// where the machine was too slow to tell.
+async fn place_of_the_quiet() -> Option<usize> {
     let open = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&open);
     let fixture = start(move |_| {
@@ -207,26 +224,39 @@ async fn a_quiet_tenants_request_does_not_wait_for_all_that_a_noisy_one_has_sent
         }
     })
     .await;
-    let mut noisy = Vec::new();
-    for _ in 0..300 {
-        let mut client = fixture.connect().await;
-        client.write_all(small(KEY, "events").as_bytes()).await.unwrap();
-        noisy.push(client);
+    let mut clients = Vec::new();
+    for _ in 0..=64 + WAITING {
+        clients.push(fixture.connect().await);
     }
-    eventually("as many as may be are under way", || fixture.seen() == 64).await;
-    eventually("the rest waits", || fixture.edge.held_bytes() == 300 * 4096).await;
-    let mut quiet = fixture.connect().await;
+    let mut quiet = clients.pop().unwrap();
+    let begun = Instant::now();
+    for client in &mut clients {
+        client.write_all(small(KEY, "events").as_bytes()).await.unwrap();
+    }
+    let held = |requests: usize| fixture.edge.held_bytes() == requests * 4096;
+    in_time(begun, || fixture.seen() == 64 && held(64 + WAITING)).await?;
     quiet.write_all(small(NARROW, "other").as_bytes()).await.unwrap();
-    eventually("it waits", || fixture.edge.held_bytes() == 301 * 4096).await;
+    in_time(begun, || held(64 + WAITING + 1)).await?;
     let is_quiet = |one: &sluice_common::wire::intake::IntakeRequest| one.tenant.as_str() == "narrow";
-    let passed_on = || fixture.seen.lock().unwrap().iter().position(is_quiet);
-    while passed_on().is_none() && fixture.seen() < 300 {
+    loop {
+        if let Some(place) = fixture.seen.lock().unwrap().iter().position(is_quiet) {
+            return Some(place);
+        }
         let seen = fixture.seen();
         open.add_permits(1);
-        eventually("one more is passed on", || fixture.seen() > seen).await;
+        in_time(begun, || fixture.seen() > seen).await?;
     }
-    let place = passed_on().expect("it is passed on while the noisy one's wait");
+}
+
+#[tokio::test]
+async fn a_quiet_tenants_request_does_not_wait_for_all_that_a_noisy_one_has_sent() {
+    let mut tries = 0;
+    let place = loop {
+        if let Some(place) = place_of_the_quiet().await {
+            break place;
+        }
+        tries += 1;
+        assert!(tries < 50, "the machine is too slow to tell");
+    };
     assert!(place <= 64 + 17, "after {} more of the noisy one's", place - 64);
-    open.add_permits(1_000);
-    eventually("all are passed on", || fixture.seen() == 301).await;
 }
