@@ -395,6 +395,12 @@ impl Deployment {
         format!("http://127.0.0.1:{port}")
     }
 
+    /// Where the sink-writer listens for normalizers, `http://host:port`.
+    #[must_use]
+    pub fn sink_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.sink)
+    }
+
     /// ClickHouse over HTTP.
     #[must_use]
     pub fn clickhouse(&self) -> Client {
