@@ -42,7 +42,7 @@ pub enum NoAnswer {
     /// No connection was to be had: nothing was sent.
     Connect,
     /// A connection that had been used was gone before the first byte of an answer: a server may close one that is
-    /// idle at any time.
+    /// idle just when it is used again.
     Stale,
     /// The connection ended within an exchange.
     Ended,
@@ -88,7 +88,12 @@ impl Client {
     /// # Errors
     /// [`NoAnswer`]; the connection is made anew for the next one.
     pub async fn post(&mut self, body: Bytes) -> Result<Answer, NoAnswer> {
-        let mut stream = match self.stream.take() {
+        // A server closes a connection that is idle for long; what came of that is seen before anything is sent.
+        let open = |stream: &TcpStream| {
+            let seen = stream.try_read(&mut [0; 1]);
+            seen.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
+        let mut stream = match self.stream.take().filter(open) {
             Some(stream) => stream,
             None => {
                 self.used = false;

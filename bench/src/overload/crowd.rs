@@ -59,7 +59,7 @@ pub struct Tally {
     /// To any other answer.
     #[serde(skip)]
     pub refused: Latency,
-    /// Attempts, and answers but 202, by second since the begin.
+    /// Attempts, and refusals, by second since the begin.
     #[serde(skip)]
     pub seconds: Vec<(u64, u64)>,
 }
@@ -107,6 +107,7 @@ impl Tally {
                     self.taken.record(took);
                     return;
                 }
+                self.seconds[second].1 += 1;
                 self.refused.record(took);
                 self.unknown += u64::from(answer.unknown);
                 self.without_retry_after += u64::from(answer.retry_after.is_none());
@@ -115,7 +116,6 @@ impl Tally {
             Err(NoAnswer::Stale) => self.stale += 1,
             Err(NoAnswer::Ended | NoAnswer::Late) => self.unanswered += 1,
         }
-        self.seconds[second].1 += 1;
     }
 }
 

@@ -54,10 +54,13 @@ pub struct OverloadArgs {
     #[arg(long, default_value_t = 3.0)]
     times: f64,
     /// Clients that do not wait.
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=900))]
+    #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u32).range(1..=900))]
     clients: u32,
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     events: u32,
+    /// Fails where less than this part of so many times the peak was offered: then nothing was shown.
+    #[arg(long, default_value_t = 0.9)]
+    offered: f64,
     /// Fails where goodput is under this part of the peak.
     #[arg(long, default_value_t = 0.8)]
     goodput: f64,
@@ -112,6 +115,7 @@ impl OverloadArgs {
             Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         }
         let complaints = report.complaints(&Bounds {
+            offered: self.offered,
             goodput: self.goodput,
             refusals: self.refusals,
             drain: self.drain,

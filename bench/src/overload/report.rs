@@ -81,6 +81,8 @@ pub struct Shed {
 /// What a run is held to.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
+    /// Least of what was to be offered.
+    pub offered: f64,
     /// Least goodput, of the peak.
     pub goodput: f64,
     /// Seconds after the overload in which requests may still be refused.
@@ -104,7 +106,7 @@ impl Report {
             .sum();
         let checks = [
             (
-                self.offered >= 0.9 * meant,
+                self.offered >= bounds.offered * meant,
                 format!("only {:.0} events/s of {meant:.0} were offered", self.offered),
             ),
             (
