@@ -4,7 +4,7 @@ use crate::Edge;
 use crate::body::{self, BodyError, Deadlines, Meters, quoted};
 use crate::quota;
 use crate::respond::{self, Refusal};
-use crate::stack::{Head, Passed, check};
+use crate::stack::{Connection, Head, Passed, check};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
@@ -14,14 +14,13 @@ use sluice_common::error::Problem;
 use sluice_common::limits::{EDGE_FORWARD_DEADLINE, MAX_IDEMPOTENCY_KEY_BYTES};
 use sluice_common::metrics::Counter;
 use sluice_common::telemetry::context_of;
-use sluice_common::tls::ClientCertificate;
 use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowsAnswer};
 
 /// Takes a request's events: checks → body → forward → answer.
 pub async fn take(
     State(edge): State<Edge>,
     Extension(head): Extension<Head>,
-    Extension(shown): Extension<ClientCertificate>,
+    connection: Connection,
     dataset: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -33,7 +32,7 @@ pub async fn take(
         plan,
         mut charge,
         mut permit,
-    } = check(&edge, &parts.headers, &shown, &dataset)?;
+    } = check(&edge, &parts.headers, &connection, &dataset)?;
     let meters = Meters {
         permit: &mut permit,
         charge: &mut charge,

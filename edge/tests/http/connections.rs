@@ -1,6 +1,11 @@
 //! Caps on connections, and HTTP/2 connections that attack.
 
-use crate::harness::{Fixture, KEY, accepted, eventually, read_head, start_accepting, start_as, two_tenants};
+use crate::harness::{
+    Fixture, KEY, NARROW, accepted, eventually, read_head, start_accepting, start_as, two_tenants,
+};
+use http_body_util::Full;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -8,6 +13,11 @@ use tokio::net::{TcpSocket, TcpStream};
 
 async fn capped(total: u32, per_address: u32) -> Fixture {
     let caps = format!("edge: {{connections: {{total: {total}, per_address: {per_address}}}}}\n");
+    start_as(&(caps + &two_tenants()), None, |_| async { accepted(1) }).await
+}
+
+async fn capped_by_tenant(per_tenant: u32) -> Fixture {
+    let caps = format!("edge: {{connections: {{per_tenant: {per_tenant}}}}}\n");
     start_as(&(caps + &two_tenants()), None, |_| async { accepted(1) }).await
 }
 
@@ -24,7 +34,19 @@ fn request() -> String {
 async fn answer(stream: &mut TcpStream) -> String {
     // One that was closed at once may reset already.
     stream.write_all(request().as_bytes()).await.ok();
-    read_head(stream).await
+    read_answer(stream).await
+}
+
+/// One answer, head and body.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let head = read_head(stream).await;
+    let Some((_, length)) = head.split_once("content-length: ") else {
+        return head;
+    };
+    let length = length.split("\r\n").next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    head + &String::from_utf8(body).unwrap()
 }
 
 fn sheds(fixture: &Fixture, reason: &str, n: u64) -> bool {
@@ -90,6 +112,85 @@ async fn idle_connections_keep_no_new_one_out_and_one_with_a_request_is_never_cl
     assert!(gone.is_ok(), "the longest idle gave way");
     sending.write_all(b"}").await.unwrap();
     assert!(read_head(&mut sending).await.starts_with("HTTP/1.1 202"));
+}
+
+/// The narrow tenant's request.
+async fn answer_narrow(stream: &mut TcpStream) -> String {
+    let request = format!(
+        "POST /v1/events/other HTTP/1.1\r\nhost: x\r\nx-api-key: {NARROW}\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    read_answer(stream).await
+}
+
+#[tokio::test]
+async fn one_tenant_has_its_cap_of_connections_and_another_is_served() {
+    let fixture = capped_by_tenant(2).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = fixture.connect().await;
+        for _ in 0..3 {
+            assert!(answer_narrow(&mut stream).await.starts_with("HTTP/1.1 202"));
+            assert!(answer(&mut stream).await.starts_with("HTTP/1.1 202"));
+        }
+        held.push(stream);
+    }
+    let seen = fixture.seen();
+    let mut third = fixture.connect().await;
+    let refused = answer(&mut third).await;
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    for part in [
+        "connection: close",
+        "retry-after: ",
+        "ratelimit-policy: \"tenant-connections\";q=2;qu=\"connections\"",
+        "ratelimit: \"tenant-connections\";r=0",
+        "too_many_connections",
+    ] {
+        assert!(refused.contains(part), "{part} in {refused}");
+    }
+    let closed = third.read_u8().await;
+    assert!(closed.is_err(), "its connection is closed");
+    assert_eq!(fixture.seen(), seen);
+    assert!(sheds(&fixture, "tenant_connections", 1));
+    assert!(answer(&mut held[0]).await.starts_with("HTTP/1.1 202"));
+    drop(held.remove(0));
+    eventually("its place is free", || {
+        fixture.metrics.render().contains("sluice_connections 1\n")
+    })
+    .await;
+    assert!(
+        answer(&mut fixture.connect().await)
+            .await
+            .starts_with("HTTP/1.1 202")
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_carries_another_tenants_requests_too_is_refused_and_not_closed() {
+    let fixture = capped_by_tenant(1).await;
+    let mut own = fixture.connect().await;
+    assert!(answer(&mut own).await.starts_with("HTTP/1.1 202"));
+    let mut shared = fixture.connect().await;
+    assert!(answer_narrow(&mut shared).await.starts_with("HTTP/1.1 202"));
+    let refused = answer(&mut shared).await;
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    assert!(!refused.contains("connection: close"), "{refused}");
+    assert!(answer_narrow(&mut shared).await.starts_with("HTTP/1.1 202"));
+}
+
+#[tokio::test]
+async fn an_http2_connection_over_its_tenants_cap_is_answered_and_ended() {
+    let fixture = capped_by_tenant(1).await;
+    let mut own = fixture.connect().await;
+    assert!(answer(&mut own).await.starts_with("HTTP/1.1 202"));
+    let io = TokioIo::new(fixture.connect().await);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let body = Full::new(bytes::Bytes::from_static(b"{}"));
+    let answer = sender.send_request(fixture.events().body(body).unwrap()).await;
+    assert_eq!(answer.unwrap().status(), 429);
+    let ended = tokio::time::timeout(Duration::from_secs(5), connection).await;
+    ended.expect("it is told to go").unwrap().unwrap();
 }
 
 const SETTINGS: u8 = 4;
