@@ -1,3 +1,5 @@
+//! Connections that do nothing, peers that are gone, and an orderly end, with a real HTTP/2 client and a mute one.
+
 use super::*;
 use axum::routing::get;
 use bytes::Bytes;
