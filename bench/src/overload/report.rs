@@ -211,10 +211,17 @@ impl Report {
             );
         }
         text.push('\n');
-        let mut line = |name: &str, value: String| {
+        for (name, value) in self.facts() {
             // Writing to a String cannot fail.
             writeln!(text, "{name:<52}{value:>14}").ok();
-        };
+        }
+        text
+    }
+
+    /// What is no figure of a crowd.
+    fn facts(&self) -> Vec<(String, String)> {
+        let mut facts = Vec::new();
+        let mut line = |name: &str, value: String| facts.push((name.to_owned(), value));
         line(
             "last refusal, s after the overload",
             self.last_refusal_after_s.to_string(),
@@ -243,7 +250,7 @@ impl Report {
         for one in &self.shed {
             line(&format!("shed: {}", one.reason), format!("{:.0}", one.requests));
         }
-        text
+        facts
     }
 }
 
