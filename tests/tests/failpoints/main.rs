@@ -270,3 +270,10 @@ fn wishes(points: &[Point], rng: &mut StdRng) -> Vec<Wish> {
     }
     wishes
 }
+
+/// The same of points that are hit once: each case once.
+fn cases_of_one_hit(points: &[Point], rng: &mut StdRng) -> Vec<Case> {
+    let mut cases: Vec<Case> = wishes(points, rng).into_iter().map(|wish| wish.of(1)).collect();
+    cases.dedup();
+    cases
+}

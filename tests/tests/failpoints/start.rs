@@ -1,7 +1,7 @@
 //! A first start that is cut short leaves nothing in the way of the next.
 
 use super::trial::Trial;
-use super::{TURNS, wishes};
+use super::{TURNS, cases_of_one_hit};
 use sluice_common::failpoint::Point;
 use sluice_tests::failpoints::Action;
 use sluice_tests::{Part, Shape};
@@ -19,7 +19,7 @@ const STATE: [&str; 4] = ["log", "dedup", "parked", "progress"];
 pub async fn sweep() {
     let _turn = TURNS.acquire().await.expect("never closed");
     let mut trial = Trial::start(Shape::ThreeProcesses, "failpoints of a first start", "").await;
-    for wish in wishes(&POINTS, &mut trial.rng) {
+    for case in cases_of_one_hit(&POINTS, &mut trial.rng) {
         trial.check("the case before").await;
         trial.deployment.kill(Part::Normalizer);
         for name in STATE {
@@ -31,7 +31,6 @@ pub async fn sweep() {
             };
             gone.expect("removed");
         }
-        let case = wish.of(1);
         trial.points.arm(case);
         let started = trial.deployment.bring_up(Part::Normalizer).await;
         let delayed = matches!(case.action, Action::Delay(_));
