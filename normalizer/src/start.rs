@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::config::{ConfigError, Loaded};
+use sluice_common::failpoint::{self, Bound};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
 use sluice_common::metrics::{Gauge, Metrics};
@@ -272,7 +273,7 @@ fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {
         max_bytes: log.max_bytes.0,
         retain_ms: log.retain.ms(),
         reserve_bytes: log.reserve.map(|reserve| reserve.0),
-        segment_bytes: SEGMENT_BYTES as u64,
+        segment_bytes: failpoint::shrunk(Bound::SegmentBytes, SEGMENT_BYTES as u64),
         tail_cache_bytes: TAIL_CACHE_BYTES,
         queue_bytes: LOG_QUEUE_BYTES,
         known_durable,
@@ -290,7 +291,10 @@ fn dedup_options(loaded: &Loaded, log: &EmbeddedLog) -> DedupOptions {
         max_bytes: dedup.max_bytes.0,
         active_keys: ACTIVE_BUCKET_KEYS,
         max_window_ms: window,
-        rotate_ms: (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
+        rotate_ms: failpoint::shrunk(
+            Bound::RotateMs,
+            (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
+        ),
     }
 }
 

@@ -7,6 +7,7 @@ use ingestctl::clickhouse::{ClickHouse, Options};
 use sha2::{Digest as _, Sha256};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -106,6 +107,19 @@ impl Deployment {
     /// # Panics
     /// Where a part does not get ready.
     pub async fn start_for(tenants: usize, shape: Shape, extra: &str) -> Self {
+        Self::start_prepared(tenants, shape, extra, |_| {}).await
+    }
+
+    /// The same; `prepare` is given the directory of everything before the first process starts.
+    ///
+    /// # Panics
+    /// Where a part does not get ready.
+    pub async fn start_prepared(
+        tenants: usize,
+        shape: Shape,
+        extra: &str,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let dir = TempDir::new().expect("a directory");
         let ports = Ports::free();
         let tenants: Vec<Tenant> = (0..tenants)
@@ -129,6 +143,7 @@ impl Deployment {
         std::fs::write(deployment.config(), deployment.yaml(extra)).expect("written");
         std::fs::create_dir_all(deployment.data()).expect("made");
         std::fs::write(deployment.data().join("internal.token"), "a-token-of-the-tests\n").expect("written");
+        prepare(deployment.path());
         match shape {
             Shape::AllInOne => deployment.bring_up(Part::Up).await.expect("ready"),
             Shape::ThreeProcesses => {
@@ -311,6 +326,20 @@ impl Deployment {
         if let Some(service) = service {
             service.kill();
         }
+    }
+
+    /// How a part ended, if it did so by itself; [`Self::bring_up`] starts it again.
+    pub fn ended(&mut self, part: Part) -> Option<ExitStatus> {
+        let service = match part {
+            Part::Up => &mut self.up,
+            Part::Edge => &mut self.edge,
+            Part::Normalizer => &mut self.normalizer,
+            Part::SinkWriter => &mut self.sink_writer,
+            Part::ClickHouse => return None,
+        };
+        let status = service.as_mut()?.ended()?;
+        *service = None;
+        Some(status)
     }
 
     /// The running ClickHouse's process.
