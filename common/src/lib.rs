@@ -1,6 +1,7 @@
 //! What all services share. Knows no service.
 
 pub mod admin;
+pub mod aimd;
 pub mod books;
 pub mod classify;
 pub mod clock;

@@ -124,15 +124,7 @@ impl Ledger {
         let answer = self.sink.clone().oneshot(SinkRequest::Books(query)).await;
         let reason = match answer {
             Ok(SinkReply::Books(lines, silent)) => return Ok((lines, silent)),
-            Ok(SinkReply::Failed { reason }) => reason,
-            Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-            Ok(
-                SinkReply::Wrote(_)
-                | SinkReply::Horizon(_)
-                | SinkReply::Letters(_, _)
-                | SinkReply::Parts(_)
-                | SinkReply::Servers(_),
-            ) => "the sink-writer answers another question".into(),
+            Ok(other) => other.not_an_answer(),
             Err(never) => match never {},
         };
         let detail =

@@ -9,6 +9,7 @@
 
 use crate::client::ServerError;
 use parking_lot::Mutex;
+use sluice_common::aimd::Aimd;
 use sluice_common::classify::{Class, classify};
 use sluice_common::ids::Name;
 use sluice_common::limits::{
@@ -58,34 +59,25 @@ impl Sign {
 
 /// The number of slots, as a pure function of what was seen.
 #[derive(Debug, Clone)]
-pub struct Aimd {
-    limit: f64,
+pub struct Load {
+    aimd: Aimd,
     usual_s: Option<f64>,
-    /// Inserts that began before were sent under the old number: they do not lower it again.
-    lowered_at: Option<Instant>,
 }
 
-impl Default for Aimd {
+impl Default for Load {
     fn default() -> Self {
         Self {
-            limit: CLICKHOUSE_SLOTS,
+            aimd: Aimd::new(CLICKHOUSE_SLOTS, CLICKHOUSE_SLOTS_MAX),
             usual_s: None,
-            lowered_at: None,
         }
     }
 }
 
-impl Aimd {
+impl Load {
     /// The number of slots.
     #[must_use]
     pub fn slots(&self) -> usize {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "between the bounds"
-        )]
-        let slots = self.limit as usize;
-        slots
+        self.aimd.limit()
     }
 
     /// One insert, begun at `begun` while `busy` slots were taken, ended `now`.
@@ -93,14 +85,14 @@ impl Aimd {
         let took = now.saturating_duration_since(begun);
         match sign {
             Sign::Other => {}
-            Sign::Overloaded => self.lower(OVERLOADED, begun, now),
+            Sign::Overloaded => self.aimd.lower(OVERLOADED, CLICKHOUSE_SLOTS_MIN, begun, now),
             Sign::Well => {
                 let slow = self.is_slow(took);
                 self.learn(took.as_secs_f64());
                 if slow {
-                    self.lower(SLOWED, begun, now);
+                    self.aimd.lower(SLOWED, CLICKHOUSE_SLOTS_MIN, begun, now);
                 } else if busy >= self.slots() {
-                    self.limit = (self.limit + 1.0 / self.limit).min(CLICKHOUSE_SLOTS_MAX);
+                    self.aimd.raise_by_round();
                 }
             }
         }
@@ -116,19 +108,11 @@ impl Aimd {
         let follow = if took_s < *usual { FOLLOW_DOWN } else { FOLLOW_UP };
         *usual += (took_s - *usual) * follow;
     }
-
-    fn lower(&mut self, to: f64, begun: Instant, now: Instant) {
-        if self.lowered_at.is_some_and(|at| begun < at) {
-            return;
-        }
-        self.lowered_at = Some(now);
-        self.limit = (self.limit * to).max(CLICKHOUSE_SLOTS_MIN);
-    }
 }
 
 #[derive(Debug, Default)]
 struct State {
-    aimd: Aimd,
+    load: Load,
     busy: usize,
     /// Failures in a row, by table; a table that answers is not here.
     failing: HashMap<Name, u32>,
@@ -159,7 +143,7 @@ impl Slot {
     pub fn ended<'a>(&self, answer: &'a Result<(), ServerError>, begun: Instant) -> Option<&'a ServerError> {
         let mut state = self.limiter.0.state.lock();
         let busy = state.busy;
-        state.aimd.ended(Sign::of(answer), busy, begun, Instant::now());
+        state.load.ended(Sign::of(answer), busy, begun, Instant::now());
         let works = is_answer(answer);
         if works {
             state.failing.remove(&self.table);
@@ -195,7 +179,7 @@ impl Limiter {
     /// The number of slots now.
     #[must_use]
     pub fn slots(&self) -> usize {
-        self.0.state.lock().aimd.slots()
+        self.0.state.lock().load.slots()
     }
 
     /// Those that are taken.
@@ -250,7 +234,7 @@ impl Limiter {
             }
             {
                 let mut state = self.0.state.lock();
-                if state.busy < state.aimd.slots() {
+                if state.busy < state.load.slots() {
                     state.busy += 1;
                     return slot(None);
                 }
@@ -277,45 +261,45 @@ mod tests {
 
     #[test]
     fn overload_halves_once_a_round_down_to_one_and_rounds_without_it_add_one() {
-        let (mut aimd, begin) = (Aimd::default(), Instant::now());
+        let (mut load, begin) = (Load::default(), Instant::now());
         let at = |ms| begin + Duration::from_millis(ms);
-        let before = aimd.slots();
-        aimd.ended(Sign::Overloaded, before, at(0), at(10));
-        assert_eq!(aimd.slots(), before / 2);
-        aimd.ended(Sign::Overloaded, before, at(5), at(11));
-        assert_eq!(aimd.slots(), before / 2, "it was sent before");
+        let before = load.slots();
+        load.ended(Sign::Overloaded, before, at(0), at(10));
+        assert_eq!(load.slots(), before / 2);
+        load.ended(Sign::Overloaded, before, at(5), at(11));
+        assert_eq!(load.slots(), before / 2, "it was sent before");
         for n in 2..20 {
-            aimd.ended(Sign::Overloaded, 1, at(n * 10), at(n * 10 + 5));
+            load.ended(Sign::Overloaded, 1, at(n * 10), at(n * 10 + 5));
         }
-        assert_eq!(aimd.slots(), 1);
+        assert_eq!(load.slots(), 1);
         for n in 100..120 {
-            aimd.ended(Sign::Other, 9, at(n * 10), at(n * 10 + 5));
+            load.ended(Sign::Other, 9, at(n * 10), at(n * 10 + 5));
         }
-        assert_eq!(aimd.slots(), 1, "refused rows tell nothing of the load");
+        assert_eq!(load.slots(), 1, "refused rows tell nothing of the load");
         for n in 200..1_000 {
-            let busy = aimd.slots();
-            aimd.ended(Sign::Well, busy, at(n * 10), at(n * 10 + 5));
+            let busy = load.slots();
+            load.ended(Sign::Well, busy, at(n * 10), at(n * 10 + 5));
         }
-        assert_eq!(aimd.slots(), CLICKHOUSE_SLOTS_MAX as usize);
+        assert_eq!(load.slots(), CLICKHOUSE_SLOTS_MAX as usize);
     }
 
     #[test]
     fn what_is_not_used_does_not_grow_and_slowness_takes_a_tenth() {
-        let (mut aimd, begin) = (Aimd::default(), Instant::now());
+        let (mut load, begin) = (Load::default(), Instant::now());
         let mut now = begin;
-        let mut insert = |aimd: &mut Aimd, busy, ms| {
+        let mut insert = |load: &mut Load, busy, ms| {
             let begun = now;
             now += Duration::from_millis(ms);
-            aimd.ended(Sign::Well, busy, begun, now);
+            load.ended(Sign::Well, busy, begun, now);
         };
         for _ in 0..100 {
-            insert(&mut aimd, 1, 100);
+            insert(&mut load, 1, 100);
         }
-        assert_eq!(aimd.slots(), CLICKHOUSE_SLOTS as usize);
+        assert_eq!(load.slots(), CLICKHOUSE_SLOTS as usize);
         for _ in 0..3 {
-            insert(&mut aimd, 4, 3_000);
+            insert(&mut load, 4, 3_000);
         }
-        assert!(aimd.slots() < CLICKHOUSE_SLOTS as usize);
+        assert!(load.slots() < CLICKHOUSE_SLOTS as usize);
     }
 
     #[tokio::test]

@@ -260,6 +260,23 @@ pub enum SinkReply {
     },
 }
 
+impl SinkReply {
+    /// Why an answer is none to the question that was asked: a sentence.
+    #[must_use]
+    pub fn not_an_answer(self) -> String {
+        match self {
+            Self::Failed { reason } => reason,
+            Self::Busy { .. } => "the sink-writer is full".into(),
+            Self::Wrote(_)
+            | Self::Horizon(_)
+            | Self::Books(_, _)
+            | Self::Letters(_, _)
+            | Self::Parts(_)
+            | Self::Servers(_) => "the sink-writer answers another question".into(),
+        }
+    }
+}
+
 impl From<Failure> for SinkReply {
     fn from(failure: Failure) -> Self {
         Self::Failed {

@@ -11,6 +11,7 @@
 //! It closes at most once in the time that an answer takes, since what is under way was sent before. Pure: time is
 //! passed in.
 
+use sluice_common::aimd::Aimd;
 use sluice_common::limits::{FORWARD_BYTES_PER_REQUEST, FORWARD_REQUESTS, FORWARD_REQUESTS_FIRST};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -40,26 +41,23 @@ pub(super) enum End {
 /// The window of one normalizer.
 #[derive(Debug)]
 pub(super) struct Window {
-    limit: f64,
+    aimd: Aimd,
     requests: usize,
     bytes: u64,
     /// The most requests under way, of the last windowful of answers.
     peak: usize,
     answers: usize,
-    /// It was closed then; what was sent before does not close it again.
-    closed_at: Option<Instant>,
     usual: [Usual; CLASSES],
 }
 
 impl Default for Window {
     fn default() -> Self {
         Self {
-            limit: FORWARD_REQUESTS_FIRST,
+            aimd: Aimd::new(FORWARD_REQUESTS_FIRST, FORWARD_REQUESTS),
             requests: 0,
             bytes: 0,
             peak: 0,
             answers: 0,
-            closed_at: None,
             usual: [Usual::default(); CLASSES],
         }
     }
@@ -67,13 +65,8 @@ impl Default for Window {
 
 impl Window {
     /// Requests that may be under way, at least 1.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "1 to FORWARD_REQUESTS"
-    )]
     pub(super) fn limit(&self) -> usize {
-        self.limit as usize
+        self.aimd.limit()
     }
 
     /// Requests under way.
@@ -104,11 +97,11 @@ impl Window {
         self.bytes = self.bytes.saturating_sub(cost);
         match end {
             End::Neutral => {}
-            End::Overload => self.close(at, now, 0.5, 1.0),
+            End::Overload => self.aimd.lower(0.5, 1.0, at, now),
             End::Done => {
                 let took = now.saturating_duration_since(at);
                 if self.usual[class(cost)].is_slow(took, most_usual(class(cost)), now) {
-                    self.close(at, now, 0.9, SLOW_START.min(self.limit));
+                    self.aimd.lower(0.9, SLOW_START.min(self.aimd.exact()), at, now);
                 } else if in_use {
                     self.open();
                 }
@@ -128,20 +121,11 @@ impl Window {
     }
 
     fn open(&mut self) {
-        let step = if self.limit < SLOW_START {
-            1.0
+        if self.aimd.exact() < SLOW_START {
+            self.aimd.raise();
         } else {
-            1.0 / self.limit
-        };
-        self.limit = (self.limit + step).min(FORWARD_REQUESTS);
-    }
-
-    fn close(&mut self, sent: Instant, now: Instant, factor: f64, floor: f64) {
-        if self.closed_at.is_some_and(|closed| sent < closed) {
-            return;
+            self.aimd.raise_by_round();
         }
-        self.closed_at = Some(now);
-        self.limit = (self.limit * factor).max(floor);
     }
 }
 
@@ -255,7 +239,7 @@ mod tests {
                 now += Duration::from_millis(took);
                 let end = [End::Done, End::Neutral, End::Overload][usize::from(end)];
                 window.end(cost, at, end, now);
-                prop_assert!(window.limit() >= 1 && window.limit <= FORWARD_REQUESTS);
+                prop_assert!(window.limit() >= 1 && window.aimd.exact() <= FORWARD_REQUESTS);
                 prop_assert!(window.has_room() && !window.is_full_of_bytes());
             }
             prop_assert_eq!((window.requests(), window.bytes), (0, 0));

@@ -97,15 +97,7 @@ impl DeadLetters {
         let call = SinkRequest::Letters(LettersCall { ask, timeout });
         let reason = match self.sink.clone().oneshot(call).await {
             Ok(SinkReply::Letters(told, silent)) => return Ok((told, silent)),
-            Ok(SinkReply::Failed { reason }) => reason,
-            Ok(SinkReply::Busy { .. }) => "the sink-writer is full".into(),
-            Ok(
-                SinkReply::Wrote(_)
-                | SinkReply::Horizon(_)
-                | SinkReply::Books(_, _)
-                | SinkReply::Parts(_)
-                | SinkReply::Servers(_),
-            ) => "the sink-writer answers another question".into(),
+            Ok(other) => other.not_an_answer(),
             Err(never) => match never {},
         };
         Err(unusable(format!(

@@ -68,13 +68,7 @@ impl Caller {
                 settling.busy(Duration::from_millis(retry_after_ms));
             }
             Ok(Ok(SinkReply::Failed { reason })) => settling.failed(format!("the sink-writer: {reason}")),
-            Ok(Ok(
-                SinkReply::Horizon(_)
-                | SinkReply::Books(_, _)
-                | SinkReply::Letters(_, _)
-                | SinkReply::Parts(_)
-                | SinkReply::Servers(_),
-            )) => settling.failed("the sink-writer answers another question".into()),
+            Ok(Ok(other)) => settling.failed(other.not_an_answer()),
             Ok(Err(never)) => match never {},
             Err(_) => settling.failed("the sink-writer does not answer in time".into()),
         }
@@ -89,15 +83,7 @@ impl Caller {
         let answer = self.sink.clone().oneshot(SinkRequest::Horizon(question)).await;
         match answer {
             Ok(SinkReply::Horizon(told)) => Ok(told),
-            Ok(SinkReply::Failed { reason }) => Err(reason),
-            Ok(SinkReply::Busy { .. }) => Err("the sink-writer is full".into()),
-            Ok(
-                SinkReply::Wrote(_)
-                | SinkReply::Books(_, _)
-                | SinkReply::Letters(_, _)
-                | SinkReply::Parts(_)
-                | SinkReply::Servers(_),
-            ) => Err("the sink-writer answers another question".into()),
+            Ok(other) => Err(other.not_an_answer()),
             Err(never) => match never {},
         }
     }

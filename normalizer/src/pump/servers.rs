@@ -51,16 +51,8 @@ impl Servers {
                 self.state.lock().seen = seen;
                 Ok(())
             }
-            Ok(Ok(SinkReply::Failed { reason })) => Err(reason),
-            Ok(Ok(
-                SinkReply::Servers(_)
-                | SinkReply::Wrote(_)
-                | SinkReply::Horizon(_)
-                | SinkReply::Books(_, _)
-                | SinkReply::Letters(_, _)
-                | SinkReply::Parts(_)
-                | SinkReply::Busy { .. },
-            )) => Err("the sink-writer answers another question".into()),
+            Ok(Ok(SinkReply::Servers(_))) => Err("the sink-writer names no server".into()),
+            Ok(Ok(other)) => Err(other.not_an_answer()),
             Ok(Err(never)) => match never {},
             Err(_) => Err("the sink-writer does not answer in time".into()),
         }
