@@ -357,11 +357,10 @@ impl Pump {
         };
         block_in_place(|| {
             let mut store = self.store.lock();
-            let committed = store.state().committed;
+            let state = store.state().clone();
             store.write(Progress {
-                log: self.log.id(),
-                committed,
                 intent: Some(intent),
+                ..state
             })
         })
     }
@@ -421,12 +420,15 @@ impl Pump {
     fn commit(&mut self, closed: &ClosedRange) -> Result<(), PumpError> {
         let committed = closed.range.b;
         block_in_place(|| -> Result<(), PumpError> {
-            let log = self.log.id();
-            self.store.lock().write(Progress {
-                log,
-                committed,
-                intent: None,
-            })?;
+            {
+                let mut store = self.store.lock();
+                let state = store.state().clone();
+                store.write(Progress {
+                    committed,
+                    intent: None,
+                    ..state
+                })?;
+            }
             self.dedup.committed(committed)?;
             self.log.set_progress(committed, self.dedup.sealed());
             Ok(())
