@@ -274,7 +274,8 @@ fn tests_named_and_missing(page: &str, heading: &str) -> (usize, Vec<String>) {
 
 #[test]
 fn every_test_that_the_security_page_names_is_there() {
-    let (named, missing) = tests_named_and_missing("SECURITY.md", "## Each control and the test that holds it");
+    let (named, missing) =
+        tests_named_and_missing("SECURITY.md", "## Each control and the test that holds it");
     assert!(named > 30 && missing.is_empty(), "{missing:?}");
 }
 

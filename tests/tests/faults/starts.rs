@@ -125,7 +125,10 @@ async fn a_second_normalizer_on_the_same_data_directory_refuses_and_the_first_go
         .expect("it runs");
     let words = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{words}");
-    assert!(words.contains("another") && words.contains("error: "), "{words}");
+    assert!(
+        words.contains("in use by process") && words.contains("error: "),
+        "{words}"
+    );
     trial.acked(1, 10).await;
     trial.verdict().await;
 }
