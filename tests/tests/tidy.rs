@@ -250,7 +250,7 @@ fn every_metric_is_in_the_docs_and_no_other() {
     assert_eq!(known, documented);
 }
 
-/// Names in backquotes in the rows of the table below a heading that are no test's.
+/// How many tests the table below a heading names in backquotes, and which of them are not there.
 fn tests_named_and_missing(page: &str, heading: &str) -> (usize, Vec<String>) {
     let page = read(page);
     let (_, table) = page.split_once(heading).expect("the table");
