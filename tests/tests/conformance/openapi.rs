@@ -119,12 +119,22 @@ fn conforms(document: &Value, answer: &Answer) -> u16 {
         answer.text()
     );
     let response = resolve(document, response);
-    for name in response["headers"].as_object().expect("headers").keys() {
-        let promised = status == 503 || name.as_str() != "Sluice-Outcome";
+    let declared = response["headers"].as_object().expect("headers");
+    for name in declared.keys() {
+        let promised = match name.as_str() {
+            "Sluice-Outcome" => status == 503,
+            // Of a tenant with a quota.
+            "RateLimit-Policy" | "RateLimit" => false,
+            _ => true,
+        };
         assert!(
             !promised || !answer.header(name).is_empty(),
             "{status} without {name}"
         );
+    }
+    for name in ["RateLimit-Policy", "RateLimit", "Sluice-Outcome", "Retry-After"] {
+        let known = answer.header(name).is_empty() || declared.contains_key(name);
+        assert!(known, "{status} with {name}, which is not documented");
     }
     let content = response["content"].as_object().expect("content");
     let (media, content) = content.iter().next().expect("one media type");
