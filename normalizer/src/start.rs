@@ -87,6 +87,12 @@ pub enum StartError {
         log: LogId,
     },
     #[error(
+        "the manifest in {} has another hash secret than the keys in its log were made with: restore the manifest \
+         that was made with the log",
+        .0.display()
+    )]
+    OtherSecret(PathBuf),
+    #[error(
         "the log holds records up to {end} and {path} is missing: without it they would be stored twice. Restore it \
          together with the log"
     )]
@@ -286,7 +292,7 @@ fn dedup_options(loaded: &Loaded, log: &EmbeddedLog) -> DedupOptions {
     DedupOptions {
         dir: loaded.dedup_dir(),
         log: log.id(),
-        secret_check: xxhash_rust::xxh3::xxh3_64(&log.hash_secret()),
+        secret_check: secret_check(log),
         memory_bytes: dedup.memory.0,
         max_bytes: dedup.max_bytes.0,
         active_keys: ACTIVE_BUCKET_KEYS,
@@ -306,7 +312,7 @@ fn match_store(
     loaded: &Loaded,
 ) -> Result<Store, StartError> {
     let (path, id) = (path.to_owned(), log.id());
-    let Some(store) = store else {
+    let Some(mut store) = store else {
         let end = *log.durable_end().borrow();
         if end > 0 {
             return Err(StartError::ProgressMissing { path, end });
@@ -317,6 +323,7 @@ fn match_store(
                 log: id,
                 committed: 0,
                 intent: None,
+                secret_check: Some(secret_check(log)),
             },
         )?);
     };
@@ -329,7 +336,22 @@ fn match_store(
             log: id,
         });
     }
+    match store.state().secret_check {
+        Some(found) if found != secret_check(log) => return Err(StartError::OtherSecret(loaded.log_dir())),
+        Some(_) => {}
+        None => {
+            let state = store.state().clone();
+            store.write(Progress {
+                secret_check: Some(secret_check(log)),
+                ..state
+            })?;
+        }
+    }
     Ok(store)
+}
+
+fn secret_check(log: &EmbeddedLog) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(&log.hash_secret())
 }
 
 fn key_cap(loaded: &Loaded, dedup: &Dedup, now: UnixMs) -> KeyCap {

@@ -245,6 +245,7 @@ mod tests {
             log: LogId(7),
             committed,
             intent: Some(intent),
+            secret_check: None,
         }
     }
 

@@ -358,13 +358,12 @@ impl Pump {
         };
         block_in_place(|| {
             let mut store = self.store.lock();
-            let committed = store.state().committed;
             store.pass(Point::IntentPersist)?;
             if failpoint::is_on(Safety::Intent) {
+                let state = store.state().clone();
                 store.write(Progress {
-                    log: self.log.id(),
-                    committed,
                     intent: Some(intent),
+                    ..state
                 })?;
             }
             store.pass(Point::IntentPersisted)
@@ -426,16 +425,17 @@ impl Pump {
     fn commit(&mut self, closed: &ClosedRange) -> Result<(), PumpError> {
         let committed = closed.range.b;
         block_in_place(|| -> Result<(), PumpError> {
-            let log = self.log.id();
-            let mut store = self.store.lock();
-            store.pass(Point::CommitPersist)?;
-            store.write(Progress {
-                log,
-                committed,
-                intent: None,
-            })?;
-            store.pass(Point::CommitPersisted)?;
-            drop(store);
+            {
+                let mut store = self.store.lock();
+                store.pass(Point::CommitPersist)?;
+                let state = store.state().clone();
+                store.write(Progress {
+                    committed,
+                    intent: None,
+                    ..state
+                })?;
+                store.pass(Point::CommitPersisted)?;
+            }
             self.dedup.committed(committed)?;
             self.log.set_progress(committed, self.dedup.sealed());
             Ok(self.store.lock().pass(Point::CommitTold)?)
