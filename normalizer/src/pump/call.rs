@@ -3,6 +3,7 @@
 use crate::progress::closing::Work;
 use crate::progress::plan::Plan;
 use crate::progress::settle::Settling;
+use crate::runtime::{self, Instant};
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::ids::LogId;
 use sluice_common::servers::ServerId;
@@ -12,7 +13,6 @@ use sluice_common::wire::sink::{
 };
 use sluice_common::wire::transport::Seam;
 use std::time::Duration;
-use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 /// The way to the sink-writer; cheap to clone.
@@ -59,7 +59,7 @@ impl Caller {
         let timeout = plan.timeout;
         let call = self.build(occasion, work, plan);
         let answer = self.sink.clone().oneshot(SinkRequest::Write(call));
-        match tokio::time::timeout(timeout * 2, answer).await {
+        match runtime::timeout(timeout * 2, answer).await {
             Ok(Ok(SinkReply::Wrote(reports))) => {
                 settling.reported(&reports, occasion.begun.elapsed());
                 return Some(reports);

@@ -66,5 +66,5 @@ pub fn commission(files: &Files, spare: LogFile, header: &SegmentHeader) -> Resu
     let name = segment_name(header.base);
     files.rename(SPARE, &name).map_err(CommissionError::Write)?;
     files.sync_dir().map_err(CommissionError::Sync)?;
-    Ok(spare.renamed(name))
+    Ok(spare.renamed(&name))
 }
