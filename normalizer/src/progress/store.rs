@@ -11,7 +11,8 @@
 //! *Write.* Slot `sequence % 2`, then fdatasync: the other slot holds the previous state until then.
 //! *Read.* The valid slot with the higher sequence. *Delete.* Never. *Recovery.* A torn slot fails its
 //! checksum and the previous state counts: nothing was sent under the torn one, because sending waits
-//! for the fdatasync. A file with no valid slot is an error, never an empty state.
+//! for the fdatasync. What is read is synced before anything is done by it: of a process that was killed the
+//! kernel shows what the disk may not have yet. A file with no valid slot is an error, never an empty state.
 
 use super::Progress;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -84,6 +85,9 @@ impl Store {
         let (sequence, state) = best.ok_or_else(|| StoreError::Damaged {
             path: path.to_owned(),
         })?;
+        // R5: a process that was killed may have written it without having synced it.
+        file.sync().map_err(failed)?;
+        disk.sync_dir(parent_of(path)).map_err(failed)?;
         Ok(Some(Self {
             file,
             path: path.to_owned(),
