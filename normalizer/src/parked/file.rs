@@ -17,7 +17,8 @@
 //! *Write.* Under another name, fsync, rename, fsync of the directory; an error before the rename leaves
 //! nothing, one after it ends the process, because nobody knows what is there. *Read.* The head at a
 //! start; frames when the unit's turn comes. *Delete.* The unit first, then its marks: marks alone mean
-//! nothing and are removed at a start, as are files of another name. *Recovery.* A unit that does not
+//! nothing and are removed at a start, as are files of another name. *Recovery.* The directory is synced before
+//! what it lists counts. A unit that does not
 //! check out is an error and stops the start: acknowledged rows are in it.
 
 use crate::progress::Marks;
@@ -260,6 +261,8 @@ pub fn list(dir: &Dir) -> Result<Vec<UnitId>, FileError> {
     for entry in std::fs::read_dir(&dir.path).map_err(failed)? {
         names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
     }
+    // R5: of a process that was killed, the kernel shows renames that the disk may not have yet.
+    dir.sync().map_err(failed)?;
     let units: Vec<UnitId> = names.iter().filter_map(|name| UnitId::parse(name)).collect();
     let is_left_over = |name: &&String| {
         let marks = name.strip_suffix(".marks").map(|stem| format!("{stem}.unit"));
