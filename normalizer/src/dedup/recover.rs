@@ -35,6 +35,9 @@ pub(super) fn recover(options: &DedupOptions) -> Result<Recovered, DedupOpenErro
     if let Some(manifest) = &manifest {
         check(options, manifest)?;
     }
+    // R5: before anything relies on it, or is unlinked for its sake. A process that was killed may have renamed
+    // it without having synced that.
+    dir.sync().map_err(StorageError::io("sync", &dir.path))?;
     let buckets = manifest
         .as_ref()
         .map_or(&[][..], |manifest| manifest.buckets.as_slice());
