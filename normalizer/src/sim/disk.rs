@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+const MARK_DEADLINE: Duration = Duration::from_millis(20);
 
 type Inode = usize;
 
@@ -86,6 +89,8 @@ pub struct Recorder {
 struct Inner {
     model: Model,
     dead: bool,
+    /// The log's writer has left its mark behind the last group.
+    marked: bool,
     last: VecDeque<String>,
 }
 
@@ -308,6 +313,7 @@ impl Recorder {
         let inner = Inner {
             model,
             dead: false,
+            marked: true,
             last: VecDeque::new(),
         };
         Arc::new(Self {
@@ -331,6 +337,20 @@ impl Recorder {
         self.inner().dead
     }
 
+    /// Waits until the log's writer has left its mark, which it does once the append is answered; not for long,
+    /// because a segment may have no room for it.
+    pub fn wait_for_mark(&self) {
+        let until = Instant::now() + MARK_DEADLINE;
+        while Instant::now() < until {
+            let inner = self.inner();
+            if inner.marked || inner.dead {
+                return;
+            }
+            drop(inner);
+            std::thread::yield_now();
+        }
+    }
+
     /// The disk, and what was done last.
     pub fn take(&self) -> (Model, Vec<String>) {
         let mut inner = self.inner();
@@ -340,7 +360,7 @@ impl Recorder {
 
     fn apply(&self, inner: &mut Inner, op: &DiskOp<'_>) {
         let path = |path: &Path| path.strip_prefix(&self.root).map(Path::to_owned).ok();
-        let model = &mut inner.model;
+        let Inner { model, marked, .. } = inner;
         match op {
             DiskOp::MakeDir { path: dir } => {
                 if let Some(dir) = path(dir) {
@@ -357,6 +377,9 @@ impl Recorder {
                 bytes,
             } => {
                 if let Some(inode) = path(file).and_then(|file| model.inode(&file)) {
+                    if bytes.starts_with(b"SLR1") || bytes.starts_with(b"SLDM") {
+                        *marked = bytes.starts_with(b"SLDM");
+                    }
                     let (at, bytes) = (usize::try_from(*at).unwrap(), bytes.to_vec());
                     model.files[inode].write(Pending::Write { at, bytes });
                 }

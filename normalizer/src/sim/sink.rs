@@ -115,7 +115,7 @@ async fn write(world: &Arc<World>, call: SinkCall) -> SinkReply {
     let until = world.now() + call.timeout;
     let mut reports = Vec::new();
     for (task, rows) in asked(&call) {
-        let _running = world.begins(&call, &task.sub);
+        let _running = world.begins(rows.first().map_or(0, |row| row.slot().0), &task.sub);
         let verdict = settle(world, (&call, place, until), &task, &rows).await;
         world.say(|| {
             format!(

@@ -8,7 +8,7 @@ use super::sink::{self, Luck};
 use super::time::{Virtual, sleep};
 use crate::dedup::{DedupOptions, Workers};
 use crate::grant::Grant;
-use crate::log::{EmbeddedLog, LogOptions};
+use crate::log::{EmbeddedLog, LogOptions, ReadError};
 use crate::parked::shelf::Shelf;
 use crate::progress::store::Store;
 use crate::pump::batching::{Batching, Settings};
@@ -23,7 +23,7 @@ use sluice_common::disk::{Dir, Disk, DiskWatch};
 use sluice_common::ids::{Name, Offset};
 use sluice_common::metrics::Metrics;
 use sluice_common::shutdown::Stop;
-use sluice_common::wire::sink::{SinkCall, SubKey, SubTask};
+use sluice_common::wire::sink::{SubKey, SubTask};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -117,7 +117,7 @@ struct Inner {
     trace: VecDeque<String>,
     hash: u64,
     breach: Option<String>,
-    running: BTreeMap<(Offset, SubKey), u32>,
+    running: BTreeMap<(u64, SubKey), u32>,
     /// Tables that take nothing until then, and the code that they answer.
     broken: BTreeMap<Name, (Duration, u32)>,
     healed: bool,
@@ -141,7 +141,7 @@ enum End {
 /// Ends a sub-batch's being worked on.
 pub struct Running<'a> {
     world: &'a World,
-    key: (Offset, SubKey),
+    key: (u64, SubKey),
 }
 
 impl Drop for Running<'_> {
@@ -177,8 +177,10 @@ pub fn simulate(plan: &Plan) -> Outcome {
             break;
         }
     }
-    if world.inner.lock().breach.is_none()
-        && let Err(breach) = oracle::check(&work.log, &mut world.servers.lock(), &world.bad)
+    let broken = world.inner.lock().breach.is_some();
+    let checked = oracle::check(&work.log, &mut world.servers.lock(), &world.bad);
+    if let Err(breach) = checked
+        && !broken
     {
         world.breach(breach);
     }
@@ -364,7 +366,8 @@ impl World {
             work.send(self, log, batch)?;
             self.break_something();
         }
-        sleep(Duration::from_secs(self.inner.lock().random.random_range(0..60))).await;
+        let rest = self.inner.lock().random.random_range(0..60);
+        sleep(Duration::from_secs(rest)).await;
         self.heal();
         let until = self.now() + DRAIN;
         let is_settled = || {
@@ -502,8 +505,8 @@ impl World {
     }
 
     /// Two attempts of one process at the same sub-batch at once are a breach.
-    pub fn begins(&self, call: &SinkCall, sub: &SubKey) -> Running<'_> {
-        let key = (call.range.a, sub.clone());
+    pub fn begins(&self, first: u64, sub: &SubKey) -> Running<'_> {
+        let key = (first, sub.clone());
         let mut inner = self.inner.lock();
         let running = inner.running.entry(key.clone()).or_default();
         *running += 1;
@@ -590,6 +593,8 @@ impl Work {
         let content = batch.iter().map(|draft| draft.content(self.window_ms)).collect();
         let outcome = append(log, content);
         let life = Arc::clone(&world.life.lock());
+        let recorder = life.recorder.lock().clone();
+        recorder.into_iter().for_each(|recorder| recorder.wait_for_mark());
         if life.is_dead() {
             self.in_doubt = Some(batch);
             return Ok(());
@@ -622,9 +627,15 @@ impl Work {
         let mut doubtful = in_doubt.iter();
         let mut at = log.first_offset();
         while at < end {
-            let records = log
-                .read(at, 1 << 20)
-                .map_err(|error| format!("the log cannot be read: {error}"))?;
+            let records = match log.read(at, 1 << 20) {
+                Ok(records) => records,
+                // What is stored and sealed may go at any time.
+                Err(ReadError::OutOfReach { first }) if first <= committed => {
+                    at = first;
+                    continue;
+                }
+                Err(error) => return Err(format!("the log cannot be read: {error}")),
+            };
             for record in records {
                 if at >= known {
                     let draft = doubtful.next().ok_or("the log holds what nobody sent")?.clone();
