@@ -7,6 +7,7 @@ pub mod classify;
 pub mod clock;
 pub mod config;
 pub mod dictionary;
+pub mod disk;
 pub mod error;
 pub mod failpoint;
 pub mod fates;

@@ -3,7 +3,7 @@
 
 use crate::admin;
 use crate::append::Appender;
-use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
+use crate::dedup::{Dedup, DedupOpenError, DedupOptions, Workers};
 use crate::dlq::DeadLetters;
 use crate::grant::Grant;
 use crate::intake::{Drift, Intake};
@@ -12,16 +12,16 @@ use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::parked;
 use crate::parked::file::FileError;
-use crate::parked::shelf::Shelf;
-use crate::progress::Progress;
-use crate::progress::store::{Store, StoreError};
+use crate::progress::store::StoreError;
 use crate::pump::batching::{Settings, SharedSettings};
-use crate::pump::{PARTITION, Parts, Pump, PumpError};
+use crate::pump::{Parts, Pump, PumpError, retries};
 use crate::service::{IntakeService, RejectMarks};
+use crate::state::{State, StateOptions};
 use arc_swap::ArcSwap;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::config::{ConfigError, Loaded};
+use sluice_common::disk::{Dir, Disk};
 use sluice_common::failpoint::{self, Bound};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
@@ -109,45 +109,30 @@ impl Running {
     /// # Errors
     /// [`StartError`], saying what to do.
     pub fn start(loaded: &Loaded, environment: Environment) -> Result<Self, StartError> {
-        let dir = &loaded.data_dir;
-        std::fs::create_dir_all(dir).map_err(|error| StartError::DataDir {
-            dir: dir.clone(),
-            error,
-        })?;
-        let path = dir.join("progress");
-        let store = Store::open(&path)?;
-        let known_durable = store.as_ref().map_or(0, |store| store.state().end());
-        let log = EmbeddedLog::open(log_options(loaded, known_durable), Arc::clone(&environment.clock))?;
-        let store = match_store(store, &path, &log, loaded)?;
-        let shelf = Shelf::open(
-            loaded.parked_dir(),
-            (log.id(), PARTITION),
-            loaded.config.parked.max_bytes.0,
-            store.state().committed,
-        )?;
-        shelf.show(&environment.metrics, &loaded.config.datasets);
-        let dedup = Dedup::open(dedup_options(loaded, &log))?;
-        log.set_progress(
-            store.state().committed,
-            dedup.sealed().min(store.state().committed),
-        );
-        let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
+        let disk = Disk::default();
+        let options = StateOptions {
+            data_dir: &loaded.data_dir,
+            log: log_options(loaded),
+            parked_dir: loaded.parked_dir(),
+            parked_max_bytes: loaded.config.parked.max_bytes.0,
+            dedup: &|log, secret_check| dedup_options(loaded, &disk, (log, secret_check)),
+        };
+        let state = State::open(options, Arc::clone(&environment.clock), &disk)?;
+        state.shelf.show(&environment.metrics, &loaded.config.datasets);
+        let secret = state.log.hash_secret();
+        let intake = Intake::new(&loaded.config.datasets, secret)
             .map_err(|problems| loaded.source.refuse(&problems))?
             .with_copy_budget(loaded.config.dead_letters.bytes_per_second.0);
-        Ok(Self::assemble(
-            loaded,
-            environment,
-            (log, store, dedup, shelf),
-            intake,
-        ))
+        Ok(Self::assemble(loaded, environment, state, intake))
     }
 
-    fn assemble(
-        loaded: &Loaded,
-        environment: Environment,
-        (log, store, dedup, shelf): (Arc<EmbeddedLog>, Store, Dedup, Shelf),
-        intake: Intake,
-    ) -> Self {
+    fn assemble(loaded: &Loaded, environment: Environment, state: State, intake: Intake) -> Self {
+        let State {
+            log,
+            store,
+            dedup,
+            shelf,
+        } = state;
         let Environment {
             sink,
             metrics,
@@ -188,6 +173,7 @@ impl Running {
             accept_window_loss,
             settings: Arc::clone(&settings),
             park_after: Duration::from_millis(loaded.config.clickhouse.park_after.ms()),
+            dice: retries::dice(),
         };
         let pump = Pump::new(parts);
         let ledger = Ledger {
@@ -272,7 +258,7 @@ pub fn compile(loaded: &Loaded) -> Result<usize, ConfigError> {
     Ok(intake.schemas().len())
 }
 
-fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {
+fn log_options(loaded: &Loaded) -> LogOptions {
     let log = &loaded.config.log;
     LogOptions {
         dir: loaded.log_dir(),
@@ -282,76 +268,30 @@ fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {
         segment_bytes: failpoint::shrunk(Bound::SegmentBytes, SEGMENT_BYTES as u64),
         tail_cache_bytes: TAIL_CACHE_BYTES,
         queue_bytes: LOG_QUEUE_BYTES,
-        known_durable,
+        known_durable: 0,
     }
 }
 
-fn dedup_options(loaded: &Loaded, log: &EmbeddedLog) -> DedupOptions {
+fn dedup_options(loaded: &Loaded, disk: &Disk, (log, secret_check): (LogId, u64)) -> DedupOptions {
     let (dedup, window) = (&loaded.config.dedup, loaded.config.max_window_ms());
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     DedupOptions {
-        dir: loaded.dedup_dir(),
-        log: log.id(),
-        secret_check: secret_check(log),
+        dir: Dir {
+            disk: disk.clone(),
+            path: loaded.dedup_dir(),
+        },
+        log,
+        secret_check,
         memory_bytes: dedup.memory.0,
         max_bytes: dedup.max_bytes.0,
         active_keys: ACTIVE_BUCKET_KEYS,
         max_window_ms: window,
+        workers: Workers::Threads,
         rotate_ms: failpoint::shrunk(
             Bound::RotateMs,
             (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
         ),
     }
-}
-
-/// The progress that belongs to this log; a new one only for a log that holds nothing.
-fn match_store(
-    store: Option<Store>,
-    path: &std::path::Path,
-    log: &EmbeddedLog,
-    loaded: &Loaded,
-) -> Result<Store, StartError> {
-    let (path, id) = (path.to_owned(), log.id());
-    let Some(mut store) = store else {
-        let end = *log.durable_end().borrow();
-        if end > 0 {
-            return Err(StartError::ProgressMissing { path, end });
-        }
-        return Ok(Store::create(
-            &path,
-            Progress {
-                log: id,
-                committed: 0,
-                intent: None,
-                secret_check: Some(secret_check(log)),
-            },
-        )?);
-    };
-    let progress = store.state().log;
-    if progress != id {
-        return Err(StartError::OtherLog {
-            path,
-            progress,
-            dir: loaded.log_dir(),
-            log: id,
-        });
-    }
-    match store.state().secret_check {
-        Some(found) if found != secret_check(log) => return Err(StartError::OtherSecret(loaded.log_dir())),
-        Some(_) => {}
-        None => {
-            let state = store.state().clone();
-            store.write(Progress {
-                secret_check: Some(secret_check(log)),
-                ..state
-            })?;
-        }
-    }
-    Ok(store)
-}
-
-fn secret_check(log: &EmbeddedLog) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(&log.hash_secret())
 }
 
 fn key_cap(loaded: &Loaded, dedup: &Dedup, now: UnixMs) -> KeyCap {

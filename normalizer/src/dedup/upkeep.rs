@@ -105,7 +105,7 @@ impl Dedup {
         let stays: u64 = self.live_after(bucket.last_ms()).map(|meta| meta.bytes).sum();
         self.trouble.over_limit = stays + need > self.options.max_bytes;
         if !self.trouble.over_limit {
-            let job = Job::seal(self.options.dir.clone(), self.next_id, Arc::clone(bucket));
+            let job = Job::seal(&self.options, self.next_id, Arc::clone(bucket));
             self.next_id += 1;
             self.seal = self.started(job);
         }
@@ -126,7 +126,7 @@ impl Dedup {
             metas: [older.meta.clone(), newer.meta.clone()],
             floor_ms: plan::floor_ms(applied_ms, self.widest_ms),
         };
-        let job = Job::merge(self.options.dir.clone(), self.next_id, input);
+        let job = Job::merge(&self.options, self.next_id, input);
         self.next_id += 1;
         self.merge = self.started(job);
     }

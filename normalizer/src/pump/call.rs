@@ -3,6 +3,7 @@
 use crate::progress::closing::Work;
 use crate::progress::plan::Plan;
 use crate::progress::settle::Settling;
+use crate::runtime::{self, Instant};
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::LogId;
@@ -13,7 +14,6 @@ use sluice_common::wire::sink::{
 };
 use sluice_common::wire::transport::Seam;
 use std::time::Duration;
-use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 /// The way to the sink-writer; cheap to clone.
@@ -64,7 +64,7 @@ impl Caller {
             return None;
         }
         let answer = self.sink.clone().oneshot(SinkRequest::Write(call));
-        let answer = tokio::time::timeout(timeout * 2, answer).await;
+        let answer = runtime::timeout(timeout * 2, answer).await;
         if let Err(error) = failpoint::hit(Point::CallAnswered) {
             settling.failed(error.to_string());
             return None;

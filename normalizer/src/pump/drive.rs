@@ -14,6 +14,7 @@ use crate::progress::plan::{Next, Plan, Rules, Trouble};
 use crate::progress::settle::Settling;
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Marks, Progress, Proof, is_data};
+use crate::runtime::block_in_place;
 use parking_lot::Mutex;
 use sluice_common::books::LEDGER;
 use sluice_common::clock::SharedClock;
@@ -28,7 +29,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::task::block_in_place;
 use tracing::Instrument as _;
 
 /// What driving needs; cheap to clone.
@@ -270,6 +270,7 @@ impl Driver {
         settling.answering(self.servers.answers(&server));
         let all = plan.tasks.is_none() && !work.is_told();
         let reports = tokio::select! {
+            biased;
             reports = self.caller.call(&way.occasion, work, plan, settling) => Some(reports),
             () = self.servers.lost(&server, self.park_after) => None,
         };

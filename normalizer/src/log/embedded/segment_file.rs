@@ -72,5 +72,5 @@ pub fn commission(files: &Files, spare: LogFile, header: &SegmentHeader) -> Resu
     failpoint::hit(Point::SegmentRenamed)
         .and_then(|()| files.sync_dir())
         .map_err(CommissionError::Sync)?;
-    Ok(spare.renamed(name))
+    Ok(spare.renamed(&name))
 }
