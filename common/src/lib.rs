@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod dictionary;
 pub mod error;
+pub mod failpoint;
 pub mod fates;
 pub mod ids;
 pub mod letters;

@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::config::{ConfigError, Loaded};
+use sluice_common::failpoint::{self, Bound};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
 use sluice_common::metrics::{Gauge, Metrics};
@@ -85,6 +86,12 @@ pub enum StartError {
         dir: PathBuf,
         log: LogId,
     },
+    #[error(
+        "the manifest in {} has another hash secret than the keys in its log were made with: restore the manifest \
+         that was made with the log",
+        .0.display()
+    )]
+    OtherSecret(PathBuf),
     #[error(
         "the log holds records up to {end} and {path} is missing: without it they would be stored twice. Restore it \
          together with the log"
@@ -272,7 +279,7 @@ fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {
         max_bytes: log.max_bytes.0,
         retain_ms: log.retain.ms(),
         reserve_bytes: log.reserve.map(|reserve| reserve.0),
-        segment_bytes: SEGMENT_BYTES as u64,
+        segment_bytes: failpoint::shrunk(Bound::SegmentBytes, SEGMENT_BYTES as u64),
         tail_cache_bytes: TAIL_CACHE_BYTES,
         queue_bytes: LOG_QUEUE_BYTES,
         known_durable,
@@ -285,12 +292,15 @@ fn dedup_options(loaded: &Loaded, log: &EmbeddedLog) -> DedupOptions {
     DedupOptions {
         dir: loaded.dedup_dir(),
         log: log.id(),
-        secret_check: xxhash_rust::xxh3::xxh3_64(&log.hash_secret()),
+        secret_check: secret_check(log),
         memory_bytes: dedup.memory.0,
         max_bytes: dedup.max_bytes.0,
         active_keys: ACTIVE_BUCKET_KEYS,
         max_window_ms: window,
-        rotate_ms: (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
+        rotate_ms: failpoint::shrunk(
+            Bound::RotateMs,
+            (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
+        ),
     }
 }
 
@@ -302,7 +312,7 @@ fn match_store(
     loaded: &Loaded,
 ) -> Result<Store, StartError> {
     let (path, id) = (path.to_owned(), log.id());
-    let Some(store) = store else {
+    let Some(mut store) = store else {
         let end = *log.durable_end().borrow();
         if end > 0 {
             return Err(StartError::ProgressMissing { path, end });
@@ -313,6 +323,7 @@ fn match_store(
                 log: id,
                 committed: 0,
                 intent: None,
+                secret_check: Some(secret_check(log)),
             },
         )?);
     };
@@ -325,7 +336,22 @@ fn match_store(
             log: id,
         });
     }
+    match store.state().secret_check {
+        Some(found) if found != secret_check(log) => return Err(StartError::OtherSecret(loaded.log_dir())),
+        Some(_) => {}
+        None => {
+            let state = store.state().clone();
+            store.write(Progress {
+                secret_check: Some(secret_check(log)),
+                ..state
+            })?;
+        }
+    }
     Ok(store)
+}
+
+fn secret_check(log: &EmbeddedLog) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(&log.hash_secret())
 }
 
 fn key_cap(loaded: &Loaded, dedup: &Dedup, now: UnixMs) -> KeyCap {

@@ -14,6 +14,7 @@
 use super::error::StorageError;
 use serde::{Deserialize, Serialize};
 use sluice_common::clock::UnixMs;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::{LogId, Offset, TenantId};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -90,10 +91,12 @@ impl Manifest {
             let mut file = File::create(&new)?;
             file.write_all(&self.encode())?;
             file.sync_all()?;
+            failpoint::hit(Point::ManifestRename)?;
             fs::rename(&new, dir.join(NAME))
         };
         write().map_err(StorageError::io("write", &new))?;
-        sync_dir(dir).map_err(|source| StorageError::UnknownSwap {
+        let synced = failpoint::hit(Point::ManifestRenamed).and_then(|()| sync_dir(dir));
+        synced.map_err(|source| StorageError::UnknownSwap {
             path: dir.to_owned(),
             source,
         })

@@ -7,6 +7,7 @@ use super::sealed::{self, Sealed};
 use super::work::{Job, MergeInput};
 use super::{Dedup, plan};
 use sluice_common::clock::UnixMs;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::Offset;
 use std::sync::Arc;
 
@@ -226,7 +227,7 @@ impl Dedup {
             if gone {
                 let id = old.meta.id;
                 drop(old);
-                sealed::remove_files(&self.options.dir, id);
+                self.unlink(id);
             } else {
                 list.push(old);
             }
@@ -234,6 +235,15 @@ impl Dedup {
         list.extend(new);
         self.sealed = list;
         self.place_filters();
+    }
+
+    /// What stays is an orphan, removed at the next start.
+    fn unlink(&self, id: u64) {
+        if failpoint::hit(Point::BucketUnlink).is_ok() {
+            sealed::remove_files(&self.options.dir, id);
+            // All is done: there is nothing that could fail.
+            failpoint::hit(Point::BucketUnlinked).ok();
+        }
     }
 
     /// Keeps the newest filters in memory, as many as `memory_bytes` takes.

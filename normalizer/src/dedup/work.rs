@@ -11,6 +11,7 @@ use super::filter::FilterWriter;
 use super::manifest::{BucketMeta, sync_dir};
 use super::sealed::{self, Sealed};
 use sluice_common::clock::UnixMs;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::TenantId;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
@@ -172,6 +173,7 @@ fn write(
     entries: impl Iterator<Item = Result<Entry, StorageError>>,
     cancel: &AtomicBool,
 ) -> Result<Sealed, StorageError> {
+    failpoint::hit(Point::SealWrite).map_err(StorageError::io("write", dir))?;
     sealed::remove_files(dir, meta.id);
     let filter_path = sealed::filter_path(dir, meta.id);
     let mut bucket = BucketWriter::create(&sealed::data_path(dir, meta.id), meta.keys, meta.min_ms)?;
@@ -191,6 +193,8 @@ fn write(
     }
     let filter_bytes = filter.finish().map_err(StorageError::io("write", &filter_path))?;
     meta.bytes = bucket.finish()? + filter_bytes;
-    sync_dir(dir).map_err(StorageError::io("sync", dir))?;
+    sync_dir(dir)
+        .and_then(|()| failpoint::hit(Point::SealWritten))
+        .map_err(StorageError::io("sync", dir))?;
     Sealed::open(dir, meta)
 }

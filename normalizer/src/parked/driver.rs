@@ -14,6 +14,7 @@ use crate::pump::call::{Caller, Occasion};
 use crate::pump::retries::{Retries, jittered};
 use crate::pump::servers::Servers;
 use sluice_common::classify::letter_code;
+use sluice_common::failpoint::{self, Safety};
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::servers::ServerId;
 use sluice_common::trace::TraceContext;
@@ -151,6 +152,9 @@ impl Drivers {
     /// Rows → told → removed.
     async fn unit(&self, id: &UnitId, mend: bool, server: ServerId) -> Result<Ended, FileError> {
         let (work, mut marks) = block_in_place(|| self.shelf.read(id))?;
+        if !failpoint::is_on(Safety::UnlinkLast) {
+            block_in_place(|| self.shelf.remove(id))?;
+        }
         let occasion = Occasion::now(id.range(), server, TraceContext::default());
         if !is_data(&id.table) {
             let settled = self.rows(id, &work, (marks, mend), &occasion).await?;

@@ -24,6 +24,7 @@ use crate::progress::Marks;
 use serde::{Deserialize, Serialize};
 use sluice_common::books::{BooksLine, LedgerRow};
 use sluice_common::clock::UnixMs;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::fates::Fates;
 use sluice_common::ids::{LogId, Name};
 use sluice_common::record::Record;
@@ -139,7 +140,8 @@ pub fn write(dir: &Path, id: &UnitId, head: &Head, records: &[RangeRecord]) -> R
     records
         .iter()
         .for_each(|one| bytes.extend_from_slice(one.record.frame()));
-    replace(dir, &id.name("unit"), &bytes)
+    let points = (Point::UnitWrite, Point::UnitWritten);
+    replace(dir, &id.name("unit"), &bytes, points)
 }
 
 /// Makes a unit's marks durable.
@@ -147,7 +149,8 @@ pub fn write(dir: &Path, id: &UnitId, head: &Head, records: &[RangeRecord]) -> R
 /// # Errors
 /// As [`write`].
 pub fn write_marks(dir: &Path, id: &UnitId, marks: &Marks) -> Result<(), FileError> {
-    replace(dir, &id.name("marks"), &framed(MARKS_MAGIC, &json(marks)))
+    let points = (Point::UnitMarks, Point::UnitMarked);
+    replace(dir, &id.name("marks"), &framed(MARKS_MAGIC, &json(marks)), points)
 }
 
 /// The marks of a unit: those of its head until newer ones were written.
@@ -232,9 +235,9 @@ pub fn read(dir: &Path, id: &UnitId) -> Result<(Head, Vec<RangeRecord>), FileErr
 /// # Errors
 /// [`FileError::InDoubt`].
 pub fn remove(dir: &Path, id: &UnitId) -> Result<(), FileError> {
-    for extension in ["unit", "marks"] {
+    for (extension, before) in [("unit", Point::UnitRemove), ("marks", Point::UnitRemoved)] {
         let path = dir.join(id.name(extension));
-        match std::fs::remove_file(&path) {
+        match failpoint::hit(before).and_then(|()| std::fs::remove_file(&path)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(FileError::InDoubt { path, error });
             }
@@ -270,11 +273,15 @@ pub fn list(dir: &Path) -> Result<Vec<UnitId>, FileError> {
     Ok(units)
 }
 
-fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+fn replace(dir: &Path, name: &str, bytes: &[u8], (before, after): (Point, Point)) -> Result<(), FileError> {
     let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
     let owner_only = Permissions::from_mode(OWNER_ONLY);
-    if let Err(error) = rename(&fresh, &path, bytes, owner_only) {
+    let renamed = failpoint::hit(before).and_then(|()| rename(&fresh, &path, bytes, owner_only));
+    if let Err(error) = renamed {
         return Err(FileError::Io { path, error });
+    }
+    if let Err(error) = failpoint::hit(after) {
+        return Err(FileError::InDoubt { path, error });
     }
     settled(path)
 }

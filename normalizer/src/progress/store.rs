@@ -15,6 +15,7 @@
 
 use super::Progress;
 use rustix::fs::{FallocateFlags, fallocate};
+use sluice_common::failpoint::{self, Point};
 use sluice_common::limits::MAX_SUB_BATCHES;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -137,6 +138,17 @@ impl Store {
         &self.state
     }
 
+    /// A point on the way of what is kept here.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], where a test asks for it.
+    pub fn pass(&self, point: Point) -> Result<(), StoreError> {
+        failpoint::hit(point).map_err(|error| StoreError::Io {
+            path: self.path.clone(),
+            error,
+        })
+    }
+
     /// Makes `state` durable. After an error nothing may be sent that relies on it.
     ///
     /// # Errors
@@ -154,6 +166,7 @@ impl Store {
         self.file
             .write_all_at(&bytes, sequence % 2 * SLOT_BYTES as u64)
             .map_err(failed)?;
+        failpoint::hit(Point::ProgressWritten).map_err(failed)?;
         self.file.sync_data().map_err(failed)?;
         (self.sequence, self.state) = (sequence, state);
         Ok(())
@@ -232,6 +245,7 @@ mod tests {
             log: LogId(7),
             committed,
             intent: Some(intent),
+            secret_check: None,
         }
     }
 

@@ -17,6 +17,7 @@ use crate::progress::{Intent, Marks, Progress, Proof, is_data};
 use parking_lot::Mutex;
 use sluice_common::books::LEDGER;
 use sluice_common::clock::SharedClock;
+use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::ids::{Name, source_o};
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::servers::ServerId;
@@ -325,10 +326,18 @@ impl Driver {
             );
             self.metrics.add(Counter::GenerationBumps, new, &[]);
         }
-        store.write(Progress {
-            intent: Some(Intent { marks, ..intent }),
-            ..state
-        })
+        let (before, after) = match new {
+            0 => (Point::MarksPersist, Point::MarksPersisted),
+            _ => (Point::BumpPersist, Point::BumpPersisted),
+        };
+        store.pass(before)?;
+        if new == 0 || failpoint::is_on(Safety::Bump) {
+            store.write(Progress {
+                intent: Some(Intent { marks, ..intent }),
+                ..state
+            })?;
+        }
+        store.pass(after)
     }
 
     pub(super) async fn wait(&self, way: &mut Way<'_>, delay: Duration, reason: &str, alarm: bool) {

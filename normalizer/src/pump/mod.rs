@@ -36,6 +36,7 @@ use range::{ClosedRange, OpenRange, sends};
 use retries::Retries;
 use servers::Servers;
 use sluice_common::clock::SharedClock;
+use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::VERIFY_ONE_IN;
 use sluice_common::metrics::{Counter, Histogram, Metrics};
@@ -357,12 +358,15 @@ impl Pump {
         };
         block_in_place(|| {
             let mut store = self.store.lock();
-            let committed = store.state().committed;
-            store.write(Progress {
-                log: self.log.id(),
-                committed,
-                intent: Some(intent),
-            })
+            store.pass(Point::IntentPersist)?;
+            if failpoint::is_on(Safety::Intent) {
+                let state = store.state().clone();
+                store.write(Progress {
+                    intent: Some(intent),
+                    ..state
+                })?;
+            }
+            store.pass(Point::IntentPersisted)
         })
     }
 
@@ -421,15 +425,20 @@ impl Pump {
     fn commit(&mut self, closed: &ClosedRange) -> Result<(), PumpError> {
         let committed = closed.range.b;
         block_in_place(|| -> Result<(), PumpError> {
-            let log = self.log.id();
-            self.store.lock().write(Progress {
-                log,
-                committed,
-                intent: None,
-            })?;
+            {
+                let mut store = self.store.lock();
+                store.pass(Point::CommitPersist)?;
+                let state = store.state().clone();
+                store.write(Progress {
+                    committed,
+                    intent: None,
+                    ..state
+                })?;
+                store.pass(Point::CommitPersisted)?;
+            }
             self.dedup.committed(committed)?;
             self.log.set_progress(committed, self.dedup.sealed());
-            Ok(())
+            Ok(self.store.lock().pass(Point::CommitTold)?)
         })?;
         self.grant.committed(closed.records.iter().map(|one| {
             let (record, place) = (&one.record, one.record.place);

@@ -6,6 +6,7 @@ use super::range::OpenRange;
 use super::{PARTITION, Pump, PumpError, READ_BYTES};
 use crate::dedup::DedupError;
 use crate::progress::Intent;
+use sluice_common::failpoint::{self, Safety};
 use sluice_common::ids::{Name, Offset, source_o};
 use sluice_common::limits::{INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::wire::sink::Horizon;
@@ -261,6 +262,7 @@ async fn ask_all(driver: Driver, question: Horizon, end: Offset) -> Result<(), U
 
 pub(super) fn rows_ahead(found: Vec<(Name, u64)>, end: Offset) -> Result<(), RowsAhead> {
     match found.into_iter().next() {
+        Some(_) if !failpoint::is_on(Safety::Horizon) => Ok(()),
         None => Ok(()),
         Some((table, at)) => Err(RowsAhead {
             table,
