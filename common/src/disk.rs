@@ -345,7 +345,12 @@ mod tests {
             let said = match op {
                 DiskOp::MakeDir { path } => format!("make {:?}", name(path)),
                 DiskOp::SyncDir { path } => format!("sync {:?}", name(path)),
-                other => format!("{other:?}"),
+                DiskOp::Create { .. }
+                | DiskOp::Write { .. }
+                | DiskOp::Fill { .. }
+                | DiskOp::Sync { .. }
+                | DiskOp::Rename { .. }
+                | DiskOp::Remove { .. } => "a file".to_owned(),
             };
             self.0.lock().expect("not poisoned").push(said);
             Ok(())

@@ -415,10 +415,10 @@ impl Recorder {
             return;
         };
         let ends = |ext: &str| name.extension().is_some_and(|one| one == ext);
-        let is_progress = name.starts_with("progress");
+        let is_progress = name.file_name().is_some_and(|file| file == "progress");
         let believed = match self.lie {
             Lie::LogSync => ends("segment"),
-            Lie::UnlinkFirst | Lie::Intent => is_progress && !ends("new"),
+            Lie::UnlinkFirst | Lie::Intent => is_progress,
             Lie::BucketSync => ends("mdb"),
             Lie::None | Lie::DirSync => false,
         };

@@ -361,9 +361,15 @@ impl World {
         (progress, shelf): (&Mutex<Store>, &Shelf),
         work: &mut Work,
     ) -> Result<End, String> {
-        while let Some(batch) = work.batches.pop_front() {
+        let life = Arc::clone(&self.life.lock());
+        while !work.batches.is_empty() {
             self.let_time_pass().await;
-            work.send(self, log, batch)?;
+            if let Some(batch) = work.batches.pop_front() {
+                work.send(self, log, batch)?;
+            }
+            if life.is_dead() {
+                return Ok(End::Died);
+            }
             self.break_something();
         }
         let rest = self.inner.lock().random.random_range(0..60);
