@@ -12,12 +12,13 @@ use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::parked;
 use crate::parked::file::FileError;
-use crate::progress::store::StoreError;
+use crate::progress::store::{Store, StoreError};
 use crate::pump::batching::{Settings, SharedSettings};
 use crate::pump::{Parts, Pump, PumpError, retries};
 use crate::service::{IntakeService, RejectMarks};
 use crate::state::{State, StateOptions};
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::config::{ConfigError, Loaded};
@@ -158,7 +159,7 @@ impl Running {
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
-        let (books, letters, books_clock) = (sink.clone(), sink.clone(), Arc::clone(&clock));
+        let questions = sink.clone();
         let settings = Arc::new(ArcSwap::from_pointee(Settings::new(&loaded.config)));
         let parts = Parts {
             log: Arc::clone(&log),
@@ -176,26 +177,10 @@ impl Running {
             dice: retries::dice(),
         };
         let pump = Pump::new(parts);
-        let ledger = Ledger {
-            log: Arc::clone(&log),
-            shelf: service.shelf.clone(),
-            progress: pump.progress(),
-            sink: books,
-            clock: books_clock,
-            gate: Semaphore::new(1),
-        };
-        let letters = DeadLetters {
-            sink: letters,
-            service: Arc::clone(&service),
-            progress: pump.progress(),
-            gate: Semaphore::new(1),
-        };
+        let control = questions_to(&service, pump.progress(), questions, loaded);
         let pump = tokio::spawn(watched(pump.run(), builder));
         Self {
-            control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone())
-                .merge(ledger.routes())
-                .merge(letters.routes())
-                .merge(routes),
+            control: control.merge(routes),
             intake: Arc::clone(&service).seam(),
             ready: readiness(Arc::clone(&log)),
             pump,
@@ -232,6 +217,32 @@ impl Running {
             tracing::error!("the log did not close in order; what was acknowledged is durable all the same");
         }
     }
+}
+
+/// The control routes that ask the service, the books and the dead letters.
+fn questions_to(
+    service: &Arc<IntakeService>,
+    progress: Arc<Mutex<Store>>,
+    sink: Seam<SinkRequest>,
+    loaded: &Loaded,
+) -> axum::Router {
+    let ledger = Ledger {
+        log: Arc::clone(&service.log),
+        shelf: service.shelf.clone(),
+        progress: Arc::clone(&progress),
+        sink: sink.clone(),
+        clock: Arc::clone(&service.clock),
+        gate: Semaphore::new(1),
+    };
+    let letters = DeadLetters {
+        sink,
+        service: Arc::clone(service),
+        progress,
+        gate: Semaphore::new(1),
+    };
+    admin::routes(Arc::clone(service), loaded.config.clickhouse.database.clone())
+        .merge(ledger.routes())
+        .merge(letters.routes())
 }
 
 /// The pump, and an eye on the builder: without it nothing can be appended, so the process has to end.
