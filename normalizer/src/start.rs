@@ -12,12 +12,13 @@ use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::parked;
 use crate::parked::file::FileError;
-use crate::progress::store::StoreError;
+use crate::progress::store::{Store, StoreError};
 use crate::pump::batching::{Settings, SharedSettings};
 use crate::pump::{Parts, Pump, PumpError, retries};
 use crate::service::{IntakeService, RejectMarks};
 use crate::state::{State, StateOptions};
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::config::{ConfigError, Loaded};
@@ -151,7 +152,7 @@ impl Running {
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
-        let (books, letters, books_clock) = (sink.clone(), sink.clone(), Arc::clone(&clock));
+        let (asked, asked_clock) = (sink.clone(), Arc::clone(&clock));
         let settings = Arc::new(ArcSwap::from_pointee(Settings::new(&loaded.config)));
         let parts = Parts {
             log: Arc::clone(&log),
@@ -169,25 +170,11 @@ impl Running {
             dice: retries::dice(),
         };
         let pump = Pump::new(parts);
-        let ledger = Ledger {
-            log: Arc::clone(&log),
-            shelf: service.shelf.clone(),
-            progress: pump.progress(),
-            sink: books,
-            clock: books_clock,
-            gate: Semaphore::new(1),
-        };
-        let letters = DeadLetters {
-            sink: letters,
-            service: Arc::clone(&service),
-            progress: pump.progress(),
-            gate: Semaphore::new(1),
-        };
+        let asked = progress_routes(&service, pump.progress(), asked, asked_clock);
         let pump = tokio::spawn(watched(pump.run(), builder));
         Self {
             control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone())
-                .merge(ledger.routes())
-                .merge(letters.routes())
+                .merge(asked)
                 .merge(routes),
             intake: Arc::clone(&service).seam(),
             ready: readiness(Arc::clone(&log)),
@@ -225,6 +212,30 @@ impl Running {
             tracing::error!("the log did not close in order; what was acknowledged is durable all the same");
         }
     }
+}
+
+/// What is asked of the books and of dead letters, beside the progress that the pump keeps.
+fn progress_routes(
+    service: &Arc<IntakeService>,
+    progress: Arc<Mutex<Store>>,
+    sink: Seam<SinkRequest>,
+    clock: SharedClock,
+) -> axum::Router {
+    let ledger = Ledger {
+        log: Arc::clone(&service.log),
+        shelf: service.shelf.clone(),
+        progress: Arc::clone(&progress),
+        sink: sink.clone(),
+        clock,
+        gate: Semaphore::new(1),
+    };
+    let letters = DeadLetters {
+        sink,
+        service: Arc::clone(service),
+        progress,
+        gate: Semaphore::new(1),
+    };
+    ledger.routes().merge(letters.routes())
 }
 
 /// The pump, and an eye on the builder: without it nothing can be appended, so the process has to end.
