@@ -233,9 +233,9 @@ async fn settle(
         };
     }
     if call.steps.verify_first {
-        match verify(world, place, &task.sub, rows) {
-            Verdict::NoneThere => {}
-            found => return found,
+        let found = verify(world, place, &task.sub, rows);
+        if found != Verdict::NoneThere {
+            return found;
         }
     }
     if !call.steps.insert {
@@ -246,28 +246,27 @@ async fn settle(
     let after = |done: bool| call.steps.verify_after && done;
     match sent {
         Ok(Answer::Clean) if !call.steps.verify_after => Verdict::Done,
-        Ok(Answer::Clean) => match verify(world, place, &task.sub, rows) {
-            Verdict::NoneThere => Verdict::CleanButNone,
-            found => found,
-        },
+        Ok(Answer::Clean) => if_none(verify(world, place, &task.sub, rows), Verdict::CleanButNone),
         Ok(Answer::Error(216)) => {
             proven(world, place, task, rows, after(true)).unwrap_or_else(|| unknown("it still runs"))
         }
         Ok(Answer::Error(code)) if !call.steps.verify_after => unknown(&format!("code {code}")),
-        Ok(Answer::Error(code)) => match verify(world, place, &task.sub, rows) {
-            Verdict::NoneThere => Verdict::Refused {
-                code,
-                message: format!("code {code}"),
-                class: if code == 60 { Class::Alarm } else { classify(code) },
-            },
-            found => found,
-        },
+        Ok(Answer::Error(code)) => {
+            let class = if code == 60 { Class::Alarm } else { classify(code) };
+            let message = format!("code {code}");
+            let refused = Verdict::Refused { code, message, class };
+            if_none(verify(world, place, &task.sub, rows), refused)
+        }
         Err(_) if world.switch == Switch::BumpOnTimeout && call.steps.verify_after => Verdict::CleanButNone,
         Err(reason) => {
             let in_time = world.now() < until;
             proven(world, place, task, rows, after(in_time)).unwrap_or_else(|| unknown(reason))
         }
     }
+}
+
+fn if_none(found: Verdict, then: Verdict) -> Verdict {
+    if found == Verdict::NoneThere { then } else { found }
 }
 
 fn proven(world: &World, place: usize, task: &SubTask, rows: &[Row], asked: bool) -> Option<Verdict> {
