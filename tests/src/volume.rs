@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Written at once by the ballast.
-const PIECE: [u8; 64 << 10] = [7; 64 << 10];
+static PIECE: [u8; 64 << 10] = [7; 64 << 10];
 
 /// A tmpfs mounted on a directory; dropping it unmounts it.
 #[derive(Debug)]
