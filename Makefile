@@ -7,8 +7,9 @@ SHELL := bash
 T ?=
 # S=name is the load test to run.
 S ?= smoke
-# One profile for tests and clippy: optimised, with assertions.
-PROFILE := --profile ci --locked
+# One profile for tests and clippy: optimised, with assertions, and with the points at which tests make
+# processes fail; nothing is built twice.
+PROFILE := --profile ci --locked --features failpoints
 # Where cargo puts release binaries.
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 # And those that tests run.

@@ -18,7 +18,7 @@ pub struct Problem {
     pub retry_after_s: Option<u32>,
     /// The limit that it is about, for the headers of limits.
     #[serde(default)]
-    pub limit: Option<Limit>,
+    pub limit: Option<Box<Limit>>,
 }
 
 /// One limit and what is left of it, as `RateLimit-Policy` and `RateLimit` tell it

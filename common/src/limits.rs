@@ -276,6 +276,34 @@ pub const MAX_TLS_FILE_BYTES: u64 = 4 * MIB as u64;
 /// Largest config file.
 pub const MAX_CONFIG_BYTES: usize = 4 * MIB;
 
+// ---- memory: what these limits add up to; docs/operations.md has it as a table ----
+
+/// Code, metrics, threads, and what an allocator keeps: a process that has done some work and is idle.
+pub const PROCESS_BYTES: usize = 64 * MIB;
+/// A connection with its task and buffers.
+pub const CONNECTION_BYTES: usize = 24 * KIB;
+/// A full bucket of dedup's state in memory, and how many there may be: one that grows and three that are frozen.
+pub const DEDUP_BUCKET_BYTES: usize = 118_000_000;
+/// See [`DEDUP_BUCKET_BYTES`].
+pub const DEDUP_BUCKETS: usize = 4;
+/// `dedup.memory` where the config is silent.
+pub const DEDUP_MEMORY_BYTES: usize = 256 * MIB;
+/// Most that an edge holds.
+pub const EDGE_MEMORY_BYTES: usize = PROCESS_BYTES + EDGE_BODY_BYTES + MAX_CONNECTIONS * CONNECTION_BYTES;
+/// Most that a normalizer holds: bodies and the columns of their size, columns and frames that wait for the log, its
+/// tail, a range that settles and one that grows, and dedup's state.
+pub const NORMALIZER_MEMORY_BYTES: usize = PROCESS_BYTES
+    + 2 * INTAKE_BYTES
+    + 2 * LOG_QUEUE_BYTES
+    + TAIL_CACHE_BYTES
+    + 2 * (MAX_RANGE_FRAME_BYTES + MAX_RANGE_BYTES)
+    + DEDUP_BUCKETS * DEDUP_BUCKET_BYTES
+    + DEDUP_MEMORY_BYTES;
+/// Most that a sink-writer holds: calls with their columns, and of these the blocks and the bodies made of them.
+pub const SINK_MEMORY_BYTES: usize = PROCESS_BYTES + 3 * SINK_CALL_BYTES;
+/// Most that Sluice holds on one machine, in whichever shape.
+pub const MEMORY_BYTES: usize = EDGE_MEMORY_BYTES + NORMALIZER_MEMORY_BYTES + SINK_MEMORY_BYTES;
+
 const _: () = {
     assert!(MAX_EVENTS_PER_REQUEST <= MAX_RECORD_ROWS);
     assert!(MAX_RECORD_ROWS <= 1 << 16);

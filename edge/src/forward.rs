@@ -14,6 +14,7 @@ use crate::queue::{FairQueue, Ticket, Turn};
 use crate::quota::Charge;
 use http::StatusCode;
 use sluice_common::error::Problem;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::limits::EDGE_FORWARD_DEADLINE;
 use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest};
 use sluice_common::wire::transport::Seam;
@@ -169,11 +170,7 @@ impl Forwarder {
     /// One try, and what is learnt from it.
     async fn carry(&self, turn: Turn, request: IntakeRequest, tenant: &TenantAdmission) -> IntakeReply {
         let random = request.request.0;
-        let seam = self.seams[turn.normalizer()].clone();
-        let reply = match seam.oneshot(request).await {
-            Ok(reply) => reply,
-            Err(never) => match never {},
-        };
+        let reply = self.exchange(turn.normalizer(), request).await;
         let now = Instant::now();
         self.health.saw(&reply, now);
         match &reply {
@@ -200,6 +197,24 @@ impl Forwarder {
             IntakeReply::Unavailable { unknown: false, .. } => turn.answered(false),
         }
         reply
+    }
+
+    async fn exchange(&self, normalizer: usize, request: IntakeRequest) -> IntakeReply {
+        if let Err(error) = failpoint::hit(Point::EdgeForward) {
+            return IntakeReply::Unavailable {
+                unknown: false,
+                reason: error.to_string(),
+                retry_after_ms: 1_000,
+            };
+        }
+        let reply = match self.seams[normalizer].clone().oneshot(request).await {
+            Ok(reply) => reply,
+            Err(never) => match never {},
+        };
+        match failpoint::hit(Point::EdgeAnswered) {
+            Ok(()) => reply,
+            Err(error) => unknown(error.to_string()),
+        }
     }
 
     /// Whether the normalizer refuses a dataset that this edge's config has.

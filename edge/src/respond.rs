@@ -134,7 +134,7 @@ impl Refusal {
     /// The limit that it is about, where that is kept behind the edge.
     #[must_use]
     pub fn limit(&self) -> Option<&Limit> {
-        self.problem.limit.as_ref()
+        self.problem.limit.as_deref()
     }
 
     /// What `Retry-After` is at least, before it is spread.

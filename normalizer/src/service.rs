@@ -283,13 +283,13 @@ impl IntakeService {
         );
         let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "keys_per_tenant", detail);
         problem.retry_after_s = Some(seconds);
-        problem.limit = Some(Limit {
+        problem.limit = Some(Box::new(Limit {
             policy: "tenant-keys".into(),
             unit: "events".into(),
             most: over.most,
             window_s: over.window_ms.div_ceil(1_000),
             left: over.left,
-        });
+        }));
         IntakeReply::Refused(problem)
     }
 

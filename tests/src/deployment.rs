@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -236,15 +237,33 @@ impl Deployment {
     /// # Panics
     /// Where a part does not get ready.
     pub async fn start_for(tenants: usize, shape: Shape, extra: &str) -> Self {
-        Plan::new(shape).tenants(tenants).extra(extra).start().await
+        Self::start_prepared(tenants, shape, extra, |_| {}).await
+    }
+
+    /// The same; `prepare` is given the directory of everything before the first process starts.
+    ///
+    /// # Panics
+    /// Where a part does not get ready.
+    pub async fn start_prepared(
+        tenants: usize,
+        shape: Shape,
+        extra: &str,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
+        let deployment = Self::prepared(Plan::new(shape).tenants(tenants).extra(extra)).await;
+        prepare(deployment.path());
+        deployment.brought_up().await
     }
 
     async fn of(plan: Plan) -> Self {
-        let mut deployment = Self::prepared(plan).await;
-        for part in deployment.parts() {
-            deployment.bring_up(part).await.expect("ready");
+        Self::prepared(plan).await.brought_up().await
+    }
+
+    async fn brought_up(mut self) -> Self {
+        for part in self.parts() {
+            self.bring_up(part).await.expect("ready");
         }
-        deployment
+        self
     }
 
     async fn prepared(plan: Plan) -> Self {
@@ -504,6 +523,20 @@ impl Deployment {
         }
     }
 
+    /// How a part ended, if it did so by itself; [`Self::bring_up`] starts it again.
+    pub fn ended(&mut self, part: Part) -> Option<ExitStatus> {
+        let service = match part {
+            Part::Up => &mut self.up,
+            Part::Edge => &mut self.edge,
+            Part::Normalizer => &mut self.normalizer,
+            Part::SinkWriter => &mut self.sink_writer,
+            Part::ClickHouse => return None,
+        };
+        let status = service.as_mut()?.ended()?;
+        *service = None;
+        Some(status)
+    }
+
     /// The running ClickHouse's process.
     #[must_use]
     pub fn clickhouse_pid(&self) -> Option<rustix::process::Pid> {
@@ -584,6 +617,12 @@ impl Deployment {
             (Shape::ThreeProcesses, Part::SinkWriter) => self.ports.sink_admin,
         };
         format!("http://127.0.0.1:{port}")
+    }
+
+    /// Where the sink-writer listens for normalizers, `http://host:port`.
+    #[must_use]
+    pub fn sink_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.sink)
     }
 
     /// ClickHouse over HTTP.

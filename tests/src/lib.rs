@@ -3,6 +3,8 @@
 pub mod balance;
 pub mod client;
 pub mod deployment;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 pub mod oracle;
 pub mod payload;
 pub mod pki;

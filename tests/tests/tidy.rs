@@ -220,8 +220,8 @@ fn every_limit_is_used() {
     // One limit may follow from another.
     texts.extend(
         limits
-            .lines()
-            .filter_map(|line| Some(line.strip_prefix("pub const ")?.split_once('=')?.1.to_owned())),
+            .split(";\n")
+            .filter_map(|limit| Some(limit.split_once("pub const ")?.1.split_once('=')?.1.to_owned())),
     );
     let is_named = |text: &String, name: &str| {
         text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')

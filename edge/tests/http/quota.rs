@@ -307,13 +307,13 @@ async fn the_cap_of_keys_is_told_beside_the_quotas_with_a_wait_that_is_true() {
     let over_cap = || {
         let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "keys_per_tenant", "too many");
         problem.retry_after_s = Some(400);
-        problem.limit = Some(Limit {
+        problem.limit = Some(Box::new(Limit {
             policy: "tenant-keys".into(),
             unit: "events".into(),
             most: 1_000,
             window_s: 86_400,
             left: 7,
-        });
+        }));
         IntakeReply::Refused(problem)
     };
     let policy = "\"tenant-keys\";q=1000;qu=\"events\";w=86400";

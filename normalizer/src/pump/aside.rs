@@ -10,6 +10,7 @@ use crate::progress::plan::{Trouble, Why};
 use crate::progress::settle::Settling;
 use crate::progress::store::StoreError;
 use crate::progress::{Intent, Marks, Progress, is_data};
+use crate::runtime::block_in_place;
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::ids::Name;
 use sluice_common::limits::RETRY_BACKOFF_MAX;
@@ -17,7 +18,6 @@ use sluice_common::metrics::Counter;
 use sluice_common::servers::ServerId;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::task::block_in_place;
 
 impl Driver {
     /// A range of which nothing was sent goes to another server, if its own does not answer; one that may

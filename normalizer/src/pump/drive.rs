@@ -14,9 +14,11 @@ use crate::progress::plan::{Next, Plan, Rules, Trouble};
 use crate::progress::settle::Settling;
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Marks, Progress, Proof, is_data};
+use crate::runtime::block_in_place;
 use parking_lot::Mutex;
 use sluice_common::books::LEDGER;
 use sluice_common::clock::SharedClock;
+use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::ids::{Name, source_o};
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::servers::ServerId;
@@ -27,7 +29,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::task::block_in_place;
 use tracing::Instrument as _;
 
 /// What driving needs; cheap to clone.
@@ -269,6 +270,7 @@ impl Driver {
         settling.answering(self.servers.answers(&server));
         let all = plan.tasks.is_none() && !work.is_told();
         let reports = tokio::select! {
+            biased;
             reports = self.caller.call(&way.occasion, work, plan, settling) => Some(reports),
             () = self.servers.lost(&server, self.park_after) => None,
         };
@@ -325,10 +327,18 @@ impl Driver {
             );
             self.metrics.add(Counter::GenerationBumps, new, &[]);
         }
-        store.write(Progress {
-            intent: Some(Intent { marks, ..intent }),
-            ..state
-        })
+        let (before, after) = match new {
+            0 => (Point::MarksPersist, Point::MarksPersisted),
+            _ => (Point::BumpPersist, Point::BumpPersisted),
+        };
+        store.pass(before)?;
+        if new == 0 || failpoint::is_on(Safety::Bump) {
+            store.write(Progress {
+                intent: Some(Intent { marks, ..intent }),
+                ..state
+            })?;
+        }
+        store.pass(after)
     }
 
     pub(super) async fn wait(&self, way: &mut Way<'_>, delay: Duration, reason: &str, alarm: bool) {

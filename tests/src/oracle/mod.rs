@@ -148,7 +148,7 @@ impl Oracle {
     /// # Panics
     /// Where it does not drain in time, or ClickHouse cannot be read.
     pub async fn drained_verdict(&mut self, deployment: &Deployment) -> Verdict {
-        drain(deployment).await;
+        drained(deployment).await;
         self.verdict(deployment).await
     }
 
@@ -237,7 +237,11 @@ impl Oracle {
     }
 }
 
-async fn drain(deployment: &Deployment) {
+/// Waits until nothing is in the log that is not settled.
+///
+/// # Panics
+/// Where that takes too long.
+pub async fn drained(deployment: &Deployment) {
     let normalizer = deployment.admin(Part::Normalizer);
     eventually("an empty backlog", DRAIN_DEADLINE, async || {
         let text = normalizer.get("/metrics").await.ok()?.text();

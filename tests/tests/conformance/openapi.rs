@@ -1,6 +1,6 @@
 //! `docs/openapi.yaml` against the routes in the code and against real answers.
 
-use crate::shared::{LIMITED_KEY, sluice};
+use crate::shared::{LIMITED_EVENTS, LIMITED_KEY, sluice};
 use http::Method;
 use serde_json::Value;
 use sluice_tests::client::Answer;
@@ -181,5 +181,30 @@ async fn real_answers_are_as_the_document_says() {
     for (client, method, path, body, expected) in cases {
         let answer = client.send(method, path, body).await.expect("an answer");
         assert_eq!(conforms(&document, &answer), expected, "{}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_to_a_tenant_with_a_quota_tells_its_limits_as_the_document_says() {
+    let (document, sluice) = (document(), sluice().await);
+    let limited = sluice.edge().with_key(LIMITED_KEY);
+    let too_many = "{\"id\":\"x\"}\n".repeat(LIMITED_EVENTS + 1);
+    for (body, expected) in [
+        ("{\"id\":\"limits\"}".to_owned(), 202),
+        ("{\"id\":1}".to_owned(), 422),
+        (too_many, 413),
+    ] {
+        let answer = limited.post("/v1/events/loose", body).await.expect("an answer");
+        assert_eq!(conforms(&document, &answer), expected, "{}", answer.text());
+        for (header, part) in [
+            ("ratelimit-policy", "\"tenant-events\";q=10000;qu=\"events\";w=10"),
+            ("ratelimit", "\"tenant-events\";r="),
+        ] {
+            assert!(
+                answer.header(header).contains(part),
+                "{expected}: {:?}",
+                answer.headers
+            );
+        }
     }
 }
