@@ -185,6 +185,9 @@ impl Driver {
         if !marks.dead.is_empty() || way.aside.iter().any(is_data) {
             marks.closing = true;
             told = closing::of_range(&closed.records, &marks, &way.aside);
+            // A start that finds the range closing sends its rows to nobody any more: what of them our own tables
+            // did not take must be elsewhere by then.
+            self.set_aside_own(&mut way, &marks, &told).await?;
             // What they say is durable before the first byte.
             block_in_place(|| self.persist(marks.clone()))?;
             let work = told.without(&way.aside);
