@@ -2,7 +2,6 @@
 //! elsewhere, so that the partition goes on (R16).
 
 use super::drive::{DriveError, Driver, Stage, Way};
-use super::range::sends;
 use crate::parked::file::FileError;
 use crate::parked::shelf::Share;
 use crate::progress::closing::{self, Aside, Work};
@@ -42,14 +41,7 @@ impl Driver {
         if lost.is_none_or(|lost| lost < self.park_after) {
             return Ok(false);
         }
-        let all = || {
-            let records = way.closed.records.iter().filter(|one| sends(one));
-            let tables = records.map(|one| one.record.meta.table.clone());
-            tables
-                .chain(own_tables())
-                .filter(|table| !way.aside.contains(table))
-                .collect()
-        };
+        let all = || stage.tables(way);
         let tables: Aside = settling.unsettled().unwrap_or_else(all);
         let trouble = Trouble {
             since: Duration::ZERO,
@@ -207,7 +199,7 @@ impl Driver {
     }
 }
 
-fn own_tables() -> impl Iterator<Item = Name> {
+pub(super) fn own_tables() -> impl Iterator<Item = Name> {
     [LEDGER, DEAD_LETTERS].into_iter().flat_map(Name::new)
 }
 

@@ -1,6 +1,7 @@
 //! One range's way to its outcome: the state machine of `progress::settle` with its calls, waits and
 //! writes; then what has to be told of refused rows and of tables that were set aside.
 
+use super::aside::own_tables;
 use super::books::Evidence;
 use super::call::{Caller, Occasion};
 use super::range::{ClosedRange, sends};
@@ -120,6 +121,20 @@ impl Stage<'_> {
             Self::Rows => left(way.closed, &way.aside),
             Self::Telling(_, told) => told.without(&way.aside),
         }
+    }
+
+    /// The tables whose rows it settles, but for those that are set aside. Once a range tells, its own rows are settled:
+    /// a table that were set aside only then would be counted as parked by nobody.
+    pub(super) fn tables(&self, way: &Way<'_>) -> Aside {
+        let records = match self {
+            Self::Rows => way.closed.records.as_slice(),
+            Self::Telling(..) => &[],
+        };
+        let sending = records.iter().filter(|one| sends(one));
+        let tables = sending.map(|one| one.record.meta.table.clone());
+        let mut tables: Aside = tables.chain(own_tables()).collect();
+        tables.retain(|table| !way.aside.contains(table));
+        tables
     }
 
     fn durable(&self, marks: Marks) -> Marks {

@@ -65,7 +65,7 @@ fn stormy(seed: u64) -> Plan {
 
 #[test]
 fn every_event_is_in_one_place_whatever_befalls_process_disk_and_clickhouse() {
-    hold("simulation", 130, stormy);
+    hold("simulation", 2_500, stormy);
 }
 
 #[test]

@@ -268,6 +268,9 @@ impl World {
         let ended = self.time.run(self.process(&disk, root.path(), work));
         let ended = if recorder.is_dead() { Ok(End::Died) } else { ended };
         let (left, last) = recorder.take();
+        // Each holds the other, and files.
+        *life.recorder.lock() = None;
+        *life.progress.lock() = None;
         self.say_disk(last.iter().filter(|line| !line.contains("spare")));
         (ended, left)
     }
