@@ -163,6 +163,15 @@ fn batches_roll_over_segments_whole_and_larger_ones_are_cut() {
 }
 
 #[test]
+fn a_batch_of_which_a_part_is_in_the_log_is_never_said_to_be_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, faults, _) = open_faulty(options(dir.path()));
+    faults.fail_create.store(true, Ordering::SeqCst);
+    assert_eq!(append(&log, 0..100, 1000), Err(AppendError::Unknown));
+    assert!(!keys_from(&log, 0).is_empty(), "the first segment was filled");
+}
+
+#[test]
 fn a_sync_of_the_disk_reads_the_same_as_the_cache() {
     let dir = tempfile::tempdir().unwrap();
     let mut small = options(dir.path());
