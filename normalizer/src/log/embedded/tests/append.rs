@@ -94,6 +94,7 @@ fn a_failed_write_leaves_nothing_and_the_log_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (log, faults, stopped) = open_faulty(options(dir.path()));
     append(&log, 0..2, 50).unwrap();
+    faults.no_marks.store(true, Ordering::SeqCst);
     faults.fail_write.store(true, Ordering::SeqCst);
     let refused = append(&log, 2..4, 50).unwrap_err();
     assert!(matches!(refused, AppendError::WriteFailed(_)) && refused.is_definite());

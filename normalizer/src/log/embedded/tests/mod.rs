@@ -143,6 +143,8 @@ pub fn until(what: &str, holds: impl Fn() -> bool) {
 #[derive(Default)]
 pub struct Faults {
     pub fail_write: AtomicBool,
+    /// Marks say what is durable, and lie over what a failed write has left.
+    pub no_marks: AtomicBool,
     pub fail_sync: AtomicBool,
     pub fail_create: AtomicBool,
     pub hold_syncs: AtomicBool,
@@ -167,6 +169,11 @@ impl DiskWatch for Faults {
                     let file = std::fs::File::options().write(true).open(path).unwrap();
                     file.write_all_at(bytes, *at).unwrap();
                 })
+            }
+            DiskOp::Write { bytes, .. }
+                if bytes.len() == mark::MARK_BYTES && self.no_marks.load(Ordering::SeqCst) =>
+            {
+                Err(io::Error::from_raw_os_error(5))
             }
             DiskOp::Sync { path } if path.extension().is_some_and(|ext| ext == "segment") => {
                 while self.hold_syncs.load(Ordering::SeqCst) {
