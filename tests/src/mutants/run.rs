@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// A test that takes longer hangs, which CI would notice too. The longest takes some 20 s.
+/// A test that takes longer hangs, which CI would notice too. The longest takes half a minute.
 const TEST_DEADLINE: Duration = Duration::from_secs(180);
 
 /// Of the simulation, which is slow in a build that is not optimised: a mutant that it is to notice shows early.
