@@ -7,10 +7,15 @@ SHELL := bash
 T ?=
 # S=name is the load test to run.
 S ?= smoke
-# One profile for tests and clippy: optimised, with assertions.
-PROFILE := --profile ci --locked
+# One profile for tests and clippy: optimised, with assertions, and with the points at which tests make
+# processes fail; nothing is built twice.
+PROFILE := --profile ci --locked --features failpoints
 # Where cargo puts release binaries.
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
+# And those that tests run.
+CIBIN := $(or $(CARGO_TARGET_DIR),target)/ci
+# How long `make torture` goes on, in seconds.
+SECS ?= 600
 CARGO_DENY_VERSION := 0.20.2
 
 .PHONY: help
@@ -33,6 +38,11 @@ run: build ## start everything on this machine, with a sample; Ctrl-C drains and
 test: setup ## run every test, or with T=word those whose name contains it
 	cargo build $(PROFILE) --workspace --bins
 	cargo test $(PROFILE) --workspace $(if $(T),-- $(T))
+
+.PHONY: torture
+torture: setup ## kills and broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there)
+	cargo build $(PROFILE) --workspace --bins
+	$(CIBIN)/sluice-torture --secs $(SECS) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
 
 .PHONY: lint-quick
 lint-quick: ## formatting and clippy

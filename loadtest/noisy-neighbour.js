@@ -12,7 +12,7 @@ import { summary } from './lib/summary.js';
 
 const settings = read({ keys: 2, duration: '60s', rate: 10, vus: 8, events: 20, p99: 1000 });
 const noisyEvents = settings.number('NOISY_EVENTS', 1000);
-const most = settings.number('RATIO', 20);
+const most = settings.number('RATIO', 12);
 const floor = settings.number('FLOOR_MS', 20);
 const [noisyKey, ...quietKeys] = settings.keys;
 const half = settings.duration / 2;

@@ -1,11 +1,16 @@
 //! `sluice-bench`: events per second, CPU per event, latencies and memory of the whole of Sluice on
 //! this machine, beside those of ClickHouse fed directly. See README.md for how to read them.
 
+mod admin;
 mod body;
+mod client;
+mod cores;
 mod drip;
 mod freshness;
 mod latency;
 mod load;
+mod neighbour;
+mod overload;
 mod refusal;
 mod report;
 mod run;
@@ -46,6 +51,11 @@ enum Verb {
     Drip(drip::DripArgs),
     /// What a refused request costs the edge: CPU, and bytes written.
     Refusal(refusal::RefusalArgs),
+    /// How much slower quiet tenants get beside one that sends 50 times its quota. Needs two cores.
+    Neighbour(neighbour::NeighbourArgs),
+    /// What is left of the peak at three times as much, memory, answers, and the time until all is as before. Needs
+    /// two cores.
+    Overload(overload::OverloadArgs),
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +83,7 @@ struct RunArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     Json,
     Table,
 }
@@ -91,6 +101,8 @@ fn main() -> ExitCode {
             args,
         ),
         Verb::Refusal(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
+        Verb::Neighbour(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
+        Verb::Overload(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Drip(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
     };
     finish(on_one_thread(all(&ways, &args)), |reports| {
@@ -99,7 +111,7 @@ fn main() -> ExitCode {
 }
 
 /// One thread: the generator has little to do, and must not take cores from what is measured.
-fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(crate) fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

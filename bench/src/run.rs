@@ -4,7 +4,7 @@ use crate::freshness::{Probe, SERVICE};
 use crate::latency::Latency;
 use crate::load::{self, Ledger, Load, Target};
 use crate::report::{Process, Report};
-use crate::system::{Shape, System};
+use crate::system::{Shape, System, Tenant};
 use crate::usage::Usage;
 use indicatif::{ProgressBar, ProgressStyle};
 use ingestctl::http::Http;
@@ -19,6 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(180);
 /// How long merges may go on; what they use until then counts.
 const MERGES_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The tenant of a run.
+const TENANT: &str = "bench";
 
 /// What takes the events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +58,7 @@ impl Way {
 /// Where something does not start, is not acknowledged, or ClickHouse holds anything but each
 /// acknowledged event once.
 pub async fn run(way: Way, load: Load, dir: &Path) -> Result<Report, Failure> {
-    let system = System::start(way.shape(), dir).await?;
+    let system = System::start(way.shape(), &[Tenant::free(TENANT)], dir).await?;
     let outcome = measure(way, load, &system).await;
     system.stop().await;
     outcome
@@ -64,18 +67,18 @@ pub async fn run(way: Way, load: Load, dir: &Path) -> Result<Report, Failure> {
 async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failure> {
     let http = Http::default();
     let target = match &system.edge {
-        Some((edge, key)) => Target {
+        Some(edge) => Target {
             address: edge.clone(),
             path: "/v1/events/events".to_owned(),
-            key: Some(key.clone()),
+            key: Some(Tenant::free(TENANT).key()),
         },
         None => direct(way, system, &http).await?,
     };
     let over = Rc::new(Cell::new(false));
-    let probe = system.edge.clone().map(|(edge, key)| {
+    let probe = system.edge.clone().map(|edge| {
         let probe = Probe {
             edge,
-            key,
+            key: Tenant::free(TENANT).key(),
             clickhouse: system.clickhouse(),
             run: load.run,
             now_ms: load.now_ms,

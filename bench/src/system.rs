@@ -5,7 +5,6 @@ use crate::usage::{self, Usage};
 use clap::ValueEnum;
 use ingestctl::clickhouse::{ClickHouse, Options, Places};
 use ingestctl::demo;
-use serde_json::Value;
 use sluice_common::process::Failure;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -16,8 +15,6 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
-/// The tenant's key in the three processes' config: it lives as long as this run.
-const KEY: &str = "slc_bench_00000000000000000000000000000000";
 
 /// How Sluice runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,22 +25,59 @@ pub enum Shape {
     ThreeProcesses,
 }
 
+/// A tenant of a Sluice that is measured.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    pub id: String,
+    /// YAML; none: not limited.
+    pub quota: Option<String>,
+}
+
+impl Tenant {
+    /// One without limits.
+    #[must_use]
+    pub fn free(id: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            quota: None,
+        }
+    }
+
+    /// Its API key, which lives as long as this run.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("slc_{}_{:032}", self.id, 0)
+    }
+
+    fn yaml(&self) -> String {
+        let (id, hash) = (&self.id, demo::hash(&self.key()));
+        let quota = self.quota.as_ref().map(|quota| format!(", quota: {quota}"));
+        format!(
+            "  - {{id: {id}, keys: [{{sha256: \"{hash}\"}}]{}}}\n",
+            quota.unwrap_or_default()
+        )
+    }
+}
+
 /// Everything that runs. Dropping it kills all and removes the directory.
 #[derive(Debug)]
 pub struct System {
     services: Vec<(&'static str, Child)>,
     clickhouse: ClickHouse,
-    /// Where events go (`host:port`), and the key; absent without Sluice.
-    pub edge: Option<(String, String)>,
+    /// Where events go, `host:port`; absent without Sluice.
+    pub edge: Option<String>,
+    /// Admin listeners, `http://host:port`: all that have metrics.
+    pub admin: Vec<String>,
     dir: TempDir,
 }
 
 impl System {
-    /// Starts a ClickHouse, and Sluice before it where there is a `shape`; all files below `parent`.
+    /// Starts a ClickHouse, and Sluice with these tenants before it where there is a `shape`; all files below
+    /// `parent`. What is started inherits the caller's cores.
     ///
     /// # Errors
     /// What did not start, and where it says why.
-    pub async fn start(shape: Option<Shape>, parent: &Path) -> Result<Self, Failure> {
+    pub async fn start(shape: Option<Shape>, tenants: &[Tenant], parent: &Path) -> Result<Self, Failure> {
         let dir = tempfile::Builder::new()
             .prefix("sluice-bench-")
             .tempdir_in(parent)?;
@@ -58,59 +92,53 @@ impl System {
             services: Vec::new(),
             clickhouse: ClickHouse::start(options).await?,
             edge: None,
+            admin: Vec::new(),
             dir,
         };
-        match shape {
-            None => {}
-            Some(Shape::AllInOne) => system.start_all_in_one().await?,
-            Some(Shape::ThreeProcesses) => system.start_three().await?,
+        if let Some(shape) = shape {
+            system.start_sluice(shape, tenants).await?;
         }
         Ok(system)
     }
 
-    async fn start_all_in_one(&mut self) -> Result<(), Failure> {
-        let url = self.clickhouse();
-        let args = [
-            "up",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--clickhouse-url",
-            &url,
-        ];
-        let ready = self.start_service("ingestctl", &args).await?;
-        let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
-        let edge = text("edge").trim_start_matches("http://").to_owned();
-        self.edge = Some((edge, text("api_key")));
-        Ok(())
-    }
-
-    async fn start_three(&mut self) -> Result<(), Failure> {
+    async fn start_sluice(&mut self, shape: Shape, tenants: &[Tenant]) -> Result<(), Failure> {
         let [edge, edge_admin, inner, inner_admin, sink, sink_admin] = free_ports()?;
-        let hash = demo::hash(KEY);
         let url = self.clickhouse();
+        let tenants: String = tenants.iter().map(Tenant::yaml).collect();
         let config = format!(
             "edge: {{listen: [\"127.0.0.1:{edge}\"], admin: \"127.0.0.1:{edge_admin}\", normalizer: [\"http://127.0.0.1:{inner}\"]}}\n\
              normalizer: {{listen: \"127.0.0.1:{inner}\", admin: \"127.0.0.1:{inner_admin}\", sink_writer: [\"http://127.0.0.1:{sink}\"]}}\n\
              sink_writer: {{listen: \"127.0.0.1:{sink}\", admin: \"127.0.0.1:{sink_admin}\"}}\n\
-             internal: {{token: \"file:internal.token\"}}\nclickhouse: {{url: \"{url}\"}}\n\
-             tenants:\n  - {{id: bench, keys: [{{sha256: \"{hash}\"}}]}}\n"
+             internal: {{token: \"file:internal.token\"}}\nclickhouse: {{url: \"{url}\"}}\ntenants:\n{tenants}"
         );
         let path = self.dir.path().join("sluice.yaml");
         std::fs::write(&path, config)?;
         std::fs::create_dir_all(self.data())?;
         std::fs::write(self.data().join("internal.token"), "a-token-of-this-run\n")?;
         let path = path.display().to_string();
-        for name in ["sluice-sink-writer", "sluice-normalizer", "sluice-edge"] {
-            self.start_service(name, &["--config", &path]).await?;
-        }
-        self.edge = Some((format!("127.0.0.1:{edge}"), KEY.to_owned()));
+        let admin: &[u16] = match shape {
+            Shape::AllInOne => {
+                self.start_service("ingestctl", &["up", "--config", &path])
+                    .await?;
+                &[edge_admin]
+            }
+            Shape::ThreeProcesses => {
+                for name in ["sluice-sink-writer", "sluice-normalizer", "sluice-edge"] {
+                    self.start_service(name, &["--config", &path]).await?;
+                }
+                &[edge_admin, inner_admin, sink_admin]
+            }
+        };
+        self.admin = admin
+            .iter()
+            .map(|port| format!("http://127.0.0.1:{port}"))
+            .collect();
+        self.edge = Some(format!("127.0.0.1:{edge}"));
         Ok(())
     }
 
     /// Starts a service of ours and reads its first line. Its log goes to a file of the directory.
-    async fn start_service(&mut self, name: &'static str, args: &[&str]) -> Result<Value, Failure> {
+    async fn start_service(&mut self, name: &'static str, args: &[&str]) -> Result<(), Failure> {
         let log = self.dir.path().join(format!("{name}.log"));
         let mut child = Command::new(beside(name)?)
             .args(args)
@@ -131,11 +159,15 @@ impl System {
                 .ok();
         }
         self.services.push((name, child));
-        serde_json::from_str(&line).map_err(|_| {
-            let words = std::fs::read_to_string(&log).unwrap_or_default();
-            let last: Vec<&str> = words.lines().rev().take(5).collect();
-            Failure::new(format!("{name} did not get ready: {}", last.join(" | ")))
-        })
+        if line.starts_with('{') {
+            return Ok(());
+        }
+        let words = std::fs::read_to_string(&log).unwrap_or_default();
+        let last: Vec<&str> = words.lines().rev().take(5).collect();
+        Err(Failure::new(format!(
+            "{name} did not get ready: {}",
+            last.join(" | ")
+        )))
     }
 
     fn data(&self) -> PathBuf {

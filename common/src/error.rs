@@ -16,6 +16,25 @@ pub struct Problem {
     /// Seconds until a retry makes sense, where that is known.
     #[serde(default)]
     pub retry_after_s: Option<u32>,
+    /// The limit that it is about, for the headers of limits.
+    #[serde(default)]
+    pub limit: Option<Box<Limit>>,
+}
+
+/// One limit and what is left of it, as `RateLimit-Policy` and `RateLimit` tell it
+/// (draft-ietf-httpapi-ratelimit-headers).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Its name: `tenant-keys`.
+    pub policy: Cow<'static, str>,
+    /// What is counted: `events`.
+    pub unit: Cow<'static, str>,
+    /// How many may come within the window.
+    pub most: u64,
+    /// Seconds that the window lasts.
+    pub window_s: u64,
+    /// How many more may come now.
+    pub left: u64,
 }
 
 impl Problem {
@@ -27,6 +46,7 @@ impl Problem {
             code: Cow::Borrowed(code),
             detail: detail.into(),
             retry_after_s: None,
+            limit: None,
         }
     }
 

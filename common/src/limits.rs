@@ -85,6 +85,20 @@ pub const BODY_TOTAL_DEADLINE: Duration = Duration::from_secs(60);
 pub const MAX_CONNECTIONS: usize = 10_000;
 /// Of them from one address, where the config is silent: more than any client's pool, a tenth of all.
 pub const MAX_CONNECTIONS_PER_ADDRESS: usize = 1_024;
+/// Of them with requests of one tenant, where the config is silent: half, so that one tenant's fleet of agents keeps no
+/// other tenant out.
+pub const MAX_CONNECTIONS_PER_TENANT: usize = MAX_CONNECTIONS / 2;
+/// Tenants for which one connection counts: a client has one, a gateway some.
+pub const CONNECTION_TENANTS: usize = 16;
+/// An HTTP/2 connection without a request for so long is ended by GOAWAY: longer than senders pause, and shorter than
+/// most firewalls remember a silent connection. HTTP/1 has no way to say so, and [`HEADER_DEADLINE`].
+pub const H2_IDLE_DEADLINE: Duration = Duration::from_secs(60);
+/// An HTTP/2 peer that said nothing for so long is pinged.
+pub const H2_PING_INTERVAL: Duration = Duration::from_secs(20);
+/// One that does not answer a ping for so long is gone: its connection is closed.
+pub const H2_PING_DEADLINE: Duration = Duration::from_secs(20);
+/// A connection that was told to end, and carries no request, is left after so long: the peer does not go.
+pub const FAREWELL_DEADLINE: Duration = Duration::from_secs(10);
 /// HTTP/2 streams that a peer opened and reset before they were looked at, and streams that were reset for an error of
 /// the peer's: with more of either its connection is closed. Honest clients cancel a few.
 pub const MAX_H2_RESETS: usize = 128;
@@ -262,6 +276,34 @@ pub const MAX_TLS_FILE_BYTES: u64 = 4 * MIB as u64;
 /// Largest config file.
 pub const MAX_CONFIG_BYTES: usize = 4 * MIB;
 
+// ---- memory: what these limits add up to; docs/operations.md has it as a table ----
+
+/// Code, metrics, threads, and what an allocator keeps: a process that has done some work and is idle.
+pub const PROCESS_BYTES: usize = 64 * MIB;
+/// A connection with its task and buffers.
+pub const CONNECTION_BYTES: usize = 24 * KIB;
+/// A full bucket of dedup's state in memory, and how many there may be: one that grows and three that are frozen.
+pub const DEDUP_BUCKET_BYTES: usize = 118_000_000;
+/// See [`DEDUP_BUCKET_BYTES`].
+pub const DEDUP_BUCKETS: usize = 4;
+/// `dedup.memory` where the config is silent.
+pub const DEDUP_MEMORY_BYTES: usize = 256 * MIB;
+/// Most that an edge holds.
+pub const EDGE_MEMORY_BYTES: usize = PROCESS_BYTES + EDGE_BODY_BYTES + MAX_CONNECTIONS * CONNECTION_BYTES;
+/// Most that a normalizer holds: bodies and the columns of their size, columns and frames that wait for the log, its
+/// tail, a range that settles and one that grows, and dedup's state.
+pub const NORMALIZER_MEMORY_BYTES: usize = PROCESS_BYTES
+    + 2 * INTAKE_BYTES
+    + 2 * LOG_QUEUE_BYTES
+    + TAIL_CACHE_BYTES
+    + 2 * (MAX_RANGE_FRAME_BYTES + MAX_RANGE_BYTES)
+    + DEDUP_BUCKETS * DEDUP_BUCKET_BYTES
+    + DEDUP_MEMORY_BYTES;
+/// Most that a sink-writer holds: calls with their columns, and of these the blocks and the bodies made of them.
+pub const SINK_MEMORY_BYTES: usize = PROCESS_BYTES + 3 * SINK_CALL_BYTES;
+/// Most that Sluice holds on one machine, in whichever shape.
+pub const MEMORY_BYTES: usize = EDGE_MEMORY_BYTES + NORMALIZER_MEMORY_BYTES + SINK_MEMORY_BYTES;
+
 const _: () = {
     assert!(MAX_EVENTS_PER_REQUEST <= MAX_RECORD_ROWS);
     assert!(MAX_RECORD_ROWS <= 1 << 16);
@@ -289,6 +331,11 @@ const _: () = {
     assert!(GRANT_BACKLOG_PERCENT < 100);
     assert!(MAX_HANDSHAKES * 4 <= MAX_CONNECTIONS);
     assert!(LONG_DRAINS * 4 <= MAX_CONNECTIONS);
+    assert!(MAX_CONNECTIONS_PER_TENANT * 2 <= MAX_CONNECTIONS);
+    // A drain after an early refusal belongs to no request any more, and must not be cut off.
+    assert!(LONG_DRAIN_DEADLINE.as_secs() < FAREWELL_DEADLINE.as_secs());
+    assert!(FAREWELL_DEADLINE.as_secs() < H2_IDLE_DEADLINE.as_secs());
+    assert!(HEADER_DEADLINE.as_secs() < H2_IDLE_DEADLINE.as_secs());
     assert!(QUEUE_TARGET.as_millis() < EDGE_QUEUE_DEADLINE.as_millis());
     assert!(BUSY_HOLD.as_millis() * 2 <= EDGE_QUEUE_DEADLINE.as_millis());
     assert!(FORWARD_REQUESTS_FIRST <= FORWARD_REQUESTS);

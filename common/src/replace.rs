@@ -7,9 +7,9 @@
 //! # Recovery
 //! What a crash left of the fresh file is removed by the next write to the same place.
 
-use std::fs::{File, Permissions};
+use crate::disk::{Disk, parent_of};
+use std::fs::Permissions;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 /// For files that hold secrets.
@@ -20,46 +20,51 @@ pub const OWNER_ONLY: u32 = 0o600;
 /// # Errors
 /// The old file is there still, unless it was the directory that could not be synced.
 pub fn replace(fresh: &Path, path: &Path, bytes: &[u8], permissions: Permissions) -> io::Result<()> {
-    rename(fresh, path, bytes, permissions)?;
-    sync_dir_of(path)
+    replace_on(&Disk::default(), (fresh, path), bytes, permissions)
+}
+
+/// The same on a disk that may be watched.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_on(
+    disk: &Disk,
+    (fresh, path): (&Path, &Path),
+    bytes: &[u8],
+    permissions: Permissions,
+) -> io::Result<()> {
+    rename(disk, (fresh, path), bytes, permissions)?;
+    disk.sync_dir(parent_of(path))
 }
 
 /// The same without the directory's sync: for who must tell the two failures apart.
 ///
 /// # Errors
 /// The old file is there still; the fresh one is gone, so that a full volume gets its room back.
-pub fn rename(fresh: &Path, path: &Path, bytes: &[u8], permissions: Permissions) -> io::Result<()> {
-    let renamed = write(fresh, bytes, permissions).and_then(|()| std::fs::rename(fresh, path));
+pub fn rename(
+    disk: &Disk,
+    (fresh, path): (&Path, &Path),
+    bytes: &[u8],
+    permissions: Permissions,
+) -> io::Result<()> {
+    let renamed = write(disk, fresh, bytes, permissions).and_then(|()| disk.rename(fresh, path));
     if renamed.is_err() {
         // It may never have been made.
-        std::fs::remove_file(fresh).ok();
+        disk.remove(fresh).ok();
     }
     renamed
 }
 
-fn write(fresh: &Path, bytes: &[u8], permissions: Permissions) -> io::Result<()> {
+fn write(disk: &Disk, fresh: &Path, bytes: &[u8], permissions: Permissions) -> io::Result<()> {
     // Anew, so that nobody holds it open and its permissions are ours from the first byte on.
-    match std::fs::remove_file(fresh) {
+    match disk.remove(fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(OWNER_ONLY)
-        .open(fresh)?;
+    let mut file = disk.create_new(fresh, OWNER_ONLY)?;
     file.write_all(bytes)?;
     file.set_permissions(permissions)?;
     file.sync_all()
-}
-
-/// Makes the entries of the directory that holds `path` durable.
-///
-/// # Errors
-/// Nobody knows what a power loss leaves then.
-pub fn sync_dir_of(path: &Path) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

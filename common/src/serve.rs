@@ -5,7 +5,8 @@ pub mod connections;
 mod preface;
 
 use crate::limits::{
-    HEADER_DEADLINE, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, MAX_H2_RESETS, MAX_H2_STREAMS,
+    FAREWELL_DEADLINE, H2_IDLE_DEADLINE, H2_PING_DEADLINE, H2_PING_INTERVAL, HEADER_DEADLINE,
+    MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, MAX_CONNECTIONS_PER_TENANT, MAX_H2_RESETS, MAX_H2_STREAMS,
     MAX_HEADER_BYTES,
 };
 use crate::shutdown::Stop;
@@ -14,14 +15,16 @@ use axum::Router;
 use connections::{Caps, Connections, Place};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use std::error::Error;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 /// Who is at the other end of a connection; in each request's extensions.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +45,34 @@ pub struct Bounds {
     pub h2_streams: u32,
     /// HTTP/2 flow-control window of a stream, and a quarter of a connection's.
     pub h2_window_bytes: u32,
+    pub quiet: Quiet,
+}
+
+/// What becomes of connections on which nothing happens. One of HTTP/1 has [`HEADER_DEADLINE`] for its next request.
+#[derive(Debug, Clone, Copy)]
+pub struct Quiet {
+    /// From this time without a request on one of HTTP/2 is ended by GOAWAY. None: never.
+    pub h2_idle: Option<Duration>,
+    /// A peer that says nothing for so long is pinged, of HTTP/2.
+    pub h2_ping: Duration,
+    /// One that does not answer a ping for so long is gone.
+    pub h2_pong: Duration,
+    /// One that was told to go, and does not for so long after its last request, is left.
+    pub farewell: Duration,
+}
+
+impl Quiet {
+    const CLIENTS: Self = Self {
+        h2_idle: Some(H2_IDLE_DEADLINE),
+        h2_ping: H2_PING_INTERVAL,
+        h2_pong: H2_PING_DEADLINE,
+        farewell: FAREWELL_DEADLINE,
+    };
+    /// Of our own services, which keep their connections.
+    const INNER: Self = Self {
+        h2_idle: None,
+        ..Self::CLIENTS
+    };
 }
 
 impl Bounds {
@@ -50,27 +81,33 @@ impl Bounds {
         connections: Caps {
             total: MAX_CONNECTIONS,
             per_address: MAX_CONNECTIONS_PER_ADDRESS,
+            per_tenant: MAX_CONNECTIONS_PER_TENANT,
         },
         h2_streams: MAX_H2_STREAMS,
         h2_window_bytes: 1024 * 1024,
+        quiet: Quiet::CLIENTS,
     };
     /// For our own services: few connections, many calls on each.
     pub const INNER: Self = Self {
         connections: Caps {
             total: 1_024,
             per_address: 1_024,
+            per_tenant: 1_024,
         },
         h2_streams: 4_096,
         h2_window_bytes: 16 * 1024 * 1024,
+        quiet: Quiet::INNER,
     };
     /// For probes and metrics.
     pub const ADMIN: Self = Self {
         connections: Caps {
             total: 64,
             per_address: 64,
+            per_tenant: 64,
         },
         h2_streams: 16,
         h2_window_bytes: 64 * 1024,
+        quiet: Quiet::CLIENTS,
     };
 }
 
@@ -114,11 +151,12 @@ pub async fn serve_among(
     stop: Stop,
 ) {
     let Door { listener, tls } = door.into();
-    let graceful = GracefulShutdown::new();
+    let tasks = TaskTracker::new();
     let host = Arc::new(Host {
         server: server(bounds),
         router,
         tls,
+        quiet: bounds.quiet,
     });
     loop {
         let accepted = tokio::select! {
@@ -137,17 +175,18 @@ pub async fn serve_among(
         let Ok(place) = connections.enter(peer.ip(), Instant::now()) else {
             continue;
         };
-        let (host, watcher, stop) = (Arc::clone(&host), graceful.watcher(), stop.clone());
+        let (host, stop) = (Arc::clone(&host), stop.clone());
         let place = Arc::new(place);
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             tokio::select! {
-                () = host.receive(stream, (peer, Arc::clone(&place)), watcher, stop) => {}
+                () = host.receive(stream, (peer, Arc::clone(&place)), stop) => {}
                 () = place.taken() => tracing::debug!(%peer, "an idle connection gave way"),
             }
         });
     }
     drop(listener);
-    graceful.shutdown().await;
+    tasks.close();
+    tasks.wait().await;
 }
 
 /// What every connection of one listener is served with.
@@ -155,32 +194,26 @@ struct Host {
     server: auto::Builder<TokioExecutor>,
     router: Router,
     tls: Option<ServerTls>,
+    quiet: Quiet,
 }
 
 impl Host {
     /// One connection, from its first byte to its last.
-    async fn receive(
-        &self,
-        stream: TcpStream,
-        (peer, place): (SocketAddr, Arc<Place>),
-        watcher: Watcher,
-        stop: Stop,
-    ) {
+    async fn receive(&self, stream: TcpStream, (peer, place): (SocketAddr, Arc<Place>), stop: Stop) {
         // A socket without TCP_NODELAY still works; one that is already closed is not worth a line.
         if stream.set_nodelay(true).is_err() {
             return;
         }
         let Some(tls) = &self.tls else {
             let nobody = ClientCertificate::default();
-            return self.converse(stream, (peer, nobody, place), watcher, stop).await;
+            return self.converse(stream, (peer, nobody, place), stop).await;
         };
         let shaken = tokio::select! {
             shaken = tls.accept(stream, peer) => shaken,
             () = stop.cancelled() => None,
         };
         if let Some((stream, certificate)) = shaken {
-            self.converse(stream, (peer, certificate, place), watcher, stop)
-                .await;
+            self.converse(stream, (peer, certificate, place), stop).await;
         }
     }
 
@@ -188,7 +221,6 @@ impl Host {
         &self,
         io: IO,
         (peer, certificate, place): (SocketAddr, ClientCertificate, Arc<Place>),
-        watcher: Watcher,
         stop: Stop,
     ) where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -198,19 +230,46 @@ impl Host {
             () = stop.cancelled() => None,
         };
         let Some(io) = spoken else { return };
+        let carrier = Arc::clone(&place);
         let service = tower::ServiceBuilder::new()
             .layer(axum::Extension(PeerAddress(peer)))
             .layer(axum::Extension(certificate))
-            .map_future(move |answer| Arc::clone(&place).carry(answer))
+            .layer(axum::Extension(Arc::clone(&place)))
+            .map_future(move |answer| Arc::clone(&carrier).carry(answer))
             .service(self.router.clone());
         let service = TowerToHyperService::new(service);
-        let connection = self
-            .server
-            .serve_connection(TokioIo::new(io), service)
-            .into_owned();
-        if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(%peer, %error, "connection ended");
+        let connection = self.server.serve_connection(TokioIo::new(io), service);
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return log(peer, ended),
+            () = self.reason_to_end(&place, &stop) => {}
         }
+        // Requests under way are finished; a peer that does not go by itself is left.
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = connection => log(peer, ended),
+            () = place.quiet(self.quiet.farewell) => tracing::debug!(%peer, "a connection was left"),
+        }
+    }
+
+    async fn reason_to_end(&self, place: &Place, stop: &Stop) {
+        let idle = async {
+            match self.quiet.h2_idle {
+                Some(time) => place.quiet(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = place.ending() => {}
+            () = idle => {}
+        }
+    }
+}
+
+fn log(peer: SocketAddr, ended: Result<(), Box<dyn Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "connection ended");
     }
 }
 
@@ -231,20 +290,10 @@ fn server(bounds: Bounds) -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(bounds.h2_window_bytes)
         .initial_connection_window_size(bounds.h2_window_bytes.saturating_mul(4))
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(20));
+        .keep_alive_interval(bounds.quiet.h2_ping)
+        .keep_alive_timeout(bounds.quiet.h2_pong);
     server
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_taken_port_is_told_with_its_address() {
-        let first = listen("127.0.0.1:0").await.expect("a port");
-        let address = first.local_addr().expect("an address").to_string();
-        let error = listen(&address).await.expect_err("taken").to_string();
-        assert!(error.contains(&address), "{error}");
-    }
-}
+mod tests;

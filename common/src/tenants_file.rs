@@ -15,6 +15,7 @@ mod quota;
 pub use quota::set_quota;
 
 use crate::config::{Config, KeyHash, Quota, Tenant, Weight};
+use crate::disk::Disk;
 use crate::ids::{Name, TenantId};
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::replace::{OWNER_ONLY, replace};
@@ -170,7 +171,8 @@ impl TenantsFile {
 
     fn lock(&self) -> Result<File, TenantsFileError> {
         if let Some(dir) = self.path.parent() {
-            std::fs::create_dir_all(dir).map_err(|error| self.io("make the directory of", error))?;
+            let made = Disk::default().make_dir(dir, 0o777);
+            made.map_err(|error| self.io("make the directory of", error))?;
         }
         let path = with_suffix(&self.path, ".lock");
         let file = File::options()

@@ -1,16 +1,20 @@
 //! Handing a request to the normalizer: it waits for its turn, is passed on, and is answered.
 //!
-//! While it waits it is its client's: nothing was passed on, and a client that goes away takes it along. Passed on,
+//! While it waits it is its client's: nothing was passed on, and a client that goes away takes it along, its memory and
+//! what its tenant was charged included. Passed on,
 //! it is carried by a task of its own, which a client's going away does not end (R4): what was begun is finished, and
 //! its bytes stay charged until then. It is tried again only where it is certain that nothing was appended: after
 //! "busy", and after "unknown dataset" where this edge's config has the dataset. Then the normalizer has yet to take
 //! the config that the edge took a moment ago.
 
-use crate::admission::{Shed, TenantAdmission};
+use crate::admission::{BodyPermit, Shed, TenantAdmission};
 use crate::auth::Tenants;
 use crate::health::Health;
 use crate::queue::{FairQueue, Ticket, Turn};
+use crate::quota::Charge;
+use http::StatusCode;
 use sluice_common::error::Problem;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::limits::EDGE_FORWARD_DEADLINE;
 use sluice_common::wire::intake::{BusyScope, IntakeReply, IntakeRequest};
 use sluice_common::wire::transport::Seam;
@@ -36,6 +40,25 @@ impl std::fmt::Debug for Forwarder {
         f.debug_struct("Forwarder")
             .field("under_way", &self.tasks.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// What a request holds: memory, a place among its tenant's requests, and what the tenant was charged. The charge is
+/// given back when this is dropped, but where the request was passed on and may have been taken, or was at fault.
+#[derive(Debug)]
+pub struct Held {
+    pub permit: BodyPermit,
+    pub charge: Charge,
+}
+
+impl Held {
+    /// Its request was answered: lets go of all but the charge.
+    #[must_use]
+    pub fn answered(self) -> Charge {
+        let Self { permit, mut charge } = self;
+        drop(permit);
+        charge.answered();
+        charge
     }
 }
 
@@ -67,8 +90,8 @@ impl Forwarder {
         }
     }
 
-    /// The normalizer's answer. What is `held` (memory, a place among the tenant's requests) is held until there is
-    /// one, even past the deadline at which this gives up waiting.
+    /// The normalizer's answer, and what was held until there was one. Without an answer in time it is held on, and
+    /// not given back here.
     ///
     /// # Errors
     /// [`Shed`]: the request never had its turn, or the normalizer was busy for as long as it may wait.
@@ -76,8 +99,9 @@ impl Forwarder {
         &self,
         request: IntakeRequest,
         tenant: Arc<TenantAdmission>,
-        mut held: impl Send + 'static,
-    ) -> Result<IntakeReply, Shed> {
+        mut held: Held,
+    ) -> Result<(IntakeReply, Option<Held>), Shed> {
+        held.charge.waits();
         let begun = Instant::now();
         let mut ticket = Ticket::new(&request.tenant, request.weight, request.body.len(), begun);
         loop {
@@ -86,7 +110,7 @@ impl Forwarder {
             let reply;
             (reply, held) = match passed.await {
                 Ok(answered) => answered,
-                Err(lost) => return Ok(lost),
+                Err(lost) => return Ok((lost, None)),
             };
             let now = Instant::now();
             match &reply {
@@ -97,14 +121,15 @@ impl Forwarder {
                     ticket.again();
                 }
                 IntakeReply::Refused(problem) if self.is_ahead(problem, &request) => {
+                    held.charge.waits();
                     if now >= begun + CONFIG_DEADLINE {
-                        return Ok(not_yet_known());
+                        return Ok((not_yet_known(), Some(held)));
                     }
                     sleep(CONFIG_WAIT).await;
                     ticket.renew(Instant::now());
                 }
                 IntakeReply::Rows(_) | IntakeReply::Refused(_) | IntakeReply::Unavailable { .. } => {
-                    return Ok(reply);
+                    return Ok((reply, Some(held)));
                 }
             }
         }
@@ -114,15 +139,22 @@ impl Forwarder {
     ///
     /// # Errors
     /// What a client is told where there was no answer; the task keeps what is held.
-    async fn pass_on<H: Send + 'static>(
+    async fn pass_on(
         &self,
         turn: Turn,
         request: IntakeRequest,
         tenant: Arc<TenantAdmission>,
-        held: H,
-    ) -> Result<(IntakeReply, H), IntakeReply> {
+        mut held: Held,
+    ) -> Result<(IntakeReply, Held), IntakeReply> {
         let this = self.clone();
-        let task = async move { (this.carry(turn, request, &tenant).await, held) };
+        held.charge.passed_on();
+        let task = async move {
+            let reply = this.carry(turn, request, &tenant).await;
+            if was_refused(&reply) {
+                held.charge.waits();
+            }
+            (reply, held)
+        };
         let task = self.tasks.spawn(task.in_current_span());
         let wait = EDGE_FORWARD_DEADLINE + GRACE;
         match timeout(wait, task).await {
@@ -138,11 +170,7 @@ impl Forwarder {
     /// One try, and what is learnt from it.
     async fn carry(&self, turn: Turn, request: IntakeRequest, tenant: &TenantAdmission) -> IntakeReply {
         let random = request.request.0;
-        let seam = self.seams[turn.normalizer()].clone();
-        let reply = match seam.oneshot(request).await {
-            Ok(reply) => reply,
-            Err(never) => match never {},
-        };
+        let reply = self.exchange(turn.normalizer(), request).await;
         let now = Instant::now();
         self.health.saw(&reply, now);
         match &reply {
@@ -171,6 +199,24 @@ impl Forwarder {
         reply
     }
 
+    async fn exchange(&self, normalizer: usize, request: IntakeRequest) -> IntakeReply {
+        if let Err(error) = failpoint::hit(Point::EdgeForward) {
+            return IntakeReply::Unavailable {
+                unknown: false,
+                reason: error.to_string(),
+                retry_after_ms: 1_000,
+            };
+        }
+        let reply = match self.seams[normalizer].clone().oneshot(request).await {
+            Ok(reply) => reply,
+            Err(never) => match never {},
+        };
+        match failpoint::hit(Point::EdgeAnswered) {
+            Ok(()) => reply,
+            Err(error) => unknown(error.to_string()),
+        }
+    }
+
     /// Whether the normalizer refuses a dataset that this edge's config has.
     fn is_ahead(&self, problem: &Problem, request: &IntakeRequest) -> bool {
         problem.code == "unknown_dataset" && self.tenants.dataset_exists(&request.dataset)
@@ -180,6 +226,19 @@ impl Forwarder {
     pub async fn drained(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+/// Whether nothing of the request was taken though nothing is wrong with it: it will come again.
+fn was_refused(reply: &IntakeReply) -> bool {
+    match reply {
+        IntakeReply::Busy { .. } => true,
+        IntakeReply::Unavailable { unknown, .. } => !unknown,
+        IntakeReply::Refused(problem) => {
+            let status = problem.status();
+            status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+        }
+        IntakeReply::Rows(_) => false,
     }
 }
 

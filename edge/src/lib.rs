@@ -10,6 +10,7 @@
 mod admission;
 mod auth;
 mod body;
+mod connection_cap;
 mod forward;
 mod gate;
 mod handlers;
@@ -155,6 +156,7 @@ fn caps(config: &Config) -> Caps {
     Caps {
         total: number(config.edge.connections.total),
         per_address: number(config.edge.connections.per_address),
+        per_tenant: number(config.edge.connections.per_tenant),
     }
 }
 
@@ -165,6 +167,8 @@ fn show_zeros(metrics: &Metrics) {
     for reason in quota::REASONS {
         metrics.zeros(Counter::Shed, &[&[("where", "edge"), ("reason", reason)]]);
     }
+    let connections = ("reason", connection_cap::REASON);
+    metrics.zeros(Counter::Shed, &[&[("where", "edge"), connections]]);
     for outcome in ["accepted", "rejected"] {
         metrics.zeros(Counter::Events, &[&[("stage", "edge"), ("outcome", outcome)]]);
     }

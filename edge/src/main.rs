@@ -39,7 +39,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         LogFormat::Human
     };
     let telemetry = telemetry::begin("sluice-edge", &config.config, format)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = sluice_common::process::runtime()?;
     let ended = runtime.block_on(sluice_edge::run_alone(&config, options.json));
     // What is still running after the deadline is not waited for.
     runtime.shutdown_background();

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
-use sluice_common::error::Problem;
+use sluice_common::error::{Limit, Problem};
 use sluice_common::ids::RequestId;
 use sluice_common::wire::intake::{IntakeReply, RowsAnswer};
 use std::time::Duration;
@@ -129,6 +129,18 @@ impl Refusal {
     pub fn closing(mut self) -> Self {
         self.close = true;
         self
+    }
+
+    /// The limit that it is about, where that is kept behind the edge.
+    #[must_use]
+    pub fn limit(&self) -> Option<&Limit> {
+        self.problem.limit.as_deref()
+    }
+
+    /// What `Retry-After` is at least, before it is spread.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        self.retry_after
     }
 
     /// Why it was shed for want of room, if it was: the metric's label.

@@ -11,6 +11,7 @@
 //! | `linger` | — | a client in the middle of its sending still sees an early refusal |
 //! | routing | 404, 405 | costs nothing and says nothing about tenants |
 //! | authenticate | 401 | before anything is done for a stranger |
+//! | [connections](crate::connection_cap) | 429 | known with the tenant; a connection too many is to end, whatever it asks for |
 //! | dataset | 403, 404 | what the tenant may do, before what it sent |
 //! | media type, encoding | 415 | from the head alone |
 //! | length | 413 | from the head alone, before memory is taken |
@@ -30,15 +31,16 @@ use crate::auth::Tenant;
 use crate::body::BodyPlan;
 use crate::quota::Charge;
 use crate::respond::{self, Outcome, Refusal};
-use crate::{linger, routes};
-use axum::Router;
+use crate::{connection_cap, linger, routes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Router};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Version};
 use sluice_common::ids::RequestId;
 use sluice_common::metrics::{Counter, Histogram};
+use sluice_common::serve::connections::Place;
 use sluice_common::telemetry::set_parent;
 use sluice_common::tls::ClientCertificate;
 use sluice_common::trace::TraceContext;
@@ -80,6 +82,9 @@ pub struct Passed {
     pub permit: BodyPermit,
 }
 
+/// What a connection says of its requests.
+pub type Connection = (Extension<ClientCertificate>, Extension<Arc<Place>>);
+
 /// The checks that need the head and the connection only, in their order.
 ///
 /// # Errors
@@ -87,12 +92,13 @@ pub struct Passed {
 pub fn check(
     edge: &Edge,
     headers: &HeaderMap,
-    shown: &ClientCertificate,
+    (Extension(shown), Extension(place)): &Connection,
     dataset: &str,
 ) -> Result<Passed, Refusal> {
     let tenant = edge.tenants.authenticate(headers, shown)?;
     let span = tracing::Span::current();
     span.record("tenant", tenant.id.as_str());
+    connection_cap::count(place, &tenant.id)?;
     routes::check_dataset(edge, &tenant, dataset)?;
     span.record("dataset", dataset);
     let plan = BodyPlan::of(headers)?;

@@ -27,6 +27,18 @@ struct Step {
     events: HashMap<TenantId, u64>,
 }
 
+/// Events that do not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverCap {
+    /// How many may come within the window.
+    pub most: u64,
+    pub window_ms: u64,
+    /// How many more may come now.
+    pub left: u64,
+    /// Until so many have left the window that these fit, if no others come. None: they are more than `most`.
+    pub wait_ms: Option<u64>,
+}
+
 impl KeyCap {
     /// A cap of `limit` events in `window_ms`; `known` are those that dedup remembers at start.
     #[must_use]
@@ -84,24 +96,25 @@ impl KeyCap {
     /// Charges `events` to the tenant.
     ///
     /// # Errors
-    /// How many milliseconds until the oldest step leaves the window, where they would not fit.
-    pub fn charge(&self, tenant: &TenantId, events: u64, now: UnixMs) -> Result<(), u64> {
+    /// [`OverCap`]: nothing is charged.
+    pub fn charge(&self, tenant: &TenantId, events: u64, now: UnixMs) -> Result<(), OverCap> {
         let mut counts = self.0.lock();
-        let Counts {
-            limit,
-            step_ms,
-            steps,
-        } = &mut *counts;
-        let number = now / *step_ms;
-        while steps.front().is_some_and(|step| step.number + STEPS < number) {
-            steps.pop_front();
+        let number = now / counts.step_ms;
+        while let Some(step) = counts.steps.front()
+            && step.number + STEPS < number
+        {
+            counts.steps.pop_front();
         }
-        let held: u64 = steps.iter().filter_map(|step| step.events.get(tenant)).sum();
-        if held + events > *limit {
-            let oldest = steps.iter().find(|step| step.events.contains_key(tenant));
-            let leaves = oldest.map_or(number, |step| step.number) + STEPS + 1;
-            return Err((leaves * *step_ms).saturating_sub(now).max(1_000));
+        let held = counts.held(tenant);
+        if held + events > counts.limit {
+            return Err(OverCap {
+                most: counts.limit,
+                window_ms: counts.step_ms * STEPS,
+                left: counts.limit.saturating_sub(held),
+                wait_ms: counts.wait(tenant, events, now),
+            });
         }
+        let steps = &mut counts.steps;
         if steps.back().is_none_or(|step| step.number < number) {
             steps.push_back(Step {
                 number,
@@ -112,6 +125,24 @@ impl KeyCap {
             *step.events.entry(tenant.clone()).or_default() += events;
         }
         Ok(())
+    }
+}
+
+impl Counts {
+    fn held(&self, tenant: &TenantId) -> u64 {
+        self.steps.iter().filter_map(|step| step.events.get(tenant)).sum()
+    }
+
+    /// How many milliseconds until so many of the tenant's events have left the window that `events` more fit.
+    fn wait(&self, tenant: &TenantId, events: u64, now: UnixMs) -> Option<u64> {
+        let stays = self.limit.checked_sub(events)?;
+        let mut held = self.held(tenant);
+        let last = self.steps.iter().find(|step| {
+            held -= step.events.get(tenant).copied().unwrap_or(0);
+            held <= stays
+        })?;
+        let leaves = (last.number + STEPS + 1) * self.step_ms;
+        Some(leaves.saturating_sub(now).max(1_000))
     }
 }
 
@@ -129,13 +160,31 @@ mod tests {
         assert_eq!(cap.charge(&a, 52, 1_000_000), Ok(()));
         cap.refund(&a, 2);
         assert_eq!(cap.charge(&a, 2, 1_000_000), Ok(()));
-        let wait = cap.charge(&a, 1, 1_000_500).expect_err("over");
+        let over = cap.charge(&a, 1, 1_000_500).expect_err("over");
+        assert_eq!((over.most, over.window_ms, over.left), (100, 24_000, 0));
+        let wait = over.wait_ms.expect("it fits once there is room");
         assert_eq!(cap.charge(&b, 100, 1_000_500), Ok(()));
         assert_eq!(
             cap.charge(&a, 1, 1_000_500 + wait),
             Ok(()),
             "whoever waits that long is let in"
         );
+    }
+
+    #[test]
+    fn whoever_waits_as_told_is_let_in_and_a_step_earlier_is_not() {
+        let a = TenantId::new("a").expect("valid");
+        let cap = KeyCap::new(100, 24_000, HashMap::new(), 1_000_000);
+        for second in 0..10 {
+            assert_eq!(cap.charge(&a, 10, 1_000_000 + second * 1_000), Ok(()));
+        }
+        let over = cap.charge(&a, 35, 1_009_500).expect_err("over");
+        let wait = over.wait_ms.expect("it fits once there is room");
+        let early = cap.charge(&a, 35, 1_009_500 + wait - 1_000);
+        assert_eq!(early.expect_err("three steps have left").left, 30);
+        assert_eq!(cap.charge(&a, 35, 1_009_500 + wait), Ok(()));
+        let never = cap.charge(&a, 101, 2_000_000).expect_err("over");
+        assert_eq!((never.left, never.wait_ms), (100, None));
     }
 
     #[test]

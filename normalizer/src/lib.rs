@@ -17,6 +17,10 @@ pub mod log;
 pub mod parked;
 pub mod progress;
 pub mod pump;
+mod runtime;
 pub mod service;
+#[cfg(test)]
+mod sim;
 pub mod start;
+mod state;
 mod tenant_rate;

@@ -4,13 +4,13 @@ use crate::append::{Appender, NotAppended};
 use crate::grant::shares::Refused;
 use crate::grant::{Grant, Taken, Why};
 use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
-use crate::key_cap::KeyCap;
+use crate::key_cap::{KeyCap, OverCap};
 use crate::log::EmbeddedLog;
 use crate::parked::shelf::Shelf;
 use crate::tenant_rate::TenantRate;
 use http::StatusCode;
 use sluice_common::clock::SharedClock;
-use sluice_common::error::Problem;
+use sluice_common::error::{Limit, Problem};
 use sluice_common::ids::Name;
 use sluice_common::limits::{INTAKE_BYTES, REJECT_MARKS_PER_SECOND};
 use sluice_common::metered::ByteBudget;
@@ -137,11 +137,11 @@ impl IntakeService {
             late_events,
         } = parsed;
         self.drift.add(&schema, observed, self.clock.now_ms());
-        if let Err(wait_ms) = self
+        if let Err(over) = self
             .key_cap
             .charge(&request.tenant, answer.accepted, self.clock.now_ms())
         {
-            return self.over_cap(wait_ms);
+            return self.over_cap(over);
         }
         for (reason, rows) in copies_dropped {
             self.metrics
@@ -264,9 +264,18 @@ impl IntakeService {
     }
 
     /// R9: not a matter of waiting in a queue, so the client is told.
-    fn over_cap(&self, wait_ms: u64) -> IntakeReply {
+    fn over_cap(&self, over: OverCap) -> IntakeReply {
         let labels = [("where", "intake"), ("reason", "keys_per_tenant")];
         self.metrics.add(Counter::Shed, 1, &labels);
+        let Some(wait_ms) = over.wait_ms else {
+            let detail = format!(
+                "these are more events than dedup.keys_per_tenant, {}, lets a tenant send within the dedup window: split \
+                 the request, or have the cap raised; nothing was taken",
+                over.most
+            );
+            let problem = Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_events", detail);
+            return IntakeReply::Refused(problem);
+        };
         let seconds = u32::try_from(wait_ms.div_ceil(1_000)).unwrap_or(u32::MAX);
         let detail = format!(
             "the tenant's events within the dedup window would pass dedup.keys_per_tenant: send less, or send again \
@@ -274,6 +283,13 @@ impl IntakeService {
         );
         let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "keys_per_tenant", detail);
         problem.retry_after_s = Some(seconds);
+        problem.limit = Some(Box::new(Limit {
+            policy: "tenant-keys".into(),
+            unit: "events".into(),
+            most: over.most,
+            window_s: over.window_ms.div_ceil(1_000),
+            left: over.left,
+        }));
         IntakeReply::Refused(problem)
     }
 

@@ -3,7 +3,7 @@
 
 use crate::admin;
 use crate::append::Appender;
-use crate::dedup::{Dedup, DedupOpenError, DedupOptions};
+use crate::dedup::{Dedup, DedupOpenError, DedupOptions, Workers};
 use crate::dlq::DeadLetters;
 use crate::grant::Grant;
 use crate::intake::{Drift, Intake};
@@ -12,16 +12,18 @@ use crate::ledger::Ledger;
 use crate::log::{EmbeddedLog, LogOptions, OpenError};
 use crate::parked;
 use crate::parked::file::FileError;
-use crate::parked::shelf::Shelf;
-use crate::progress::Progress;
 use crate::progress::store::{Store, StoreError};
 use crate::pump::batching::{Settings, SharedSettings};
-use crate::pump::{PARTITION, Parts, Pump, PumpError};
+use crate::pump::{Parts, Pump, PumpError, retries};
 use crate::service::{IntakeService, RejectMarks};
+use crate::state::{State, StateOptions};
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use sluice_common::admin::Readiness;
 use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::config::{ConfigError, Loaded};
+use sluice_common::disk::{Dir, Disk};
+use sluice_common::failpoint::{self, Bound};
 use sluice_common::ids::{LogId, Offset};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
 use sluice_common::metrics::{Gauge, Metrics};
@@ -86,6 +88,12 @@ pub enum StartError {
         log: LogId,
     },
     #[error(
+        "the manifest in {} has another hash secret than the keys in its log were made with: restore the manifest \
+         that was made with the log",
+        .0.display()
+    )]
+    OtherSecret(PathBuf),
+    #[error(
         "the log holds records up to {end} and {path} is missing: without it they would be stored twice. Restore it \
          together with the log"
     )]
@@ -102,45 +110,30 @@ impl Running {
     /// # Errors
     /// [`StartError`], saying what to do.
     pub fn start(loaded: &Loaded, environment: Environment) -> Result<Self, StartError> {
-        let dir = &loaded.data_dir;
-        std::fs::create_dir_all(dir).map_err(|error| StartError::DataDir {
-            dir: dir.clone(),
-            error,
-        })?;
-        let path = dir.join("progress");
-        let store = Store::open(&path)?;
-        let known_durable = store.as_ref().map_or(0, |store| store.state().end());
-        let log = EmbeddedLog::open(log_options(loaded, known_durable), Arc::clone(&environment.clock))?;
-        let store = match_store(store, &path, &log, loaded)?;
-        let shelf = Shelf::open(
-            loaded.parked_dir(),
-            (log.id(), PARTITION),
-            loaded.config.parked.max_bytes.0,
-            store.state().committed,
-        )?;
-        shelf.show(&environment.metrics, &loaded.config.datasets);
-        let dedup = Dedup::open(dedup_options(loaded, &log))?;
-        log.set_progress(
-            store.state().committed,
-            dedup.sealed().min(store.state().committed),
-        );
-        let intake = Intake::new(&loaded.config.datasets, log.hash_secret())
+        let disk = Disk::default();
+        let options = StateOptions {
+            data_dir: &loaded.data_dir,
+            log: log_options(loaded),
+            parked_dir: loaded.parked_dir(),
+            parked_max_bytes: loaded.config.parked.max_bytes.0,
+            dedup: &|log, secret_check| dedup_options(loaded, &disk, (log, secret_check)),
+        };
+        let state = State::open(options, Arc::clone(&environment.clock), &disk)?;
+        state.shelf.show(&environment.metrics, &loaded.config.datasets);
+        let secret = state.log.hash_secret();
+        let intake = Intake::new(&loaded.config.datasets, secret)
             .map_err(|problems| loaded.source.refuse(&problems))?
             .with_copy_budget(loaded.config.dead_letters.bytes_per_second.0);
-        Ok(Self::assemble(
-            loaded,
-            environment,
-            (log, store, dedup, shelf),
-            intake,
-        ))
+        Ok(Self::assemble(loaded, environment, state, intake))
     }
 
-    fn assemble(
-        loaded: &Loaded,
-        environment: Environment,
-        (log, store, dedup, shelf): (Arc<EmbeddedLog>, Store, Dedup, Shelf),
-        intake: Intake,
-    ) -> Self {
+    fn assemble(loaded: &Loaded, environment: Environment, state: State, intake: Intake) -> Self {
+        let State {
+            log,
+            store,
+            dedup,
+            shelf,
+        } = state;
         let Environment {
             sink,
             metrics,
@@ -166,7 +159,7 @@ impl Running {
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),
         });
-        let (books, letters, books_clock) = (sink.clone(), sink.clone(), Arc::clone(&clock));
+        let questions = sink.clone();
         let settings = Arc::new(ArcSwap::from_pointee(Settings::new(&loaded.config)));
         let parts = Parts {
             log: Arc::clone(&log),
@@ -181,28 +174,13 @@ impl Running {
             accept_window_loss,
             settings: Arc::clone(&settings),
             park_after: Duration::from_millis(loaded.config.clickhouse.park_after.ms()),
+            dice: retries::dice(),
         };
         let pump = Pump::new(parts);
-        let ledger = Ledger {
-            log: Arc::clone(&log),
-            shelf: service.shelf.clone(),
-            progress: pump.progress(),
-            sink: books,
-            clock: books_clock,
-            gate: Semaphore::new(1),
-        };
-        let letters = DeadLetters {
-            sink: letters,
-            service: Arc::clone(&service),
-            progress: pump.progress(),
-            gate: Semaphore::new(1),
-        };
+        let control = questions_to(&service, pump.progress(), questions, loaded);
         let pump = tokio::spawn(watched(pump.run(), builder));
         Self {
-            control: admin::routes(Arc::clone(&service), loaded.config.clickhouse.database.clone())
-                .merge(ledger.routes())
-                .merge(letters.routes())
-                .merge(routes),
+            control: control.merge(routes),
             intake: Arc::clone(&service).seam(),
             ready: readiness(Arc::clone(&log)),
             pump,
@@ -241,6 +219,32 @@ impl Running {
     }
 }
 
+/// The control routes that ask the service, the books and the dead letters.
+fn questions_to(
+    service: &Arc<IntakeService>,
+    progress: Arc<Mutex<Store>>,
+    sink: Seam<SinkRequest>,
+    loaded: &Loaded,
+) -> axum::Router {
+    let ledger = Ledger {
+        log: Arc::clone(&service.log),
+        shelf: service.shelf.clone(),
+        progress: Arc::clone(&progress),
+        sink: sink.clone(),
+        clock: Arc::clone(&service.clock),
+        gate: Semaphore::new(1),
+    };
+    let letters = DeadLetters {
+        sink,
+        service: Arc::clone(service),
+        progress,
+        gate: Semaphore::new(1),
+    };
+    admin::routes(Arc::clone(service), loaded.config.clickhouse.database.clone())
+        .merge(ledger.routes())
+        .merge(letters.routes())
+}
+
 /// The pump, and an eye on the builder: without it nothing can be appended, so the process has to end.
 async fn watched(
     pump: impl Future<Output = Result<(), PumpError>>,
@@ -265,67 +269,40 @@ pub fn compile(loaded: &Loaded) -> Result<usize, ConfigError> {
     Ok(intake.schemas().len())
 }
 
-fn log_options(loaded: &Loaded, known_durable: Offset) -> LogOptions {
+fn log_options(loaded: &Loaded) -> LogOptions {
     let log = &loaded.config.log;
     LogOptions {
         dir: loaded.log_dir(),
         max_bytes: log.max_bytes.0,
         retain_ms: log.retain.ms(),
         reserve_bytes: log.reserve.map(|reserve| reserve.0),
-        segment_bytes: SEGMENT_BYTES as u64,
+        segment_bytes: failpoint::shrunk(Bound::SegmentBytes, SEGMENT_BYTES as u64),
         tail_cache_bytes: TAIL_CACHE_BYTES,
         queue_bytes: LOG_QUEUE_BYTES,
-        known_durable,
+        known_durable: 0,
     }
 }
 
-fn dedup_options(loaded: &Loaded, log: &EmbeddedLog) -> DedupOptions {
+fn dedup_options(loaded: &Loaded, disk: &Disk, (log, secret_check): (LogId, u64)) -> DedupOptions {
     let (dedup, window) = (&loaded.config.dedup, loaded.config.max_window_ms());
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     DedupOptions {
-        dir: loaded.dedup_dir(),
-        log: log.id(),
-        secret_check: xxhash_rust::xxh3::xxh3_64(&log.hash_secret()),
+        dir: Dir {
+            disk: disk.clone(),
+            path: loaded.dedup_dir(),
+        },
+        log,
+        secret_check,
         memory_bytes: dedup.memory.0,
         max_bytes: dedup.max_bytes.0,
         active_keys: ACTIVE_BUCKET_KEYS,
         max_window_ms: window,
-        rotate_ms: (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
+        workers: Workers::Threads,
+        rotate_ms: failpoint::shrunk(
+            Bound::RotateMs,
+            (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
+        ),
     }
-}
-
-/// The progress that belongs to this log; a new one only for a log that holds nothing.
-fn match_store(
-    store: Option<Store>,
-    path: &std::path::Path,
-    log: &EmbeddedLog,
-    loaded: &Loaded,
-) -> Result<Store, StartError> {
-    let (path, id) = (path.to_owned(), log.id());
-    let Some(store) = store else {
-        let end = *log.durable_end().borrow();
-        if end > 0 {
-            return Err(StartError::ProgressMissing { path, end });
-        }
-        return Ok(Store::create(
-            &path,
-            Progress {
-                log: id,
-                committed: 0,
-                intent: None,
-            },
-        )?);
-    };
-    let progress = store.state().log;
-    if progress != id {
-        return Err(StartError::OtherLog {
-            path,
-            progress,
-            dir: loaded.log_dir(),
-            log: id,
-        });
-    }
-    Ok(store)
 }
 
 fn key_cap(loaded: &Loaded, dedup: &Dedup, now: UnixMs) -> KeyCap {

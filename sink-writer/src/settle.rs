@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use sluice_common::classify::{
     Class, QUERY_WITH_SAME_ID_IS_RUNNING, TIME_OUT_OF_RANGE, classify, is_stale_description,
 };
+use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::ids::Name;
 use sluice_common::wire::sink::{Steps, SubReport, Verdict};
 use std::collections::BTreeMap;
@@ -143,7 +144,13 @@ impl Settler {
         let request = (columns, body.clone(), self.deadline);
         let request = insert::request(self.client.database(), self.origin, sub, generation, request);
         let begun = Instant::now();
-        let answer = self.client.insert(request, self.deadline).await;
+        let answer = match failpoint::hit(Point::InsertSend) {
+            Ok(()) => self.client.insert(request, self.deadline).await,
+            Err(error) => Err(ServerError::Uncertain(error.to_string())),
+        };
+        let answer = failpoint::hit(Point::InsertAnswered)
+            .map_err(|error| ServerError::Uncertain(error.to_string()))
+            .and(answer);
         self.observer
             .inserted(sub.rows, body.len(), begun.elapsed(), &answer);
         if let Some(error) = slot.ended(&answer, begun) {
@@ -239,7 +246,17 @@ impl Settler {
     }
 
     async fn verify(&self, sub: &SubBatch, table: &Table) -> Found {
-        let found = verify(&self.client, self.origin, sub, table, self.deadline).await;
+        if !failpoint::is_on(Safety::Verify) {
+            return Found::All;
+        }
+        let found = match failpoint::hit(Point::VerifyAsk) {
+            Ok(()) => verify(&self.client, self.origin, sub, table, self.deadline).await,
+            Err(error) => Found::Unknown(error.to_string()),
+        };
+        let found = match failpoint::hit(Point::VerifyAnswered) {
+            Ok(()) => found,
+            Err(error) => Found::Unknown(error.to_string()),
+        };
         self.observer.verified(&found);
         if matches!(found, Found::Unknown(_)) {
             // Another server, or a table that is another now: see it afresh next time.

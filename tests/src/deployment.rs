@@ -2,11 +2,16 @@
 
 use crate::client::Client;
 use crate::eventually;
+use crate::proxy::Proxy;
 use crate::service::{Service, executable, places, tail};
+use crate::volume::Volume;
 use ingestctl::clickhouse::{ClickHouse, Options};
+use rustix::process::{Signal, kill_process};
 use sha2::{Digest as _, Sha256};
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -28,6 +33,99 @@ pub enum Part {
     ClickHouse,
 }
 
+/// A way between two parts, on which a proxy may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hop {
+    EdgeToNormalizer,
+    NormalizerToSinkWriter,
+    /// In either shape; ClickHouse stands beside Sluice then.
+    ToClickHouse,
+}
+
+/// What is to be started.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    shape: Shape,
+    tenants: usize,
+    hops: Vec<Hop>,
+    clickhouse: String,
+    extra: String,
+    data_bytes: Option<u64>,
+    server_bytes: Option<u64>,
+}
+
+impl Plan {
+    /// Three tenants, the default datasets.
+    #[must_use]
+    pub fn new(shape: Shape) -> Self {
+        Self {
+            shape,
+            tenants: TENANTS,
+            hops: Vec::new(),
+            clickhouse: String::new(),
+            extra: String::new(),
+            data_bytes: None,
+            server_bytes: None,
+        }
+    }
+
+    /// So many tenants: `t0`, `t1`, …
+    #[must_use]
+    pub fn tenants(self, tenants: usize) -> Self {
+        Self { tenants, ..self }
+    }
+
+    /// With a proxy on a hop.
+    #[must_use]
+    pub fn proxied(mut self, hop: Hop) -> Self {
+        self.hops.push(hop);
+        self
+    }
+
+    /// YAML added to the top level of the config (`log`, `datasets`, …).
+    #[must_use]
+    pub fn extra(self, extra: &str) -> Self {
+        let extra = extra.to_owned();
+        Self { extra, ..self }
+    }
+
+    /// Keys of `clickhouse` beside its address, where it stands beside Sluice: `park_after: 2s`.
+    #[must_use]
+    pub fn clickhouse(self, keys: &str) -> Self {
+        let clickhouse = format!(", {keys}");
+        Self { clickhouse, ..self }
+    }
+
+    /// The data directory of Sluice is a volume of so many bytes.
+    #[must_use]
+    pub fn data_volume(self, bytes: u64) -> Self {
+        let data_bytes = Some(bytes);
+        Self { data_bytes, ..self }
+    }
+
+    /// The directory of the ClickHouse beside Sluice is a volume of so many bytes.
+    #[must_use]
+    pub fn clickhouse_volume(self, bytes: u64) -> Self {
+        let server_bytes = Some(bytes);
+        Self { server_bytes, ..self }
+    }
+
+    /// # Panics
+    /// Where a part does not get ready, or a volume cannot be mounted.
+    pub async fn start(self) -> Deployment {
+        Deployment::of(self).await
+    }
+
+    /// Whether ClickHouse is a process beside Sluice.
+    fn has_server(&self) -> bool {
+        let all_in_one = self.hops.contains(&Hop::ToClickHouse) || self.server_bytes.is_some();
+        match self.shape {
+            Shape::AllInOne => all_in_one,
+            Shape::ThreeProcesses => true,
+        }
+    }
+}
+
 /// A tenant's id and key, and its quota as the config has it.
 #[derive(Debug, Clone)]
 pub struct Tenant {
@@ -47,7 +145,12 @@ pub struct Deployment {
     normalizer: Option<Service>,
     sink_writer: Option<Service>,
     clickhouse: Option<ClickHouse>,
+    proxies: HashMap<Hop, Proxy>,
+    plan: Plan,
     ports: Ports,
+    // Unmounted once nobody uses them, and before the directory is removed.
+    data_volume: Option<Volume>,
+    server_volume: Option<Volume>,
     dir: TempDir,
 }
 
@@ -79,6 +182,34 @@ impl Ports {
             clickhouse: port(6),
         }
     }
+
+    /// Where a hop ends.
+    fn behind(self, hop: Hop) -> u16 {
+        match hop {
+            Hop::EdgeToNormalizer => self.normalizer,
+            Hop::NormalizerToSinkWriter => self.sink,
+            Hop::ToClickHouse => self.clickhouse,
+        }
+    }
+}
+
+impl Tenant {
+    fn new(n: usize) -> Self {
+        Self {
+            id: format!("t{n}"),
+            key: format!("slc_t{n}_{:032x}", rand::random::<u128>()),
+            quota: String::new(),
+        }
+    }
+
+    fn yaml(&self) -> String {
+        let hash = ingestctl::demo::hash(&self.key);
+        let quota = match self.quota.as_str() {
+            "" => String::new(),
+            quota => format!(", quota: {quota}"),
+        };
+        format!("  - {{id: {}, keys: [{{sha256: \"{hash}\"}}]{quota}}}\n", self.id)
+    }
 }
 
 /// The tenants of a deployment that does not say how many: `t0`, `t1`, `t2`.
@@ -106,74 +237,140 @@ impl Deployment {
     /// # Panics
     /// Where a part does not get ready.
     pub async fn start_for(tenants: usize, shape: Shape, extra: &str) -> Self {
+        Self::start_prepared(tenants, shape, extra, |_| {}).await
+    }
+
+    /// The same; `prepare` is given the directory of everything before the first process starts.
+    ///
+    /// # Panics
+    /// Where a part does not get ready.
+    pub async fn start_prepared(
+        tenants: usize,
+        shape: Shape,
+        extra: &str,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
+        let deployment = Self::prepared(Plan::new(shape).tenants(tenants).extra(extra)).await;
+        prepare(deployment.path());
+        deployment.brought_up().await
+    }
+
+    async fn of(plan: Plan) -> Self {
+        Self::prepared(plan).await.brought_up().await
+    }
+
+    async fn brought_up(mut self) -> Self {
+        for part in self.parts() {
+            self.bring_up(part).await.expect("ready");
+        }
+        self
+    }
+
+    async fn prepared(plan: Plan) -> Self {
         let dir = TempDir::new().expect("a directory");
         let ports = Ports::free();
-        let tenants: Vec<Tenant> = (0..tenants)
-            .map(|n| Tenant {
-                id: format!("t{n}"),
-                key: format!("slc_t{n}_{:032x}", rand::random::<u128>()),
-                quota: String::new(),
-            })
-            .collect();
-        let mut deployment = Self {
-            shape,
-            tenants,
+        let mut proxies = HashMap::new();
+        for hop in &plan.hops {
+            proxies.insert(*hop, Proxy::start(ports.behind(*hop)).await);
+        }
+        let mount = |name: &str, bytes| Volume::mount(&dir.path().join(name), bytes);
+        let deployment = Self {
+            shape: plan.shape,
+            tenants: (0..plan.tenants).map(Tenant::new).collect(),
             up: None,
             edge: None,
             normalizer: None,
             sink_writer: None,
             clickhouse: None,
+            proxies,
             ports,
+            data_volume: plan.data_bytes.map(|bytes| mount("data", bytes)),
+            server_volume: plan.server_bytes.map(|bytes| mount("server", bytes)),
             dir,
+            plan,
         };
-        std::fs::write(deployment.config(), deployment.yaml(extra)).expect("written");
         std::fs::create_dir_all(deployment.data()).expect("made");
+        std::fs::write(deployment.config(), deployment.yaml(&deployment.plan.extra)).expect("written");
         std::fs::write(deployment.data().join("internal.token"), "a-token-of-the-tests\n").expect("written");
-        match shape {
-            Shape::AllInOne => deployment.bring_up(Part::Up).await.expect("ready"),
-            Shape::ThreeProcesses => {
-                for part in [Part::ClickHouse, Part::SinkWriter, Part::Normalizer, Part::Edge] {
-                    deployment.bring_up(part).await.expect("ready");
-                }
-            }
-        }
         deployment
+    }
+
+    /// What runs, in the order of a start.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        let server = self.plan.has_server().then_some(Part::ClickHouse);
+        server
+            .into_iter()
+            .chain(self.followers().iter().copied())
+            .collect()
+    }
+
+    /// The proxy on a hop.
+    ///
+    /// # Panics
+    /// Where the plan had none.
+    #[must_use]
+    pub fn proxy(&self, hop: Hop) -> &Proxy {
+        self.proxies.get(&hop).expect("a proxy on that hop")
+    }
+
+    /// The same, to be shut and opened.
+    ///
+    /// # Panics
+    /// Where the plan had none.
+    pub fn proxy_mut(&mut self, hop: Hop) -> &mut Proxy {
+        self.proxies.get_mut(&hop).expect("a proxy on that hop")
+    }
+
+    /// The volume of the data directory.
+    ///
+    /// # Panics
+    /// Where the plan had none.
+    #[must_use]
+    pub fn data_volume(&self) -> &Volume {
+        self.data_volume.as_ref().expect("a volume of its own")
+    }
+
+    /// ClickHouse's volume.
+    ///
+    /// # Panics
+    /// Where the plan had none.
+    #[must_use]
+    pub fn clickhouse_volume(&self) -> &Volume {
+        self.server_volume.as_ref().expect("a volume of its own")
     }
 
     fn yaml(&self, extra: &str) -> String {
         let p = self.ports;
-        let tenants: Vec<String> = self
-            .tenants
-            .iter()
-            .map(|one| {
-                let hash = ingestctl::demo::hash(&one.key);
-                let quota = match one.quota.as_str() {
-                    "" => String::new(),
-                    quota => format!(", quota: {quota}"),
-                };
-                format!("  - {{id: {}, keys: [{{sha256: \"{hash}\"}}]{quota}}}\n", one.id)
-            })
-            .collect();
+        let tenants: String = self.tenants.iter().map(Tenant::yaml).collect();
+        let clickhouse = match self.plan.has_server() {
+            false => String::new(),
+            true => format!(
+                "clickhouse: {{url: \"http://127.0.0.1:{}\"{}}}\n",
+                self.towards(Hop::ToClickHouse),
+                self.plan.clickhouse
+            ),
+        };
         format!(
             "edge: {{listen: [\"127.0.0.1:{}\"], admin: \"127.0.0.1:{}\", normalizer: [\"http://127.0.0.1:{}\"]}}\n\
              normalizer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\", sink_writer: [\"http://127.0.0.1:{}\"]}}\n\
              sink_writer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\"}}\n\
-             internal: {{token: \"file:internal.token\"}}\n{}tenants:\n{}{extra}\n",
+             internal: {{token: \"file:internal.token\"}}\n{clickhouse}tenants:\n{tenants}{extra}\n",
             p.edge,
             p.edge_admin,
-            p.normalizer,
+            self.towards(Hop::EdgeToNormalizer),
             p.normalizer,
             p.normalizer_admin,
-            p.sink,
+            self.towards(Hop::NormalizerToSinkWriter),
             p.sink,
             p.sink_admin,
-            match self.shape {
-                Shape::AllInOne => String::new(),
-                Shape::ThreeProcesses =>
-                    format!("clickhouse: {{url: \"http://127.0.0.1:{}\"}}\n", p.clickhouse),
-            },
-            tenants.concat(),
         )
+    }
+
+    /// The port that is spoken to on a hop.
+    fn towards(&self, hop: Hop) -> u16 {
+        let proxy = self.proxies.get(&hop);
+        proxy.map_or(self.ports.behind(hop), Proxy::port)
     }
 
     /// The config file; rewrite it before a restart to change it.
@@ -208,8 +405,21 @@ impl Deployment {
     /// # Panics
     /// Where it does not run.
     pub fn hang_up(&self, part: Part) {
-        let pid = self.service(part).expect("it runs").pid();
-        rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("it runs");
+        self.signal(part, Signal::HUP);
+    }
+
+    /// Signals the running process of a part: `STOP`, `CONT`, ….
+    ///
+    /// # Panics
+    /// Where it does not run.
+    pub fn signal(&self, part: Part, signal: Signal) {
+        let pid = match part {
+            Part::ClickHouse => self.clickhouse_pid(),
+            Part::Up | Part::Edge | Part::Normalizer | Part::SinkWriter => {
+                self.service(part).map(Service::pid)
+            }
+        };
+        kill_process(pid.expect("it runs"), signal).expect("it runs");
     }
 
     /// What a part says of its config; null where it does not answer.
@@ -303,7 +513,7 @@ impl Deployment {
             Part::ClickHouse => {
                 if let Some(pid) = self.clickhouse_pid() {
                     // It may have died just now.
-                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+                    kill_process(pid, Signal::KILL).ok();
                 }
                 None
             }
@@ -311,6 +521,20 @@ impl Deployment {
         if let Some(service) = service {
             service.kill();
         }
+    }
+
+    /// How a part ended, if it did so by itself; [`Self::bring_up`] starts it again.
+    pub fn ended(&mut self, part: Part) -> Option<ExitStatus> {
+        let service = match part {
+            Part::Up => &mut self.up,
+            Part::Edge => &mut self.edge,
+            Part::Normalizer => &mut self.normalizer,
+            Part::SinkWriter => &mut self.sink_writer,
+            Part::ClickHouse => return None,
+        };
+        let status = service.as_mut()?.ended()?;
+        *service = None;
+        Some(status)
     }
 
     /// The running ClickHouse's process.
@@ -393,6 +617,12 @@ impl Deployment {
             (Shape::ThreeProcesses, Part::SinkWriter) => self.ports.sink_admin,
         };
         format!("http://127.0.0.1:{port}")
+    }
+
+    /// Where the sink-writer listens for normalizers, `http://host:port`.
+    #[must_use]
+    pub fn sink_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.sink)
     }
 
     /// ClickHouse over HTTP.

@@ -3,15 +3,20 @@
 pub mod balance;
 pub mod client;
 pub mod deployment;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 pub mod oracle;
 pub mod payload;
 pub mod pki;
+pub mod proxy;
 pub mod service;
+pub mod torture;
+pub mod volume;
 pub mod wait;
 
 pub use balance::books_balance;
 pub use client::{Answer, Client};
-pub use deployment::{Deployment, Part, Shape};
+pub use deployment::{Deployment, Hop, Part, Plan, Shape};
 pub use wait::eventually;
 
 /// Our clock, in ms.

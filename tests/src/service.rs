@@ -59,6 +59,8 @@ impl Service {
             // The executable may lie outside the clone, where it would not find the library by itself.
             command.env(LIBRARY_VARIABLE, library);
         }
+        // Heeded only by builds with failpoints, and only where the directory is there.
+        command.env("SLUICE_FAILPOINTS", log.with_file_name("failpoints"));
         let mut child = command
             .args(args)
             .arg("--json")
@@ -104,6 +106,14 @@ impl Service {
     pub fn kill(mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
+    }
+
+    /// How it ended, if it did.
+    ///
+    /// # Panics
+    /// Where the system does not know it.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a status")
     }
 
     /// SIGTERM; its exit status.

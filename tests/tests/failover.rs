@@ -3,19 +3,18 @@
 
 use ingestctl::clickhouse::{ClickHouse, Options};
 use serde_json::{Value, json};
+use sluice_tests::proxy::{Act, Proxy, Rule};
 use sluice_tests::service::{executable, places};
 use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms};
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::ops::Range;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const DATASET: &str = "{park_after: 2s}\ndatasets: [{name: sales, fields: [{name: id, type: string, required: true}, \
@@ -265,130 +264,9 @@ async fn what_was_declared_for_a_server_before_a_crash_is_proven_on_that_server(
     balanced(&deployment, taken.len()).await;
 }
 
-/// What a door does with an insert that it is to hold.
-#[derive(Debug, Clone, Copy)]
-enum Holds {
-    Nothing,
-    /// It never reaches the server.
-    Request,
-    /// The server carries it out, and nobody hears of it.
-    Answer,
-}
-
 /// How inserts are announced, in the request's address: into any table, and into the dataset's.
 const INSERTS: &str = "INSERT+INTO+%60telemetry%60.";
 const ROWS: &str = "INSERT+INTO+%60telemetry%60.%60sales%60";
-
-/// What stands before a server: all that Sluice says to it goes through here.
-struct Door {
-    port: u16,
-    to: u16,
-    state: Arc<DoorState>,
-    task: JoinHandle<()>,
-}
-
-struct DoorState {
-    holds: Mutex<(Holds, &'static str)>,
-    held: AtomicUsize,
-}
-
-impl Door {
-    async fn new(to: u16) -> Self {
-        let state = Arc::new(DoorState {
-            holds: Mutex::new((Holds::Nothing, ROWS)),
-            held: AtomicUsize::new(0),
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        let task = tokio::spawn(serve(listener, to, Arc::clone(&state)));
-        Self {
-            port,
-            to,
-            state,
-            task,
-        }
-    }
-
-    /// From now on, with inserts that are announced so.
-    fn hold(&self, holds: Holds, inserts: &'static str) {
-        *self.state.holds.lock().expect("not poisoned") = (holds, inserts);
-    }
-
-    fn held(&self) -> usize {
-        self.state.held.load(Ordering::SeqCst)
-    }
-
-    /// Cuts all connections, and lets no new one be made.
-    async fn shut(&mut self) {
-        self.task.abort();
-        (&mut self.task).await.expect_err("it was cut");
-    }
-
-    /// Lets everything through again.
-    async fn open(&mut self) {
-        self.hold(Holds::Nothing, ROWS);
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port)).await;
-        let listener = listener.expect("its port is free still");
-        self.task = tokio::spawn(serve(listener, self.to, Arc::clone(&self.state)));
-    }
-}
-
-async fn serve(listener: tokio::net::TcpListener, to: u16, state: Arc<DoorState>) {
-    let mut connections = JoinSet::new();
-    while let Ok((client, _)) = listener.accept().await {
-        connections.spawn(carry(client, to, Arc::clone(&state)));
-    }
-}
-
-/// One connection, until either side ends it.
-async fn carry(client: TcpStream, to: u16, state: Arc<DoorState>) {
-    let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else {
-        return;
-    };
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let silent = AtomicBool::new(false);
-    let there = async {
-        let (mut piece, mut seen) = (vec![0; 64 << 10], Vec::new());
-        while let Ok(n @ 1..) = from_client.read(&mut piece).await {
-            seen.extend_from_slice(&piece[..n]);
-            let (holds, inserts) = *state.holds.lock().expect("not poisoned");
-            let is_insert = seen
-                .windows(inserts.len())
-                .any(|bytes| bytes == inserts.as_bytes());
-            match holds {
-                Holds::Request if is_insert => {
-                    state.held.fetch_add(1, Ordering::SeqCst);
-                    std::future::pending::<()>().await;
-                }
-                Holds::Answer if is_insert => {
-                    silent.store(true, Ordering::SeqCst);
-                    state.held.fetch_add(1, Ordering::SeqCst);
-                }
-                Holds::Nothing | Holds::Request | Holds::Answer => {}
-            }
-            // What the next piece may complete.
-            seen.drain(..seen.len().saturating_sub(inserts.len() - 1));
-            if to_server.write_all(&piece[..n]).await.is_err() {
-                return;
-            }
-        }
-    };
-    let back = async {
-        let mut piece = vec![0; 64 << 10];
-        while let Ok(n @ 1..) = from_server.read(&mut piece).await {
-            if !silent.load(Ordering::SeqCst) && to_client.write_all(&piece[..n]).await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = there => {}
-        () = back => {}
-    }
-}
 
 /// What `ingestctl parked list` shows, and its exit code.
 fn parked(deployment: &Deployment) -> (Option<i32>, Value) {
@@ -428,35 +306,32 @@ async fn wait_for_their_server(deployment: &Deployment, pair: &Pair, server: &st
 
 /// Twenty events are on the first server, and twenty more may be, when it is lost. Twenty after them go to
 /// the other; then the first comes back.
-async fn lost_in_doubt((holds, inserts): (Holds, &'static str), kill_sluice: bool) {
+async fn lost_in_doubt((held, inserts): (Act, &'static str), kill_sluice: bool) {
     let (before, doubt, after) = (0..20, 20..40, 40..60);
     let ids = |range: &Range<u64>| range.clone().collect::<Vec<u64>>();
     let mut pair = Pair::new();
     pair.start(0).await;
     pair.start(1).await;
-    let mut door = Door::new(pair.ports[0]).await;
-    let server = format!("127.0.0.1:{}", door.port);
-    let config = Pair::config_of([door.port, pair.ports[1]]);
+    let mut door = Proxy::start(pair.ports[0]).await;
+    let server = format!("127.0.0.1:{}", door.port());
+    let config = Pair::config_of([door.port(), pair.ports[1]]);
     let mut deployment = Deployment::start_with(Shape::AllInOne, &config).await;
     send(&deployment.tenant(0), &ids(&before)).await;
     pair.hold(&before.clone().collect(), &deployment).await;
 
-    door.hold(holds, inserts);
+    let there: Range<u64> = if held == Act::HoldAnswer { 0..40 } else { 0..20 };
+    door.set(Rule::on(inserts, held));
     send(&deployment.tenant(0), &ids(&doubt)).await;
     // The rows, and what the books say of them.
     let expected = if inserts == INSERTS { 2 } else { 1 };
     eventually("inserts that are held", PATIENCE, async || {
-        (door.held() == expected).then_some(())
+        (door.caught() == expected).then_some(())
     })
     .await;
-    let there: Range<u64> = match holds {
-        Holds::Answer => 0..40,
-        Holds::Nothing | Holds::Request => 0..20,
-    };
     pair.hold(&there.clone().collect(), &deployment).await;
     door.shut().await;
     pair.kill(0).await;
-    assert_eq!(door.held(), expected, "each was sent once");
+    assert_eq!(door.caught(), expected, "each was sent once");
 
     wait_for_their_server(&deployment, &pair, &server, &doubt).await;
     if kill_sluice {
@@ -493,20 +368,20 @@ async fn lost_in_doubt((holds, inserts): (Holds, &'static str), kill_sluice: boo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_a_lost_server_has_taken_unheard_wait_for_it_and_are_found_there() {
-    lost_in_doubt((Holds::Answer, ROWS), false).await;
+    lost_in_doubt((Act::HoldAnswer, ROWS), false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_never_reached_a_lost_server_wait_for_it_and_go_in_there() {
-    lost_in_doubt((Holds::Request, ROWS), false).await;
+    lost_in_doubt((Act::HoldRequest, ROWS), false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_wait_for_a_lost_server_outlive_a_crash() {
-    lost_in_doubt((Holds::Answer, ROWS), true).await;
+    lost_in_doubt((Act::HoldAnswer, ROWS), true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_and_books_that_never_reached_a_lost_server_wait_for_it_and_go_in_there() {
-    lost_in_doubt((Holds::Request, INSERTS), false).await;
+    lost_in_doubt((Act::HoldRequest, INSERTS), false).await;
 }

@@ -2,6 +2,7 @@
 //! changes without a restart, and no way to another tenant's rows.
 
 use serde_json::{Value, json};
+use sluice_tests::pki::{Authority, dns};
 use sluice_tests::service::executable;
 use sluice_tests::{Answer, Client, Deployment, Part, Shape, eventually, now_ms};
 use std::io::Write as _;
@@ -384,4 +385,135 @@ async fn the_inner_listener_takes_no_stranger(deployment: &Deployment, key: &str
             .expect("an answer");
         assert_eq!(answer.status.as_u16(), 401, "{}", answer.text());
     }
+}
+
+/// The two tenants' certificates, and one of nobody's, in force at the edge of a fresh deployment.
+async fn with_certificates() -> Deployment {
+    let mut deployment = Deployment::start(Shape::AllInOne).await;
+    let authority = Authority::new(&deployment.data(), "ca");
+    authority.sign_local("edge");
+    for name in ["t0", "t1", "nobody"] {
+        authority.sign(name, vec![dns(&format!("{name}.example"))]);
+    }
+    let mut yaml = std::fs::read_to_string(deployment.config()).expect("a config");
+    for id in ["t0", "t1"] {
+        let named = format!("{{id: {id}, certificates: [{{dns: {id}.example}}], ");
+        yaml = yaml.replace(&format!("{{id: {id}, "), &named);
+    }
+    let tls = "edge: {tls: {cert: edge.crt, key: edge.key, client_ca: ca.crt}, ";
+    std::fs::write(deployment.config(), yaml.replace("edge: {", tls)).expect("written");
+    deployment.kill(Part::Up);
+    deployment.bring_up(Part::Up).await.expect("ready");
+    deployment
+}
+
+/// Header lines, and an event.
+type Sent = (Vec<String>, Value);
+
+/// What `curl` is answered to one request after the other, all on one connection: its status, and how many
+/// connections it took.
+fn on_one_connection(deployment: &Deployment, certificate: Option<&str>, requests: &[Sent]) -> Vec<String> {
+    let file = |name: &str| deployment.data().join(name).display().to_string();
+    let url = format!("https://{}{EVENTS}", deployment.edge_address());
+    let mut args = Vec::new();
+    for (n, (headers, event)) in requests.iter().enumerate() {
+        if n > 0 {
+            args.push("--next".to_owned());
+        }
+        args.extend(["-sS", "-o", "/dev/null", "-w", "%{http_code}/%{num_connects}\n"].map(str::to_owned));
+        args.extend([
+            "--cacert".to_owned(),
+            file("ca.crt"),
+            "-d".to_owned(),
+            event.to_string(),
+        ]);
+        if let Some(name) = certificate {
+            let files = [file(&format!("{name}.crt")), file(&format!("{name}.key"))];
+            args.extend([
+                "--cert".to_owned(),
+                files[0].clone(),
+                "--key".to_owned(),
+                files[1].clone(),
+            ]);
+        }
+        for header in ["Content-Type: application/json"]
+            .into_iter()
+            .chain(headers.iter().map(String::as_str))
+        {
+            args.extend(["-H".to_owned(), header.to_owned()]);
+        }
+        args.push(url.clone());
+    }
+    let output = Command::new("curl")
+        .args(&args)
+        .output()
+        .expect("curl is installed");
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_certificate_or_key_reuse_leads_to_another_tenant_s_rows() {
+    let deployment = with_certificates().await;
+    let added = ingestctl(&deployment, &["tenants", "add", "acme"]);
+    let header = |key: &str| format!("X-Api-Key: {key}");
+    let revoked = header(added["api_key"].as_str().expect("a key"));
+    ingestctl(&deployment, &["tenants", "revoke", "acme"]);
+    let [own, other] = [0, 1].map(|n| header(&deployment.tenants[n].key));
+    // The same ids and the same `Idempotency-Key` for both: neither is another's repeat.
+    let twice = "Idempotency-Key: one-for-both";
+    let event = |id: &str, tenant: &str| json!({"event_id": id, "timestamp": now_ms(), "service": tenant});
+    let from = |headers: &[&str], id: &str, tenant: &str| {
+        let headers: Vec<String> = headers.iter().map(|one| (*one).to_owned()).collect();
+        (headers, event(id, tenant))
+    };
+    let cases: [(Option<&str>, Vec<Sent>, &[&str]); 7] = [
+        (
+            Some("t1"),
+            vec![from(&[], "a", "t1"), from(&[&other], "b", "t1")],
+            &["202/1", "202/0"],
+        ),
+        (
+            Some("t0"),
+            vec![from(&[], "a", "t0"), from(&[&own], "b", "t0")],
+            &["202/1", "202/0"],
+        ),
+        // One tenant's key over the other's connection, and its own behind it.
+        (
+            Some("t1"),
+            vec![
+                from(&[&own], "c", "t0"),
+                from(&[&revoked], "c", "acme"),
+                from(&[&other], "d", "t1"),
+            ],
+            &["401/1", "401/0", "202/0"],
+        ),
+        (
+            Some("nobody"),
+            vec![from(&[], "e", "nobody"), from(&[&revoked], "e", "acme")],
+            &["401/1", "401/0"],
+        ),
+        // Keys one after the other on a connection that is nobody's: each counts for itself.
+        (
+            None,
+            vec![
+                from(&[&other, twice], "f", "t1"),
+                from(&[&own, twice], "f", "t0"),
+                from(&[&revoked, twice], "f", "acme"),
+                from(&[twice], "f", "nobody"),
+                from(&[&other, twice], "g", "t1"),
+            ],
+            &["202/1", "202/0", "401/0", "401/0", "202/0"],
+        ),
+        (Some("nobody"), vec![from(&[&own], "h", "t0")], &["202/1"]),
+        (None, vec![from(&[&own, &other], "i", "t0")], &["401/1"]),
+    ];
+    for (n, (certificate, requests, expected)) in cases.into_iter().enumerate() {
+        let told = on_one_connection(&deployment, certificate, &requests);
+        assert_eq!(told, expected, "case {n}");
+    }
+    expect_rows(&deployment, "t0", 4).await;
+    expect_rows(&deployment, "t1", 5).await;
+    let others = "SELECT count() FROM telemetry.events WHERE tenant NOT IN ('t0', 't1') FORMAT TSV";
+    assert_eq!(deployment.clickhouse().query(others).await.as_deref(), Ok("0"));
 }

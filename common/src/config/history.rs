@@ -23,13 +23,14 @@
 //! None is needed: what a crash left in `new` is overwritten by the next write, and was never listed.
 
 use crate::clock::UnixMs;
+use crate::disk::Disk;
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::replace::{OWNER_ONLY, replace};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Configs that are kept.
@@ -115,7 +116,7 @@ impl History {
     /// # Errors
     /// [`HistoryError::Io`]; nothing is listed of it then.
     pub fn keep(&self, text: &str, now: UnixMs) -> Result<Kept, HistoryError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        let made = Disk::default().make_dir(&self.dir, 0o700);
         made.map_err(|error| self.failed(&self.dir, error))?;
         let path = self.dir.join("lock");
         let lock = private(&path).map_err(|error| self.failed(&path, error))?;

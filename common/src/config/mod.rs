@@ -125,6 +125,9 @@ pub struct Connections {
     pub total: NonZeroU32,
     /// From one address; of IPv6 from one /64. Raise it where a load balancer stands before the edge.
     pub per_address: NonZeroU32,
+    /// With requests of one tenant, from its first request over a connection on; over it 429. Raise it where a gateway
+    /// stands before the edge and sends many tenants' events over many connections.
+    pub per_tenant: NonZeroU32,
 }
 
 impl Default for Connections {
@@ -133,6 +136,7 @@ impl Default for Connections {
         Self {
             total: number(limits::MAX_CONNECTIONS).unwrap_or(NonZeroU32::MAX),
             per_address: number(limits::MAX_CONNECTIONS_PER_ADDRESS).unwrap_or(NonZeroU32::MAX),
+            per_tenant: number(limits::MAX_CONNECTIONS_PER_TENANT).unwrap_or(NonZeroU32::MAX),
         }
     }
 }

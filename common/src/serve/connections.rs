@@ -1,14 +1,17 @@
-//! The open connections of a service: how many there may be, in all and from one address, and which one goes where
-//! there are too many.
+//! The open connections of a service: how many there may be, in all, from one address and of one tenant, and which one
+//! goes where there are too many.
 //!
 //! A newcomer is never left waiting in the backlog: it is taken or closed at once. Where all places are taken the
 //! connection that has carried no request for the longest gives way, if that is [`IDLE_LEAST`] or more: a pool of
 //! idle connections keeps nobody out, and neither does a crowd that says nothing. One that carries a request never
 //! gives way.
 
+use crate::ids::TenantId;
+use crate::limits::CONNECTION_TENANTS;
 use crate::metrics::{Counter, Gauge, Metrics};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +27,8 @@ pub struct Caps {
     pub total: usize,
     /// From one address; of IPv6, from one network of 64 bits, which is what one host has.
     pub per_address: usize,
+    /// With requests of one tenant.
+    pub per_tenant: usize,
 }
 
 /// The open connections. Cloning shares them.
@@ -39,6 +44,7 @@ struct Open {
     next: u64,
     places: HashMap<u64, Entry>,
     by_address: HashMap<IpAddr, usize>,
+    by_tenant: HashMap<TenantId, usize>,
     /// Those that carry no request, the longest first.
     idle: BTreeSet<(Instant, u64)>,
 }
@@ -48,6 +54,8 @@ struct Entry {
     address: IpAddr,
     requests: usize,
     idle_since: Instant,
+    /// For whom it counts.
+    tenants: Vec<TenantId>,
     gone: CancellationToken,
 }
 
@@ -56,6 +64,15 @@ struct Entry {
 pub enum Full {
     Total,
     Address,
+}
+
+/// The tenant has as many connections as it may: this one does not count for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TenantFull {
+    /// How many it may have.
+    pub most: usize,
+    /// Whether the connection counts for another tenant, who is not to lose it.
+    pub shared: bool,
 }
 
 impl Full {
@@ -108,8 +125,10 @@ impl Connections {
         let (number, gone) = entered?;
         Ok(Place {
             open: Arc::clone(&self.open),
+            per_tenant: self.caps.per_tenant,
             number,
             gone,
+            ending: CancellationToken::new(),
         })
     }
 }
@@ -133,6 +152,7 @@ impl Open {
             address,
             requests: 0,
             idle_since: now,
+            tenants: Vec::new(),
             gone: gone.clone(),
         };
         self.places.insert(number, entry);
@@ -146,13 +166,34 @@ impl Open {
             return;
         };
         self.idle.remove(&(entry.idle_since, number));
-        if let Some(count) = self.by_address.get_mut(&entry.address) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_address.remove(&entry.address);
-            }
+        one_less(&mut self.by_address, &entry.address);
+        for tenant in &entry.tenants {
+            one_less(&mut self.by_tenant, tenant);
         }
         entry.gone.cancel();
+    }
+
+    fn count_for(&mut self, number: u64, tenant: &TenantId, most: usize) -> Result<(), TenantFull> {
+        let Some(entry) = self.places.get_mut(&number) else {
+            return Ok(());
+        };
+        if entry.tenants.contains(tenant) || entry.tenants.len() >= CONNECTION_TENANTS {
+            return Ok(());
+        }
+        let shared = !entry.tenants.is_empty();
+        let count = self.by_tenant.entry(tenant.clone()).or_default();
+        if *count >= most {
+            return Err(TenantFull { most, shared });
+        }
+        *count += 1;
+        entry.tenants.push(tenant.clone());
+        Ok(())
+    }
+
+    /// Since when it carries no request; nothing while it does.
+    fn idle_since(&self, number: u64) -> Option<Instant> {
+        let entry = self.places.get(&number)?;
+        (entry.requests == 0).then_some(entry.idle_since)
     }
 
     fn begin(&mut self, number: u64) {
@@ -173,18 +214,61 @@ impl Open {
     }
 }
 
-/// One connection's place; dropped, it is free.
+fn one_less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+/// One connection's place, in each of its requests' extensions as `Arc<Place>`; dropped, it is free.
 #[derive(Debug)]
 pub struct Place {
     open: Arc<Mutex<Open>>,
+    per_tenant: usize,
     number: u64,
     gone: CancellationToken,
+    ending: CancellationToken,
 }
 
 impl Place {
     /// Ends when another needed this place.
     pub async fn taken(&self) {
         self.gone.cancelled().await;
+    }
+
+    /// Has the connection end once its requests are answered.
+    pub fn end(&self) {
+        self.ending.cancel();
+    }
+
+    /// Ends when [`Place::end`] was called.
+    pub async fn ending(&self) {
+        self.ending.cancelled().await;
+    }
+
+    /// Ends when it has carried no request for so long, and not before `time` from this call on.
+    pub async fn quiet(&self, time: Duration) {
+        let begun = Instant::now();
+        loop {
+            let now = Instant::now();
+            let since = self.open.lock().idle_since(self.number).unwrap_or(now);
+            let until = since.max(begun) + time;
+            if until <= now {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// A request of `tenant`'s came over it: from now on it counts for the tenant.
+    ///
+    /// # Errors
+    /// [`TenantFull`]: refuse the request, and [`Place::end`] the connection where it is not shared.
+    pub fn count_for(&self, tenant: &TenantId) -> Result<(), TenantFull> {
+        self.open.lock().count_for(self.number, tenant, self.per_tenant)
     }
 
     /// It carries a request until `answer` is there.
@@ -234,7 +318,12 @@ mod tests {
     }
 
     fn of(total: usize, per_address: usize) -> Connections {
-        Connections::new(Caps { total, per_address })
+        let per_tenant = 2;
+        Connections::new(Caps {
+            total,
+            per_address,
+            per_tenant,
+        })
     }
 
     #[tokio::test]
@@ -272,5 +361,27 @@ mod tests {
         assert_eq!(open.enter(address(1), now).unwrap_err(), Full::Address);
         drop(second);
         assert!(open.enter(address(1), now).is_ok());
+    }
+
+    #[test]
+    fn a_connection_counts_for_each_of_its_first_tenants_until_it_is_closed() {
+        let (open, now) = (of(100, 100), Instant::now());
+        let tenant = |n: usize| TenantId::new(&format!("t{n}")).unwrap();
+        let [first, second, third] = [1, 2, 3].map(|n| open.enter(address(n), now).unwrap());
+        for place in [&first, &first, &second] {
+            assert_eq!(place.count_for(&tenant(0)), Ok(()), "once for each connection");
+        }
+        let full = |shared| Err(TenantFull { most: 2, shared });
+        assert_eq!(third.count_for(&tenant(0)), full(false));
+        assert_eq!(third.count_for(&tenant(1)), Ok(()));
+        assert_eq!(third.count_for(&tenant(0)), full(true));
+        drop(first);
+        assert_eq!(third.count_for(&tenant(0)), Ok(()), "its place is free");
+        for n in 2..CONNECTION_TENANTS + 5 {
+            assert_eq!(third.count_for(&tenant(n)), Ok(()));
+        }
+        assert_eq!(open.open.lock().by_tenant.len(), CONNECTION_TENANTS);
+        drop((second, third));
+        assert!(open.open.lock().by_tenant.is_empty());
     }
 }

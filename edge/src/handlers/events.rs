@@ -2,26 +2,27 @@
 
 use crate::Edge;
 use crate::body::{self, BodyError, Deadlines, Meters, quoted};
-use crate::quota;
+use crate::forward::Held;
+use crate::quota::{self, Charge};
 use crate::respond::{self, Refusal};
-use crate::stack::{Head, Passed, check};
+use crate::stack::{Connection, Head, Passed, check};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, StatusCode};
+use serde_json::json;
 use sluice_common::error::Problem;
 use sluice_common::limits::{EDGE_FORWARD_DEADLINE, MAX_IDEMPOTENCY_KEY_BYTES};
 use sluice_common::metrics::Counter;
 use sluice_common::telemetry::context_of;
-use sluice_common::tls::ClientCertificate;
-use sluice_common::wire::intake::{IntakeReply, IntakeRequest, RowsAnswer};
+use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
 
 /// Takes a request's events: checks → body → forward → answer.
 pub async fn take(
     State(edge): State<Edge>,
     Extension(head): Extension<Head>,
-    Extension(shown): Extension<ClientCertificate>,
+    connection: Connection,
     dataset: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -33,7 +34,7 @@ pub async fn take(
         plan,
         mut charge,
         mut permit,
-    } = check(&edge, &parts.headers, &shown, &dataset)?;
+    } = check(&edge, &parts.headers, &connection, &dataset)?;
     let meters = Meters {
         permit: &mut permit,
         charge: &mut charge,
@@ -60,33 +61,31 @@ pub async fn take(
         timeout: EDGE_FORWARD_DEADLINE,
         trace: context_of(&tracing::Span::current(), head.trace),
     };
-    let reply = edge
-        .forwarder
-        .forward(call, tenant.admission.clone(), (permit, charge.under_way()))
-        .await;
-    if reply.as_ref().map_or(true, was_refused) {
-        charge.give_back();
-    }
-    let (status, rows) = respond::reply(reply?)?;
+    let held = Held { permit, charge };
+    let forwarded = edge.forwarder.forward(call, tenant.admission.clone(), held);
+    let (reply, held) = forwarded.await?;
+    let charge = held.map(Held::answered);
+    let answered = respond::reply(reply);
+    let (status, rows) = answered.map_err(|refusal| with_limits(refusal, charge.as_ref()))?;
     count_rows(&edge, &rows);
     let events = (rows.accepted, rows.rejected);
     edge.tenant_labels.count(&edge.metrics, &tenant.id, events, bytes);
     let mut response = (status, Json(rows)).into_response();
-    response.headers_mut().extend(charge.headers(None));
+    let limits = charge.into_iter().flat_map(|charge| charge.headers(None));
+    response.headers_mut().extend(limits);
     Ok(response)
 }
 
-/// Whether nothing of the request was taken though nothing is wrong with it: it will come again.
-fn was_refused(reply: &IntakeReply) -> bool {
-    match reply {
-        IntakeReply::Busy { .. } => true,
-        IntakeReply::Unavailable { unknown, .. } => !unknown,
-        IntakeReply::Refused(problem) => {
-            let status = problem.status();
-            status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
-        }
-        IntakeReply::Rows(_) => false,
-    }
+/// Names the limit that it is about beside the tenant's own.
+fn with_limits(refusal: Refusal, charge: Option<&Charge>) -> Refusal {
+    let (Some(limit), Some(charge)) = (refusal.limit().cloned(), charge) else {
+        return refusal;
+    };
+    let headers = charge.headers_beside(Some(refusal.wait()), Some(&limit));
+    let refusal = refusal.with_members(vec![("violated-policies", json!([limit.policy]))]);
+    headers
+        .into_iter()
+        .fold(refusal, |refusal, (name, value)| refusal.with(name, value))
 }
 
 fn count_rows(edge: &Edge, rows: &RowsAnswer) {

@@ -4,6 +4,7 @@ use super::bucket::Receipt;
 use super::refusal::{self, Moment, Over};
 use super::{CONCURRENCY, CONCURRENCY_REASON, Kind, Policy, TenantQuotas};
 use http::{HeaderName, HeaderValue};
+use sluice_common::error::Limit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 /// Bytes of a body of unknown length are charged when so many more have come.
 pub const STEP: u64 = 64 * 1024;
 
-/// A request's charge. Dropped, it stays charged; [`Charge::give_back`] takes it back.
+/// A request's charge. Dropped, it stays charged, but while [`Charge::waits`]; [`Charge::give_back`] takes it back.
 #[derive(Debug)]
 pub struct Charge {
     quotas: Arc<TenantQuotas>,
@@ -23,6 +24,8 @@ pub struct Charge {
     under_way: Option<UnderWay>,
     /// It would have been refused, but for `dry_run`: nothing more is charged.
     passed_over: bool,
+    /// Whether it is given back when it is dropped.
+    returns: bool,
 }
 
 /// What a request is known to need; None: not known yet.
@@ -67,6 +70,7 @@ impl TenantQuotas {
             bytes: 0,
             under_way: Some(UnderWay(Arc::clone(&self.under_way))),
             passed_over: false,
+            returns: false,
         };
         if let Some(most) = self.at_once.filter(|most| before >= *most) {
             let names = (CONCURRENCY, CONCURRENCY_REASON);
@@ -133,14 +137,34 @@ impl Charge {
         }
     }
 
-    /// Its part of the requests at once, for whoever carries it on beyond the client's connection.
-    pub fn under_way(&mut self) -> Option<UnderWay> {
-        self.under_way.take()
+    /// Its request is whole and nothing of it was taken, or never will be: given back if it is dropped now.
+    pub fn waits(&mut self) {
+        self.returns = true;
+    }
+
+    /// Its request was passed on, and may be taken whatever becomes of its client.
+    pub fn passed_on(&mut self) {
+        self.returns = false;
+    }
+
+    /// Its request is none of those at once any more.
+    pub fn answered(&mut self) {
+        self.under_way = None;
     }
 
     /// `RateLimit-Policy` and `RateLimit`, where there are limits; for a client that is told to `wait`.
     #[must_use]
     pub fn headers(&self, wait: Option<Duration>) -> Vec<(HeaderName, HeaderValue)> {
+        self.headers_beside(wait, None)
+    }
+
+    /// The same with a limit that is kept elsewhere.
+    #[must_use]
+    pub fn headers_beside(
+        &self,
+        wait: Option<Duration>,
+        beside: Option<&Limit>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
         let under_way = self.quotas.under_way.load(Ordering::Relaxed);
         let at_once = self.quotas.at_once;
         let moment = Moment {
@@ -148,6 +172,7 @@ impl Charge {
             burst: self.quotas.quota.burst,
             wait,
             at_once: at_once.map(|most| (most, most.saturating_sub(under_way))),
+            beside,
         };
         refusal::headers(&self.policies, moment)
     }
@@ -238,5 +263,13 @@ impl Charge {
             return Ok(());
         }
         Err(over)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if self.returns {
+            self.give_back();
+        }
     }
 }

@@ -6,7 +6,8 @@
 //! | its body comes | bytes as they are unpacked, in steps of [`charge::STEP`] | |
 //! | its body is whole | events, counted without a schema | |
 //!
-//! A refusal gives everything back, its own and one for want of room further on, so that it costs the tenant
+//! A refusal gives everything back, its own and one for want of room further on, and so does a client that goes away
+//! while its request waits in the queue; so that it costs the tenant
 //! nothing and its `Retry-After` is true: at that time the same request, alone, finds all that it needs. Where it is not
 //! known what it will need, because its body was not read, it is told to wait until the bucket is full.
 

@@ -6,7 +6,7 @@ use crate::respond::Refusal;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
 use sluice_common::config::Period;
-use sluice_common::error::Problem;
+use sluice_common::error::{Limit, Problem};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,17 +127,19 @@ fn quota_unit(kind: Kind) -> &'static str {
 
 /// When the headers are written, and for whom.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Moment {
+pub(super) struct Moment<'a> {
     pub now: Duration,
     pub burst: Period,
     /// How long a refused client is told to wait: no `t` is later.
     pub wait: Option<Duration>,
     /// The most requests at once, and how many more may come.
     pub at_once: Option<(usize, usize)>,
+    /// A limit that is kept elsewhere.
+    pub beside: Option<&'a Limit>,
 }
 
 /// What holds, and what is left of it: `r` now, and more, where nothing else is said all of it, after `t` seconds.
-pub(super) fn headers(policies: &[Arc<Policy>], moment: Moment) -> Headers {
+pub(super) fn headers(policies: &[Arc<Policy>], moment: Moment<'_>) -> Headers {
     let mut told = policies
         .iter()
         .map(|policy| one(policy, moment))
@@ -149,6 +151,14 @@ pub(super) fn headers(policies: &[Arc<Policy>], moment: Moment) -> Headers {
             format!("\"{name}\";r={left}"),
         ));
     }
+    if let Some(limit) = moment.beside {
+        let (name, most, unit, window) = (&limit.policy, limit.most, &limit.unit, limit.window_s);
+        let wait = moment.wait.unwrap_or_default().as_millis().div_ceil(1_000);
+        told.push((
+            format!("\"{name}\";q={most};qu=\"{unit}\";w={window}"),
+            format!("\"{name}\";r={};t={wait}", limit.left),
+        ));
+    }
     if told.is_empty() {
         return Vec::new();
     }
@@ -157,7 +167,7 @@ pub(super) fn headers(policies: &[Arc<Policy>], moment: Moment) -> Headers {
     vec![(POLICIES, value(policies)), (LIMITS, value(limits))]
 }
 
-fn one(policy: &Policy, moment: Moment) -> (String, String) {
+fn one(policy: &Policy, moment: Moment<'_>) -> (String, String) {
     let (now, window) = (moment.now, moment.burst.ms().div_ceil(1_000));
     let (name, burst) = (policy.name, policy.bucket.burst());
     let unit = quota_unit(policy.kind);

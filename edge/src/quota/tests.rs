@@ -163,15 +163,29 @@ fn requests_at_once_are_those_that_are_not_answered() {
         ("tenant-concurrency", 429, 1_000)
     );
     drop(first);
-    let carried = second.under_way();
-    drop(second);
     let third = few.request("events", true, 1, 1).unwrap();
     assert!(
         few.request("events", true, 1, 1).is_err(),
-        "what is carried on counts"
+        "what waits for its answer counts"
     );
-    drop((carried, third));
+    second.answered();
     assert!(few.request("events", true, 1, 1).is_ok());
+    drop((second, third));
+}
+
+#[test]
+fn a_charge_that_is_dropped_is_given_back_while_it_waits_and_not_once_it_was_passed_on() {
+    let one = Fixture::new("{events_per_second: 10, burst: 1s}");
+    let mut charge = one.request("events", true, 5, 8).unwrap();
+    charge.waits();
+    assert_eq!(one.left(), [2]);
+    drop(charge);
+    assert_eq!(one.left(), [10], "its client went away");
+    let mut charge = one.request("events", true, 5, 8).unwrap();
+    charge.waits();
+    charge.passed_on();
+    drop(charge);
+    assert_eq!(one.left(), [2], "it may have been taken");
 }
 
 #[test]

@@ -1,13 +1,28 @@
 //! Caps on connections, and HTTP/2 connections that attack.
 
-use crate::harness::{Fixture, KEY, accepted, eventually, read_head, start_accepting, start_as, two_tenants};
+use crate::harness::{
+    Fixture, KEY, NARROW, accepted, eventually, read_head, start_accepting, start_as, two_tenants,
+};
+use futures_util::stream;
+use http_body_util::{Full, StreamBody};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sluice_common::limits::MAX_H2_RESETS;
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 
 async fn capped(total: u32, per_address: u32) -> Fixture {
     let caps = format!("edge: {{connections: {{total: {total}, per_address: {per_address}}}}}\n");
+    start_as(&(caps + &two_tenants()), None, |_| async { accepted(1) }).await
+}
+
+async fn capped_by_tenant(per_tenant: u32) -> Fixture {
+    let caps = format!("edge: {{connections: {{per_tenant: {per_tenant}}}}}\n");
     start_as(&(caps + &two_tenants()), None, |_| async { accepted(1) }).await
 }
 
@@ -24,7 +39,19 @@ fn request() -> String {
 async fn answer(stream: &mut TcpStream) -> String {
     // One that was closed at once may reset already.
     stream.write_all(request().as_bytes()).await.ok();
-    read_head(stream).await
+    read_answer(stream).await
+}
+
+/// One answer, head and body.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let head = read_head(stream).await;
+    let Some((_, length)) = head.split_once("content-length: ") else {
+        return head;
+    };
+    let length = length.split("\r\n").next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    head + &String::from_utf8(body).unwrap()
 }
 
 fn sheds(fixture: &Fixture, reason: &str, n: u64) -> bool {
@@ -92,6 +119,85 @@ async fn idle_connections_keep_no_new_one_out_and_one_with_a_request_is_never_cl
     assert!(read_head(&mut sending).await.starts_with("HTTP/1.1 202"));
 }
 
+/// The narrow tenant's request.
+async fn answer_narrow(stream: &mut TcpStream) -> String {
+    let request = format!(
+        "POST /v1/events/other HTTP/1.1\r\nhost: x\r\nx-api-key: {NARROW}\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    read_answer(stream).await
+}
+
+#[tokio::test]
+async fn one_tenant_has_its_cap_of_connections_and_another_is_served() {
+    let fixture = capped_by_tenant(2).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = fixture.connect().await;
+        for _ in 0..3 {
+            assert!(answer_narrow(&mut stream).await.starts_with("HTTP/1.1 202"));
+            assert!(answer(&mut stream).await.starts_with("HTTP/1.1 202"));
+        }
+        held.push(stream);
+    }
+    let seen = fixture.seen();
+    let mut third = fixture.connect().await;
+    let refused = answer(&mut third).await;
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    for part in [
+        "connection: close",
+        "retry-after: ",
+        "ratelimit-policy: \"tenant-connections\";q=2;qu=\"connections\"",
+        "ratelimit: \"tenant-connections\";r=0",
+        "too_many_connections",
+    ] {
+        assert!(refused.contains(part), "{part} in {refused}");
+    }
+    let closed = third.read_u8().await;
+    assert!(closed.is_err(), "its connection is closed");
+    assert_eq!(fixture.seen(), seen);
+    assert!(sheds(&fixture, "tenant_connections", 1));
+    assert!(answer(&mut held[0]).await.starts_with("HTTP/1.1 202"));
+    drop(held.remove(0));
+    eventually("its place is free", || {
+        fixture.metrics.render().contains("sluice_connections 1\n")
+    })
+    .await;
+    assert!(
+        answer(&mut fixture.connect().await)
+            .await
+            .starts_with("HTTP/1.1 202")
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_carries_another_tenants_requests_too_is_refused_and_not_closed() {
+    let fixture = capped_by_tenant(1).await;
+    let mut own = fixture.connect().await;
+    assert!(answer(&mut own).await.starts_with("HTTP/1.1 202"));
+    let mut shared = fixture.connect().await;
+    assert!(answer_narrow(&mut shared).await.starts_with("HTTP/1.1 202"));
+    let refused = answer(&mut shared).await;
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    assert!(!refused.contains("connection: close"), "{refused}");
+    assert!(answer_narrow(&mut shared).await.starts_with("HTTP/1.1 202"));
+}
+
+#[tokio::test]
+async fn an_http2_connection_over_its_tenants_cap_is_answered_and_ended() {
+    let fixture = capped_by_tenant(1).await;
+    let mut own = fixture.connect().await;
+    assert!(answer(&mut own).await.starts_with("HTTP/1.1 202"));
+    let io = TokioIo::new(fixture.connect().await);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let body = Full::new(bytes::Bytes::from_static(b"{}"));
+    let answer = sender.send_request(fixture.events().body(body).unwrap()).await;
+    assert_eq!(answer.unwrap().status(), 429);
+    let ended = tokio::time::timeout(Duration::from_secs(5), connection).await;
+    ended.expect("it is told to go").unwrap().unwrap();
+}
+
 const SETTINGS: u8 = 4;
 const HEADERS: u8 = 1;
 const DATA: u8 = 0;
@@ -129,49 +235,163 @@ fn head() -> Vec<u8> {
     [indexed, path, field(":authority", "x"), field("x-api-key", KEY)].concat()
 }
 
+const GOAWAY: u8 = 7;
+/// The error code of a GOAWAY to a peer that does too much.
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// `streams` requests that are reset at once, in one piece.
+fn resets(streams: u32) -> Vec<u8> {
+    let one = |n: u32| {
+        [
+            frame(HEADERS, END_HEADERS, 2 * n + 1, &head()),
+            frame(RESET, 0, 2 * n + 1, &8u32.to_be_bytes()),
+        ]
+        .concat()
+    };
+    (0..streams).flat_map(one).collect()
+}
+
+/// Type, stream and payload of the frames that came, the last one perhaps cut.
+fn frames(mut rest: &[u8]) -> Vec<(u8, u32, &[u8])> {
+    let mut found = Vec::new();
+    while let Some((head, payload)) = rest.split_first_chunk::<9>() {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let Some((payload, more)) = payload.split_at_checked(length) else {
+            break;
+        };
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        found.push((head[3], stream, payload));
+        rest = more;
+    }
+    found
+}
+
 #[tokio::test]
 async fn a_flood_of_streams_that_are_reset_at_once_ends_its_connection_and_no_other() {
     let fixture = start_accepting().await;
     let mut attacker = fixture.connect().await;
-    let mut flood = preface();
-    for n in 0..20_000u32 {
-        flood.extend(frame(HEADERS, END_HEADERS, 2 * n + 1, &head()));
-        flood.extend(frame(RESET, 0, 2 * n + 1, &8u32.to_be_bytes()));
-    }
+    let flood = [preface(), resets(20_000)].concat();
     let (mut read, mut write) = attacker.split();
     let mut said = Vec::new();
-    let ended = async { tokio::join!(write.write_all(&flood), read.read_to_end(&mut said)) };
+    let ended = async {
+        let sending = async { write.write_all(&flood).await.ok() };
+        tokio::join!(sending, read.read_to_end(&mut said))
+    };
     let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
     assert!(ended.is_ok(), "the connection is ended");
-    assert!(
-        fixture
-            .send_once(fixture.events(), b"{}")
-            .await
-            .status
-            .is_success()
-    );
+    let said = frames(&said);
+    let told = said.iter().find(|(kind, ..)| *kind == GOAWAY);
+    let (.., told) = told.expect("it is told why");
+    assert_eq!(told[4..8], ENHANCE_YOUR_CALM.to_be_bytes());
+    assert!(fixture.seen() < 20_000, "{}", fixture.seen());
+    let other = fixture.send_once(fixture.events(), b"{}").await;
+    assert!(other.status.is_success());
     eventually("nothing is held", || fixture.edge.held_bytes() == 0).await;
 }
 
 #[tokio::test]
-async fn a_body_in_frames_of_one_byte_holds_up_nobody_and_leaves_nothing() {
+async fn a_client_that_cancels_as_many_streams_as_it_may_is_served_on_its_connection() {
     let fixture = start_accepting().await;
     let mut client = fixture.connect().await;
-    let mut sent = preface();
-    sent.extend(frame(HEADERS, END_HEADERS, 1, &head()));
+    let cancelled = u32::try_from(MAX_H2_RESETS).unwrap() - 8;
+    let last = 2 * cancelled + 1;
+    let request = [
+        preface(),
+        resets(cancelled),
+        frame(HEADERS, END_HEADERS, last, &head()),
+        frame(DATA, END_STREAM, last, b"{}"),
+    ];
+    client.write_all(&request.concat()).await.unwrap();
+    let mut said = Vec::new();
+    let answered = async {
+        loop {
+            assert!(client.read_buf(&mut said).await.unwrap() > 0, "it was closed");
+            let frames = frames(&said);
+            assert!(frames.iter().all(|(kind, ..)| *kind != GOAWAY), "it was ended");
+            if frames
+                .iter()
+                .any(|(kind, stream, _)| (*kind, *stream) == (DATA, last))
+            {
+                return;
+            }
+        }
+    };
+    let answered = tokio::time::timeout(Duration::from_secs(10), answered).await;
+    answered.expect("an answer");
+}
+
+/// Bytes of the body that comes one by one: as many frames as h2 keeps before they are read. It counts 255 bytes for
+/// each, against half of the connection's window of 4 MiB.
+const TINY: usize = 8_000;
+
+#[tokio::test]
+async fn a_body_in_frames_of_one_byte_is_taken_and_holds_up_nobody() {
+    let fixture = start_accepting().await;
+    let io = TokioIo::new(fixture.connect().await);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let half_sent = Arc::new(Semaphore::new(0));
+    let go_on = Arc::new(Semaphore::new(0));
+    let (tells, waits) = (Arc::clone(&half_sent), Arc::clone(&go_on));
+    let pieces = stream::unfold(0, move |n| {
+        let (tells, waits) = (Arc::clone(&tells), Arc::clone(&waits));
+        async move {
+            if n == TINY / 2 {
+                tells.add_permits(1);
+                waits.acquire().await.unwrap().forget();
+            }
+            let byte: &'static [u8] = match n {
+                0 => b"{",
+                1 => b"}",
+                _ => b" ",
+            };
+            let frame = http_body::Frame::data(bytes::Bytes::from_static(byte));
+            (n < TINY).then_some((Ok::<_, Infallible>(frame), n + 1))
+        }
+    });
+    let body = StreamBody::new(Box::pin(pieces));
+    let tiny = tokio::spawn(sender.send_request(fixture.events().body(body).unwrap()));
+    half_sent.acquire().await.unwrap().forget();
+    // In the middle of it another is served, on a connection of its own.
+    let other = fixture.send_once(fixture.events(), b"{}").await;
+    assert_eq!(other.status, 202);
+    go_on.add_permits(1);
+    let answer = tokio::time::timeout(Duration::from_secs(10), tiny).await;
+    let answer = answer.expect("in time").unwrap().expect("an answer");
+    assert_eq!(answer.status(), 202);
+    let longest = fixture
+        .seen
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|one| one.body.len())
+        .max();
+    assert_eq!(longest, Some(TINY), "it was taken whole");
+    connection.abort();
+    eventually("nothing is held", || fixture.edge.held_bytes() == 0).await;
+}
+
+#[tokio::test]
+async fn more_tiny_frames_than_are_read_end_their_connection_and_no_other() {
+    let fixture = start_accepting().await;
+    let mut client = fixture.connect().await;
+    let mut flood = [preface(), frame(HEADERS, END_HEADERS, 1, &head())].concat();
     for _ in 0..20_000 {
-        sent.extend(frame(DATA, 0, 1, b" "));
+        flood.extend(frame(DATA, 0, 1, b" "));
     }
-    // The edge may end such a connection; what matters is what it costs others.
-    client.write_all(&sent).await.ok();
-    assert!(
-        fixture
-            .send_once(fixture.events(), b"{}")
-            .await
-            .status
-            .is_success()
-    );
-    client.write_all(&frame(DATA, END_STREAM, 1, b"{}")).await.ok();
-    drop(client);
+    let (mut read, mut write) = client.split();
+    let mut said = Vec::new();
+    let ended = async {
+        let sending = async { write.write_all(&flood).await.ok() };
+        tokio::join!(sending, read.read_to_end(&mut said))
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+    assert!(ended.is_ok(), "the connection is ended");
+    let said = frames(&said);
+    let told = said.iter().find(|(kind, ..)| *kind == GOAWAY);
+    let (.., told) = told.expect("it is told why");
+    assert_eq!(told[4..8], ENHANCE_YOUR_CALM.to_be_bytes());
+    let other = fixture.send_once(fixture.events(), b"{}").await;
+    assert_eq!(other.status, 202);
     eventually("nothing is held", || fixture.edge.held_bytes() == 0).await;
 }

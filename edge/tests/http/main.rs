@@ -7,6 +7,8 @@ mod contract;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod leavers;
+#[cfg(test)]
 mod overload;
 #[cfg(test)]
 mod pki;

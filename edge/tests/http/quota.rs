@@ -1,8 +1,9 @@
 //! Quotas on the socket: 429 and 413 as clients see them, and what a refusal costs.
 
 use crate::harness::{Answer, Fixture, KEY, accepted, busy, eventually, hash, start_as};
-use http::Request;
+use http::{Request, StatusCode};
 use sluice_common::config::Loaded;
+use sluice_common::error::{Limit, Problem};
 use sluice_common::wire::intake::{IntakeReply, IntakeRequest};
 use std::future::Future;
 use std::io::Write as _;
@@ -299,4 +300,38 @@ async fn a_new_config_counts_for_the_next_request() {
             .as_u16(),
         202
     );
+}
+
+#[tokio::test]
+async fn the_cap_of_keys_is_told_beside_the_quotas_with_a_wait_that_is_true() {
+    let over_cap = || {
+        let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "keys_per_tenant", "too many");
+        problem.retry_after_s = Some(400);
+        problem.limit = Some(Box::new(Limit {
+            policy: "tenant-keys".into(),
+            unit: "events".into(),
+            most: 1_000,
+            window_s: 86_400,
+            left: 7,
+        }));
+        IntakeReply::Refused(problem)
+    };
+    let policy = "\"tenant-keys\";q=1000;qu=\"events\";w=86400";
+    for (quota, beside) in [("{}", 0), ("{events_per_second: 10, burst: 2s}", 1)] {
+        let fixture = limited(quota, move |_| async move { over_cap() }).await;
+        let answer = fixture.send_once(fixture.events(), &lines(18)).await;
+        assert_eq!(status(&answer), (429, "keys_per_tenant"));
+        assert_eq!(
+            answer.body["violated-policies"],
+            serde_json::json!(["tenant-keys"])
+        );
+        let wait: u64 = answer.header("retry-after").parse().unwrap();
+        assert!((400..=600).contains(&wait), "{wait}");
+        let policies: Vec<_> = answer.header("ratelimit-policy").split(", ").collect();
+        assert_eq!((policies.len(), policies[beside]), (beside + 1, policy));
+        let limits: Vec<_> = answer.header("ratelimit").split(", ").collect();
+        assert_eq!(limits[beside], "\"tenant-keys\";r=7;t=400");
+        let again = fixture.send_once(fixture.events(), &lines(18)).await;
+        assert_eq!(status(&again).1, "keys_per_tenant", "the quota was given back");
+    }
 }

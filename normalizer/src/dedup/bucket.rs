@@ -17,7 +17,7 @@ use super::error::StorageError;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RoTxn, WithoutTls};
 use sluice_common::clock::UnixMs;
-use std::fs::File;
+use sluice_common::disk::Disk;
 use std::path::{Path, PathBuf};
 
 /// Entries of a full block.
@@ -35,6 +35,7 @@ type Blocks = Database<'static, Bytes, Bytes>;
 
 /// Loads entries that come in ascending order.
 pub(super) struct BucketWriter {
+    disk: Disk,
     path: PathBuf,
     env: Env<WithoutTls>,
     blocks: Blocks,
@@ -55,7 +56,8 @@ pub(super) struct BucketReader {
 
 impl BucketWriter {
     /// Begins an environment at `path` with room for `keys` entries, none older than `min_ms`.
-    pub(super) fn create(path: &Path, keys: u64, min_ms: UnixMs) -> Result<Self, StorageError> {
+    pub(super) fn create(disk: &Disk, path: &Path, keys: u64, min_ms: UnixMs) -> Result<Self, StorageError> {
+        disk.fill(path).map_err(StorageError::io("create", path))?;
         let env = open_env(path, map_size(keys), EnvFlags::NO_SYNC)?;
         let made = || -> heed::Result<Blocks> {
             let txn = env.write_txn()?;
@@ -69,6 +71,7 @@ impl BucketWriter {
         let blocks = made().map_err(lmdb("create", path))?;
         let pending = Vec::with_capacity(pending_capacity(keys));
         Ok(Self {
+            disk: disk.clone(),
             path: path.to_owned(),
             env,
             blocks,
@@ -107,14 +110,9 @@ impl BucketWriter {
     /// Writes what is left, closes the environment and syncs its file. Returns its bytes.
     pub(super) fn finish(mut self) -> Result<u64, StorageError> {
         self.flush()?;
-        let Self { path, env, .. } = self;
+        let Self { disk, path, env, .. } = self;
         drop(env);
-        let sync = || {
-            let file = File::open(&path)?;
-            file.sync_all()?;
-            Ok(file.metadata()?.len())
-        };
-        sync().map_err(StorageError::io("sync", &path))
+        disk.sync(&path).map_err(StorageError::io("sync", &path))
     }
 }
 
@@ -351,7 +349,7 @@ mod tests {
     fn bucket(count: u64) -> (tempfile::TempDir, BucketReader, u64) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("b.mdb");
-        let mut writer = BucketWriter::create(&path, count, 1_000).unwrap();
+        let mut writer = BucketWriter::create(&Disk::default(), &path, count, 1_000).unwrap();
         (1..=count).for_each(|n| writer.push(entry(n)).unwrap());
         let bytes = writer.finish().unwrap();
         let reader = BucketReader::open(&path, count, 1_000).unwrap();

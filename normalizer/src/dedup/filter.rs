@@ -22,6 +22,7 @@
 //! are read a probe, which the page cache serves: a filter is a twentieth of its bucket.
 
 use super::error::StorageError;
+use sluice_common::disk::{Disk, DiskFile};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -53,7 +54,7 @@ struct Shard {
 
 /// Writes a filter while the keys come by in ascending order.
 pub(super) struct FilterWriter {
-    out: BufWriter<File>,
+    out: BufWriter<DiskFile>,
     bucket: u64,
     bits: u32,
     shards: Vec<Shard>,
@@ -75,14 +76,14 @@ pub(super) struct Filter {
 
 impl FilterWriter {
     /// Begins a file for at most `keys` keys.
-    pub(super) fn create(path: &Path, bucket: u64, keys: u64) -> io::Result<Self> {
+    pub(super) fn create(disk: &Disk, path: &Path, bucket: u64, keys: u64) -> io::Result<Self> {
         let bits = keys
             .div_ceil(SHARD_KEYS)
             .max(1)
             .next_power_of_two()
             .trailing_zeros()
             .min(MAX_SHARD_BITS);
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        let mut out = BufWriter::with_capacity(1 << 20, disk.create(path, 0o666)?);
         out.seek(SeekFrom::Start(body_start(bits)))?;
         Ok(Self {
             out,
@@ -371,7 +372,7 @@ mod tests {
     fn written(keys: &[u128]) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let mut writer = FilterWriter::create(&path, 7, keys.len() as u64).unwrap();
+        let mut writer = FilterWriter::create(&Disk::default(), &path, 7, keys.len() as u64).unwrap();
         keys.iter().for_each(|key| writer.push(*key).unwrap());
         let bytes = writer.finish().unwrap();
         assert_eq!(bytes, path.metadata().unwrap().len());

@@ -14,10 +14,12 @@
 use super::error::StorageError;
 use serde::{Deserialize, Serialize};
 use sluice_common::clock::UnixMs;
+use sluice_common::disk::Dir;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::{LogId, Offset, TenantId};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 const MAGIC: &[u8; 4] = b"SLD1";
@@ -84,17 +86,19 @@ impl Manifest {
     /// # Errors
     /// [`StorageError::UnknownSwap`] where it was replaced but perhaps not durably; any other error
     /// left the old one in place.
-    pub(super) fn store(&self, dir: &Path) -> Result<(), StorageError> {
+    pub(super) fn store(&self, dir: &Dir) -> Result<(), StorageError> {
         let new = dir.join(NEW_NAME);
         let write = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(&self.encode())?;
+            let file = dir.disk.create(&new, 0o666)?;
+            file.write_at(&self.encode(), 0)?;
             file.sync_all()?;
-            fs::rename(&new, dir.join(NAME))
+            failpoint::hit(Point::ManifestRename)?;
+            dir.disk.rename(&new, &dir.join(NAME))
         };
         write().map_err(StorageError::io("write", &new))?;
-        sync_dir(dir).map_err(|source| StorageError::UnknownSwap {
-            path: dir.to_owned(),
+        let synced = failpoint::hit(Point::ManifestRenamed).and_then(|()| dir.sync());
+        synced.map_err(|source| StorageError::UnknownSwap {
+            path: dir.path.clone(),
             source,
         })
     }
@@ -128,11 +132,6 @@ impl Manifest {
         }
         serde_json::from_slice(body).map_err(|error| format!("its body is not understood: {error}"))
     }
-}
-
-/// Makes creations, renames and removals in `dir` durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
@@ -195,7 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Manifest::load(dir.path()).unwrap(), None);
         for n in 1..3 {
-            manifest([n; 6], 1).store(dir.path()).unwrap();
+            manifest([n; 6], 1).store(&dir.path().into()).unwrap();
         }
         assert_eq!(Manifest::load(dir.path()).unwrap(), Some(manifest([2; 6], 1)));
     }

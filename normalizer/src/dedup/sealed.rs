@@ -4,9 +4,9 @@ use super::bucket::{BucketReader, BucketScan};
 use super::entry::Seen;
 use super::error::StorageError;
 use super::filter::{Filter, FilterWriter};
-use super::manifest::{BucketMeta, sync_dir};
-use std::fs;
-use std::path::{Path, PathBuf};
+use super::manifest::BucketMeta;
+use sluice_common::disk::Dir;
+use std::path::PathBuf;
 
 /// A bucket on disk, open.
 pub(super) struct Sealed {
@@ -20,7 +20,7 @@ impl Sealed {
     ///
     /// # Errors
     /// [`StorageError`] where the bucket itself cannot be read, or the filter not be written.
-    pub(super) fn open(dir: &Path, meta: BucketMeta) -> Result<Self, StorageError> {
+    pub(super) fn open(dir: &Dir, meta: BucketMeta) -> Result<Self, StorageError> {
         let reader = BucketReader::open(&data_path(dir, meta.id), meta.keys, meta.min_ms)?;
         let path = filter_path(dir, meta.id);
         let filter = match Filter::open(&path, meta.id) {
@@ -58,28 +58,28 @@ impl Sealed {
     }
 }
 
-fn rebuild_filter(dir: &Path, meta: &BucketMeta, scan: &BucketScan) -> Result<(), StorageError> {
+fn rebuild_filter(dir: &Dir, meta: &BucketMeta, scan: &BucketScan) -> Result<(), StorageError> {
     let (path, new) = (
         filter_path(dir, meta.id),
         dir.join(format!("{}.filter.new", stem(meta.id))),
     );
     let io = StorageError::io;
-    let mut writer = FilterWriter::create(&new, meta.id, meta.keys).map_err(io("write", &new))?;
+    let mut writer = FilterWriter::create(&dir.disk, &new, meta.id, meta.keys).map_err(io("write", &new))?;
     for entry in scan.entries()? {
         writer.push(entry?.key).map_err(io("write", &new))?;
     }
     writer.finish().map_err(io("write", &new))?;
-    fs::rename(&new, &path).map_err(io("replace", &path))?;
-    sync_dir(dir).map_err(io("sync", dir))
+    dir.disk.rename(&new, &path).map_err(io("replace", &path))?;
+    dir.sync().map_err(io("sync", &dir.path))
 }
 
 /// The bucket's LMDB file.
-pub(super) fn data_path(dir: &Path, id: u64) -> PathBuf {
+pub(super) fn data_path(dir: &Dir, id: u64) -> PathBuf {
     dir.join(format!("{}.mdb", stem(id)))
 }
 
 /// The bucket's filter file.
-pub(super) fn filter_path(dir: &Path, id: u64) -> PathBuf {
+pub(super) fn filter_path(dir: &Dir, id: u64) -> PathBuf {
     dir.join(format!("{}.filter", stem(id)))
 }
 
@@ -95,9 +95,9 @@ pub(super) fn id_of(name: &str) -> Option<u64> {
 }
 
 /// Unlinks a bucket's files, as far as they are there. What stays is an orphan, removed at the next open.
-pub(super) fn remove_files(dir: &Path, id: u64) {
+pub(super) fn remove_files(dir: &Dir, id: u64) {
     for path in [data_path(dir, id), filter_path(dir, id)] {
-        match fs::remove_file(&path) {
+        match dir.disk.remove(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(path = %path.display(), %error, "could not unlink a dedup bucket"),

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use sluice_common::ids::{Name, RequestId};
 use sluice_common::record::{Holds, Placement, RecordContent, RecordMeta, RequestSpan};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const LOG: LogId = LogId(77);
 const WINDOW: u64 = 1_000;
@@ -13,7 +13,7 @@ const HOUR: u64 = 3_600_000;
 
 fn options(dir: &Path) -> DedupOptions {
     DedupOptions {
-        dir: dir.to_owned(),
+        dir: dir.into(),
         log: LOG,
         secret_check: 5,
         memory_bytes: 400,
@@ -21,6 +21,7 @@ fn options(dir: &Path) -> DedupOptions {
         active_keys: 6,
         max_window_ms: WINDOW,
         rotate_ms: WINDOW / 6,
+        workers: Workers::Threads,
     }
 }
 

@@ -7,6 +7,7 @@ use super::sealed::{self, Sealed};
 use super::work::{Job, MergeInput};
 use super::{Dedup, plan};
 use sluice_common::clock::UnixMs;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::Offset;
 use std::sync::Arc;
 
@@ -104,7 +105,7 @@ impl Dedup {
         let stays: u64 = self.live_after(bucket.last_ms()).map(|meta| meta.bytes).sum();
         self.trouble.over_limit = stays + need > self.options.max_bytes;
         if !self.trouble.over_limit {
-            let job = Job::seal(self.options.dir.clone(), self.next_id, Arc::clone(bucket));
+            let job = Job::seal(&self.options, self.next_id, Arc::clone(bucket));
             self.next_id += 1;
             self.seal = self.started(job);
         }
@@ -125,7 +126,7 @@ impl Dedup {
             metas: [older.meta.clone(), newer.meta.clone()],
             floor_ms: plan::floor_ms(applied_ms, self.widest_ms),
         };
-        let job = Job::merge(self.options.dir.clone(), self.next_id, input);
+        let job = Job::merge(&self.options, self.next_id, input);
         self.next_id += 1;
         self.merge = self.started(job);
     }
@@ -226,7 +227,7 @@ impl Dedup {
             if gone {
                 let id = old.meta.id;
                 drop(old);
-                sealed::remove_files(&self.options.dir, id);
+                self.unlink(id);
             } else {
                 list.push(old);
             }
@@ -234,6 +235,15 @@ impl Dedup {
         list.extend(new);
         self.sealed = list;
         self.place_filters();
+    }
+
+    /// What stays is an orphan, removed at the next start.
+    fn unlink(&self, id: u64) {
+        if failpoint::hit(Point::BucketUnlink).is_ok() {
+            sealed::remove_files(&self.options.dir, id);
+            // All is done: there is nothing that could fail.
+            failpoint::hit(Point::BucketUnlinked).ok();
+        }
     }
 
     /// Keeps the newest filters in memory, as many as `memory_bytes` takes.

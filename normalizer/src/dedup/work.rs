@@ -3,18 +3,20 @@
 //! Both stream ascending entries into a new bucket and its filter and sync them. Nothing counts until
 //! the owner names the files in the manifest, so work that fails or is cancelled leaves only orphans.
 
+use super::DedupOptions;
 use super::active::MemoryBucket;
 use super::bucket::{BucketScan, BucketWriter};
 use super::entry::Entry;
 use super::error::StorageError;
 use super::filter::FilterWriter;
-use super::manifest::{BucketMeta, sync_dir};
+use super::manifest::BucketMeta;
 use super::sealed::{self, Sealed};
 use sluice_common::clock::UnixMs;
+use sluice_common::disk::Dir;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::TenantId;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -22,9 +24,22 @@ use std::thread::{self, JoinHandle};
 /// Entries between two looks at the cancel flag.
 const CANCEL_EVERY: u64 = 1 << 16;
 
+/// Who does the heavy work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    Threads,
+    /// Whoever asks for it: a simulation, which must not hang on threads.
+    Caller,
+}
+
+enum Work {
+    Thread(JoinHandle<Result<Sealed, StorageError>>),
+    Done(Box<Result<Sealed, StorageError>>),
+}
+
 /// One piece of work under way.
 pub(super) struct Job {
-    thread: JoinHandle<Result<Sealed, StorageError>>,
+    work: Work,
     cancel: Arc<AtomicBool>,
     /// Id of the bucket being made.
     pub(super) id: u64,
@@ -42,34 +57,44 @@ pub(super) struct MergeInput {
 
 impl Job {
     /// Starts sealing `bucket` as bucket `id`.
-    pub(super) fn seal(dir: PathBuf, id: u64, bucket: Arc<MemoryBucket>) -> Result<Self, StorageError> {
-        Self::start("dedup-seal", id, Vec::new(), move |cancel| {
+    pub(super) fn seal(
+        options: &DedupOptions,
+        id: u64,
+        bucket: Arc<MemoryBucket>,
+    ) -> Result<Self, StorageError> {
+        let dir = options.dir.clone();
+        Self::start((options.workers, "dedup-seal"), id, Vec::new(), move |cancel| {
             seal(&dir, id, &bucket, cancel)
         })
     }
 
     /// Starts merging two buckets into bucket `id`.
-    pub(super) fn merge(dir: PathBuf, id: u64, input: MergeInput) -> Result<Self, StorageError> {
+    pub(super) fn merge(options: &DedupOptions, id: u64, input: MergeInput) -> Result<Self, StorageError> {
+        let dir = options.dir.clone();
         let replaces = input.metas.iter().map(|meta| meta.id).collect();
-        Self::start("dedup-merge", id, replaces, move |cancel| {
+        Self::start((options.workers, "dedup-merge"), id, replaces, move |cancel| {
             merge(&dir, id, &input, cancel)
         })
     }
 
     fn start(
-        name: &str,
+        (workers, name): (Workers, &str),
         id: u64,
         replaces: Vec<u64>,
         work: impl FnOnce(&AtomicBool) -> Result<Sealed, StorageError> + Send + 'static,
     ) -> Result<Self, StorageError> {
         let cancel = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&cancel);
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || work(&flag))
-            .map_err(|error| StorageError::Thread(error.to_string()))?;
+        let work = match workers {
+            Workers::Caller => Work::Done(Box::new(work(&flag))),
+            Workers::Threads => thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || work(&flag))
+                .map(Work::Thread)
+                .map_err(|error| StorageError::Thread(error.to_string()))?,
+        };
         Ok(Self {
-            thread,
+            work,
             cancel,
             id,
             replaces,
@@ -78,7 +103,10 @@ impl Job {
 
     /// Whether [`Self::finish`] will not wait.
     pub(super) fn is_done(&self) -> bool {
-        self.thread.is_finished()
+        match &self.work {
+            Work::Thread(thread) => thread.is_finished(),
+            Work::Done(_) => true,
+        }
     }
 
     /// Asks the work to end soon.
@@ -88,13 +116,16 @@ impl Job {
 
     /// Waits for the result.
     pub(super) fn finish(self) -> Result<Sealed, StorageError> {
-        self.thread
-            .join()
-            .unwrap_or_else(|_| Err(StorageError::Thread("it panicked".into())))
+        match self.work {
+            Work::Thread(thread) => thread
+                .join()
+                .unwrap_or_else(|_| Err(StorageError::Thread("it panicked".into()))),
+            Work::Done(done) => *done,
+        }
     }
 }
 
-fn seal(dir: &Path, id: u64, bucket: &MemoryBucket, cancel: &AtomicBool) -> Result<Sealed, StorageError> {
+fn seal(dir: &Dir, id: u64, bucket: &MemoryBucket, cancel: &AtomicBool) -> Result<Sealed, StorageError> {
     let meta = BucketMeta {
         id,
         keys: bucket.keys() as u64,
@@ -108,7 +139,7 @@ fn seal(dir: &Path, id: u64, bucket: &MemoryBucket, cancel: &AtomicBool) -> Resu
     write(dir, meta, bucket.sorted().map(Ok), cancel)
 }
 
-fn merge(dir: &Path, id: u64, input: &MergeInput, cancel: &AtomicBool) -> Result<Sealed, StorageError> {
+fn merge(dir: &Dir, id: u64, input: &MergeInput, cancel: &AtomicBool) -> Result<Sealed, StorageError> {
     let [older, newer] = &input.metas;
     let meta = BucketMeta {
         id,
@@ -167,15 +198,21 @@ impl<I: Iterator<Item = Result<Entry, StorageError>>> Iterator for Merged<I> {
 
 /// Writes a bucket and its filter and syncs files and directory. `meta.keys` is an upper bound at first.
 fn write(
-    dir: &Path,
+    dir: &Dir,
     mut meta: BucketMeta,
     entries: impl Iterator<Item = Result<Entry, StorageError>>,
     cancel: &AtomicBool,
 ) -> Result<Sealed, StorageError> {
+    failpoint::hit(Point::SealWrite).map_err(StorageError::io("write", &dir.path))?;
     sealed::remove_files(dir, meta.id);
     let filter_path = sealed::filter_path(dir, meta.id);
-    let mut bucket = BucketWriter::create(&sealed::data_path(dir, meta.id), meta.keys, meta.min_ms)?;
-    let mut filter = FilterWriter::create(&filter_path, meta.id, meta.keys)
+    let mut bucket = BucketWriter::create(
+        &dir.disk,
+        &sealed::data_path(dir, meta.id),
+        meta.keys,
+        meta.min_ms,
+    )?;
+    let mut filter = FilterWriter::create(&dir.disk, &filter_path, meta.id, meta.keys)
         .map_err(StorageError::io("write", &filter_path))?;
     meta.keys = 0;
     for entry in entries {
@@ -191,6 +228,8 @@ fn write(
     }
     let filter_bytes = filter.finish().map_err(StorageError::io("write", &filter_path))?;
     meta.bytes = bucket.finish()? + filter_bytes;
-    sync_dir(dir).map_err(StorageError::io("sync", dir))?;
+    dir.sync()
+        .and_then(|()| failpoint::hit(Point::SealWritten))
+        .map_err(StorageError::io("sync", &dir.path))?;
     Sealed::open(dir, meta)
 }

@@ -11,9 +11,11 @@ use crate::progress::plan::{Next, Rules};
 use crate::progress::settle::Settling;
 use crate::progress::{Marks, is_data};
 use crate::pump::call::{Caller, Occasion};
-use crate::pump::retries::{Retries, jittered};
+use crate::pump::retries::Retries;
 use crate::pump::servers::Servers;
+use crate::runtime::{block_in_place, sleep};
 use sluice_common::classify::letter_code;
+use sluice_common::failpoint::{self, Safety};
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::servers::ServerId;
 use sluice_common::trace::TraceContext;
@@ -23,7 +25,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::task::{JoinSet, block_in_place};
+use tokio::task::JoinSet;
 
 /// Units whose rows are in memory at once.
 const UNITS_AT_ONCE: usize = 2;
@@ -91,6 +93,7 @@ impl Drivers {
                 }
             }
             tokio::select! {
+                biased;
                 () = self.shelf.changed() => {}
                 Some(ended) = tasks.join_next() => {
                     // A driver that failed inside is begun anew with the next change.
@@ -145,12 +148,15 @@ impl Drivers {
     async fn pause(&self, troubles: &mut u32) {
         let whole = pause_after(*troubles);
         *troubles += 1;
-        tokio::time::sleep(whole / 2 + jittered(whole / 2)).await;
+        sleep(whole / 2 + self.retries.jittered(whole / 2)).await;
     }
 
     /// Rows → told → removed.
     async fn unit(&self, id: &UnitId, mend: bool, server: ServerId) -> Result<Ended, FileError> {
         let (work, mut marks) = block_in_place(|| self.shelf.read(id))?;
+        if !failpoint::is_on(Safety::UnlinkLast) {
+            block_in_place(|| self.shelf.remove(id))?;
+        }
         let occasion = Occasion::now(id.range(), server, TraceContext::default());
         if !is_data(&id.table) {
             let settled = self.rows(id, &work, (marks, mend), &occasion).await?;

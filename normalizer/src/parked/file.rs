@@ -17,17 +17,20 @@
 //! *Write.* Under another name, fsync, rename, fsync of the directory; an error before the rename leaves
 //! nothing, one after it ends the process, because nobody knows what is there. *Read.* The head at a
 //! start; frames when the unit's turn comes. *Delete.* The unit first, then its marks: marks alone mean
-//! nothing and are removed at a start, as are files of another name. *Recovery.* A unit that does not
+//! nothing and are removed at a start, as are files of another name. *Recovery.* The directory is synced before
+//! what it lists counts. A unit that does not
 //! check out is an error and stops the start: acknowledged rows are in it.
 
 use crate::progress::Marks;
 use serde::{Deserialize, Serialize};
 use sluice_common::books::{BooksLine, LedgerRow};
 use sluice_common::clock::UnixMs;
+use sluice_common::disk::Dir;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::fates::Fates;
 use sluice_common::ids::{LogId, Name};
 use sluice_common::record::Record;
-use sluice_common::replace::{OWNER_ONLY, rename, sync_dir_of};
+use sluice_common::replace::{OWNER_ONLY, rename};
 use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Range, RangeRecord, RefusedRows};
 use std::collections::BTreeMap;
@@ -134,27 +137,29 @@ impl UnitId {
 ///
 /// # Errors
 /// [`FileError::Io`]: nothing is there. [`FileError::InDoubt`]: the process must end.
-pub fn write(dir: &Path, id: &UnitId, head: &Head, records: &[RangeRecord]) -> Result<(), FileError> {
+pub fn write(dir: &Dir, id: &UnitId, head: &Head, records: &[RangeRecord]) -> Result<(), FileError> {
     let mut bytes = framed(UNIT_MAGIC, &json(head));
     records
         .iter()
         .for_each(|one| bytes.extend_from_slice(one.record.frame()));
-    replace(dir, &id.name("unit"), &bytes)
+    let points = (Point::UnitWrite, Point::UnitWritten);
+    replace(dir, &id.name("unit"), &bytes, points)
 }
 
 /// Makes a unit's marks durable.
 ///
 /// # Errors
 /// As [`write`].
-pub fn write_marks(dir: &Path, id: &UnitId, marks: &Marks) -> Result<(), FileError> {
-    replace(dir, &id.name("marks"), &framed(MARKS_MAGIC, &json(marks)))
+pub fn write_marks(dir: &Dir, id: &UnitId, marks: &Marks) -> Result<(), FileError> {
+    let points = (Point::UnitMarks, Point::UnitMarked);
+    replace(dir, &id.name("marks"), &framed(MARKS_MAGIC, &json(marks)), points)
 }
 
 /// The marks of a unit: those of its head until newer ones were written.
 ///
 /// # Errors
 /// [`FileError`].
-pub fn read_marks(dir: &Path, id: &UnitId, head: &Head) -> Result<Marks, FileError> {
+pub fn read_marks(dir: &Dir, id: &UnitId, head: &Head) -> Result<Marks, FileError> {
     let path = dir.join(id.name("marks"));
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
@@ -172,7 +177,7 @@ pub fn read_marks(dir: &Path, id: &UnitId, head: &Head) -> Result<Marks, FileErr
 ///
 /// # Errors
 /// [`FileError`].
-pub fn read_head(dir: &Path, id: &UnitId) -> Result<(Head, u64), FileError> {
+pub fn read_head(dir: &Dir, id: &UnitId) -> Result<(Head, u64), FileError> {
     let path = dir.join(id.name("unit"));
     let failed = |error| FileError::Io {
         path: path.clone(),
@@ -201,7 +206,7 @@ pub fn read_head(dir: &Path, id: &UnitId) -> Result<(Head, u64), FileError> {
 ///
 /// # Errors
 /// [`FileError`].
-pub fn read(dir: &Path, id: &UnitId) -> Result<(Head, Vec<RangeRecord>), FileError> {
+pub fn read(dir: &Dir, id: &UnitId) -> Result<(Head, Vec<RangeRecord>), FileError> {
     let path = dir.join(id.name("unit"));
     let bytes = std::fs::read(&path).map_err(|error| FileError::Io {
         path: path.clone(),
@@ -231,16 +236,16 @@ pub fn read(dir: &Path, id: &UnitId) -> Result<(Head, Vec<RangeRecord>), FileErr
 ///
 /// # Errors
 /// [`FileError::InDoubt`].
-pub fn remove(dir: &Path, id: &UnitId) -> Result<(), FileError> {
-    for extension in ["unit", "marks"] {
+pub fn remove(dir: &Dir, id: &UnitId) -> Result<(), FileError> {
+    for (extension, before) in [("unit", Point::UnitRemove), ("marks", Point::UnitRemoved)] {
         let path = dir.join(id.name(extension));
-        match std::fs::remove_file(&path) {
+        match failpoint::hit(before).and_then(|()| dir.disk.remove(&path)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(FileError::InDoubt { path, error });
             }
             Ok(()) | Err(_) => {}
         }
-        settled(path)?;
+        settled(dir, path)?;
     }
     Ok(())
 }
@@ -249,39 +254,45 @@ pub fn remove(dir: &Path, id: &UnitId) -> Result<(), FileError> {
 ///
 /// # Errors
 /// [`FileError`].
-pub fn list(dir: &Path) -> Result<Vec<UnitId>, FileError> {
+pub fn list(dir: &Dir) -> Result<Vec<UnitId>, FileError> {
     let failed = |error| FileError::Io {
-        path: dir.to_owned(),
+        path: dir.path.clone(),
         error,
     };
-    std::fs::create_dir_all(dir).map_err(failed)?;
+    dir.disk.make_dir(&dir.path, 0o777).map_err(failed)?;
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
+    for entry in std::fs::read_dir(&dir.path).map_err(failed)? {
         names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
     }
+    // R5: of a process that was killed, the kernel shows renames that the disk may not have yet.
+    dir.sync().map_err(failed)?;
     let units: Vec<UnitId> = names.iter().filter_map(|name| UnitId::parse(name)).collect();
     let is_left_over = |name: &&String| {
         let marks = name.strip_suffix(".marks").map(|stem| format!("{stem}.unit"));
         name.ends_with(".new") || marks.is_some_and(|unit| !names.contains(&unit))
     };
     for name in names.iter().filter(is_left_over) {
-        std::fs::remove_file(dir.join(name)).map_err(failed)?;
+        dir.disk.remove(&dir.join(name)).map_err(failed)?;
     }
     Ok(units)
 }
 
-fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+fn replace(dir: &Dir, name: &str, bytes: &[u8], (before, after): (Point, Point)) -> Result<(), FileError> {
     let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
     let owner_only = Permissions::from_mode(OWNER_ONLY);
-    if let Err(error) = rename(&fresh, &path, bytes, owner_only) {
+    let renamed = failpoint::hit(before).and_then(|()| rename(&dir.disk, (&fresh, &path), bytes, owner_only));
+    if let Err(error) = renamed {
         return Err(FileError::Io { path, error });
     }
-    settled(path)
+    if let Err(error) = failpoint::hit(after) {
+        return Err(FileError::InDoubt { path, error });
+    }
+    settled(dir, path)
 }
 
 /// The entry of `path` is durable, or nobody knows.
-fn settled(path: PathBuf) -> Result<(), FileError> {
-    sync_dir_of(&path).map_err(|error| FileError::InDoubt { path, error })
+fn settled(dir: &Dir, path: PathBuf) -> Result<(), FileError> {
+    dir.sync().map_err(|error| FileError::InDoubt { path, error })
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -381,13 +392,13 @@ mod tests {
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         let id = UnitId::new(before.range, before.table.clone());
         std::fs::write(dir.path().join(id.name("unit")), bytes).expect("written");
-        assert_eq!(read(dir.path(), &id).expect("read").0, before);
+        assert_eq!(read(&dir.path().into(), &id).expect("read").0, before);
     }
 
     #[test]
     fn what_is_written_is_found_and_read_back_and_goes_when_it_is_removed() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (dir, head) = (dir.path(), head());
+        let (dir, head) = (&Dir::from(dir.path()), head());
         let id = UnitId::new(head.range, head.table.clone());
         write(dir, &id, &head, &[]).expect("written");
         assert_eq!(list(dir).expect("listed"), std::slice::from_ref(&id));
@@ -401,24 +412,24 @@ mod tests {
         write_marks(dir, &id, &newer).expect("written");
         assert_eq!(read_marks(dir, &id, &head).expect("read"), newer);
         remove(dir, &id).expect("removed");
-        assert_eq!(std::fs::read_dir(dir).expect("listed").count(), 0);
+        assert_eq!(std::fs::read_dir(&dir.path).expect("listed").count(), 0);
     }
 
     #[test]
     fn leftovers_of_a_crash_go_and_mean_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (dir, head) = (dir.path(), head());
+        let (dir, head) = (&Dir::from(dir.path()), head());
         let id = UnitId::new(head.range, head.table.clone());
         write_marks(dir, &id, &head.marks).expect("written");
         std::fs::write(dir.join("x.unit.new"), b"torn").expect("written");
         assert_eq!(list(dir).expect("listed"), []);
-        assert_eq!(std::fs::read_dir(dir).expect("listed").count(), 0);
+        assert_eq!(std::fs::read_dir(&dir.path).expect("listed").count(), 0);
     }
 
     #[test]
     fn a_flipped_bit_or_a_cut_anywhere_is_told_and_never_read_as_rows() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (dir, head) = (dir.path(), head());
+        let (dir, head) = (&Dir::from(dir.path()), head());
         let id = UnitId::new(head.range, head.table.clone());
         write(dir, &id, &head, &[]).expect("written");
         let path = dir.join(id.name("unit"));

@@ -8,13 +8,13 @@ use parking_lot::Mutex;
 use sluice_common::books::{BooksLine, DEAD_LETTERS, LEDGER};
 use sluice_common::clock::UnixMs;
 use sluice_common::config::Dataset;
+use sluice_common::disk::Dir;
 use sluice_common::ids::{LogId, Name, Offset};
 use sluice_common::limits::WATERMARK_REOPEN_PERCENT;
 use sluice_common::metrics::{Gauge, Metrics};
 use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
@@ -27,7 +27,7 @@ pub struct Shelf(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    dir: PathBuf,
+    dir: Dir,
     log: LogId,
     partition: u16,
     /// What one dataset may have here.
@@ -85,7 +85,7 @@ impl Shelf {
     /// # Errors
     /// [`FileError`]; also where a file is of another log.
     pub fn open(
-        dir: PathBuf,
+        dir: Dir,
         (log, partition): (LogId, u16),
         max_bytes: u64,
         committed: Offset,
@@ -98,7 +98,7 @@ impl Shelf {
             let (head, file_bytes) = file::read_head(&dir, &id)?;
             if (head.log, head.partition) != (log, partition) {
                 return Err(FileError::Damaged {
-                    path: dir,
+                    path: dir.path,
                     reason: format!("it holds rows of log {}, and the log is {log}", head.log),
                 });
             }

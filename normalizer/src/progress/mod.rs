@@ -166,6 +166,10 @@ pub struct Progress {
     /// Every record below is settled.
     pub committed: Offset,
     pub intent: Option<Intent>,
+    /// Tells whether keys were hashed with the secret at hand, without telling the secret (R3): until a first
+    /// bucket is sealed nothing else on disk does. Absent in files of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_check: Option<u64>,
 }
 
 impl Progress {

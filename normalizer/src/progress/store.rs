@@ -11,13 +11,14 @@
 //! *Write.* Slot `sequence % 2`, then fdatasync: the other slot holds the previous state until then.
 //! *Read.* The valid slot with the higher sequence. *Delete.* Never. *Recovery.* A torn slot fails its
 //! checksum and the previous state counts: nothing was sent under the torn one, because sending waits
-//! for the fdatasync. A file with no valid slot is an error, never an empty state.
+//! for the fdatasync. What is read is synced before anything is done by it: of a process that was killed the
+//! kernel shows what the disk may not have yet. A file with no valid slot is an error, never an empty state.
 
 use super::Progress;
 use rustix::fs::{FallocateFlags, fallocate};
+use sluice_common::disk::{Disk, DiskFile, parent_of};
+use sluice_common::failpoint::{self, Point};
 use sluice_common::limits::MAX_SUB_BATCHES;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes of one slot: all sub-batches of a range fit, bumped and at their longest, 1 KiB each.
@@ -32,7 +33,7 @@ const OLDEST_VERSION: u16 = 1;
 /// The open file. One owner: the log's lock covers it.
 #[derive(Debug)]
 pub struct Store {
-    file: File,
+    file: DiskFile,
     path: PathBuf,
     sequence: u64,
     state: Progress,
@@ -58,12 +59,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] where a file is there and cannot be used.
-    pub fn open(path: &Path) -> Result<Option<Self>, StoreError> {
+    pub fn open(disk: &Disk, path: &Path) -> Result<Option<Self>, StoreError> {
         let failed = |error| StoreError::Io {
             path: path.to_owned(),
             error,
         };
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
+        let file = match disk.open_write(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
@@ -71,7 +72,7 @@ impl Store {
         let mut best: Option<(u64, Progress)> = None;
         for slot in 0..2 {
             let mut bytes = vec![0; SLOT_BYTES];
-            file.read_exact_at(&mut bytes, slot * SLOT_BYTES as u64)
+            file.read_at(&mut bytes, slot * SLOT_BYTES as u64)
                 .map_err(failed)?;
             let found = decode(&bytes).map_err(|version| StoreError::Newer {
                 path: path.to_owned(),
@@ -85,6 +86,9 @@ impl Store {
         let (sequence, state) = best.ok_or_else(|| StoreError::Damaged {
             path: path.to_owned(),
         })?;
+        // R5: a process that was killed may have written it without having synced it.
+        file.sync().map_err(failed)?;
+        disk.sync_dir(parent_of(path)).map_err(failed)?;
         Ok(Some(Self {
             file,
             path: path.to_owned(),
@@ -97,21 +101,16 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn create(path: &Path, state: Progress) -> Result<Self, StoreError> {
+    pub fn create(disk: &Disk, path: &Path, state: Progress) -> Result<Self, StoreError> {
         let failed = |error| StoreError::Io {
             path: path.to_owned(),
             error,
         };
         let fresh = path.with_extension("new");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&fresh);
-        let file = file.map_err(failed)?;
-        fallocate(&file, FallocateFlags::empty(), 0, 2 * SLOT_BYTES as u64).map_err(|e| failed(e.into()))?;
-        file.write_all_at(&vec![0; 2 * SLOT_BYTES], 0).map_err(failed)?;
+        let file = disk.create(&fresh, 0o666).map_err(failed)?;
+        let room = fallocate(file.inner(), FallocateFlags::empty(), 0, 2 * SLOT_BYTES as u64);
+        room.map_err(|error| failed(error.into()))?;
+        file.write_at(&vec![0; 2 * SLOT_BYTES], 0).map_err(failed)?;
         let mut store = Self {
             file,
             path: path.to_owned(),
@@ -120,14 +119,9 @@ impl Store {
         };
         store.write(state)?;
         store.file.sync_all().map_err(failed)?;
-        std::fs::rename(&fresh, path).map_err(failed)?;
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        File::open(parent)
-            .and_then(|dir| dir.sync_all())
-            .map_err(failed)?;
+        disk.rename(&fresh, path).map_err(failed)?;
+        disk.sync_dir(parent_of(path)).map_err(failed)?;
+        store.file = store.file.renamed(path.to_owned());
         Ok(store)
     }
 
@@ -135,6 +129,17 @@ impl Store {
     #[must_use]
     pub fn state(&self) -> &Progress {
         &self.state
+    }
+
+    /// A point on the way of what is kept here.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], where a test asks for it.
+    pub fn pass(&self, point: Point) -> Result<(), StoreError> {
+        failpoint::hit(point).map_err(|error| StoreError::Io {
+            path: self.path.clone(),
+            error,
+        })
     }
 
     /// Makes `state` durable. After an error nothing may be sent that relies on it.
@@ -152,9 +157,10 @@ impl Store {
             error,
         };
         self.file
-            .write_all_at(&bytes, sequence % 2 * SLOT_BYTES as u64)
+            .write_at(&bytes, sequence % 2 * SLOT_BYTES as u64)
             .map_err(failed)?;
-        self.file.sync_data().map_err(failed)?;
+        failpoint::hit(Point::ProgressWritten).map_err(failed)?;
+        self.file.sync().map_err(failed)?;
         (self.sequence, self.state) = (sequence, state);
         Ok(())
     }
@@ -232,6 +238,7 @@ mod tests {
             log: LogId(7),
             committed,
             intent: Some(intent),
+            secret_check: None,
         }
     }
 
@@ -239,11 +246,13 @@ mod tests {
     fn the_last_written_state_is_read_back() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("progress");
-        assert!(Store::open(&path).expect("no error").is_none());
-        let mut store = Store::create(&path, state(0)).expect("made");
+        assert!(Store::open(&Disk::default(), &path).expect("no error").is_none());
+        let mut store = Store::create(&Disk::default(), &path, state(0)).expect("made");
         for committed in 1..6 {
             store.write(state(committed)).expect("written");
-            let read = Store::open(&path).expect("reads").expect("is there");
+            let read = Store::open(&Disk::default(), &path)
+                .expect("reads")
+                .expect("is there");
             assert_eq!(read.state(), &state(committed));
         }
     }
@@ -252,7 +261,7 @@ mod tests {
     fn a_write_torn_anywhere_leaves_the_state_before_it() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("progress");
-        let mut store = Store::create(&path, state(1)).expect("made");
+        let mut store = Store::create(&Disk::default(), &path, state(1)).expect("made");
         store.write(state(2)).expect("written");
         let before = std::fs::read(&path).expect("read");
         store.write(state(3)).expect("written");
@@ -263,7 +272,9 @@ mod tests {
             let mut torn = before.clone();
             torn[first..cut].copy_from_slice(&after[first..cut]);
             std::fs::write(&path, &torn).expect("written");
-            let read = Store::open(&path).expect("reads").expect("is there");
+            let read = Store::open(&Disk::default(), &path)
+                .expect("reads")
+                .expect("is there");
             assert_eq!(read.state(), &state(2), "cut at {cut}");
         }
     }
@@ -273,7 +284,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("progress");
         std::fs::write(&path, vec![0; 2 * SLOT_BYTES]).expect("written");
-        assert!(matches!(Store::open(&path), Err(StoreError::Damaged { .. })));
+        assert!(matches!(
+            Store::open(&Disk::default(), &path),
+            Err(StoreError::Damaged { .. })
+        ));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! elsewhere, so that the partition goes on (R16).
 
 use super::drive::{DriveError, Driver, Stage, Way};
-use super::range::sends;
 use crate::parked::file::FileError;
 use crate::parked::shelf::Share;
 use crate::progress::closing::{self, Aside, Work};
@@ -10,6 +9,7 @@ use crate::progress::plan::{Trouble, Why};
 use crate::progress::settle::Settling;
 use crate::progress::store::StoreError;
 use crate::progress::{Intent, Marks, Progress, is_data};
+use crate::runtime::block_in_place;
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::ids::Name;
 use sluice_common::limits::RETRY_BACKOFF_MAX;
@@ -17,7 +17,6 @@ use sluice_common::metrics::Counter;
 use sluice_common::servers::ServerId;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::task::block_in_place;
 
 impl Driver {
     /// A range of which nothing was sent goes to another server, if its own does not answer; one that may
@@ -42,14 +41,7 @@ impl Driver {
         if lost.is_none_or(|lost| lost < self.park_after) {
             return Ok(false);
         }
-        let all = || {
-            let records = way.closed.records.iter().filter(|one| sends(one));
-            let tables = records.map(|one| one.record.meta.table.clone());
-            tables
-                .chain(own_tables())
-                .filter(|table| !way.aside.contains(table))
-                .collect()
-        };
+        let all = || stage.tables(way);
         let tables: Aside = settling.unsettled().unwrap_or_else(all);
         let trouble = Trouble {
             since: Duration::ZERO,
@@ -207,7 +199,7 @@ impl Driver {
     }
 }
 
-fn own_tables() -> impl Iterator<Item = Name> {
+pub(super) fn own_tables() -> impl Iterator<Item = Name> {
     [LEDGER, DEAD_LETTERS].into_iter().flat_map(Name::new)
 }
 

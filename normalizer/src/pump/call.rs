@@ -3,7 +3,9 @@
 use crate::progress::closing::Work;
 use crate::progress::plan::Plan;
 use crate::progress::settle::Settling;
+use crate::runtime::{self, Instant};
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::LogId;
 use sluice_common::servers::ServerId;
 use sluice_common::trace::TraceContext;
@@ -12,7 +14,6 @@ use sluice_common::wire::sink::{
 };
 use sluice_common::wire::transport::Seam;
 use std::time::Duration;
-use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 /// The way to the sink-writer; cheap to clone.
@@ -58,8 +59,17 @@ impl Caller {
     ) -> Option<Vec<SubReport>> {
         let timeout = plan.timeout;
         let call = self.build(occasion, work, plan);
+        if let Err(error) = failpoint::hit(Point::CallSend) {
+            settling.failed(error.to_string());
+            return None;
+        }
         let answer = self.sink.clone().oneshot(SinkRequest::Write(call));
-        match tokio::time::timeout(timeout * 2, answer).await {
+        let answer = runtime::timeout(timeout * 2, answer).await;
+        if let Err(error) = failpoint::hit(Point::CallAnswered) {
+            settling.failed(error.to_string());
+            return None;
+        }
+        match answer {
             Ok(Ok(SinkReply::Wrote(reports))) => {
                 settling.reported(&reports, occasion.begun.elapsed());
                 return Some(reports);

@@ -1,6 +1,7 @@
 //! One range's way to its outcome: the state machine of `progress::settle` with its calls, waits and
 //! writes; then what has to be told of refused rows and of tables that were set aside.
 
+use super::aside::own_tables;
 use super::books::Evidence;
 use super::call::{Caller, Occasion};
 use super::range::{ClosedRange, sends};
@@ -14,9 +15,11 @@ use crate::progress::plan::{Next, Plan, Rules, Trouble};
 use crate::progress::settle::Settling;
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Marks, Progress, Proof, is_data};
+use crate::runtime::block_in_place;
 use parking_lot::Mutex;
 use sluice_common::books::LEDGER;
 use sluice_common::clock::SharedClock;
+use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::ids::{Name, source_o};
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::servers::ServerId;
@@ -27,7 +30,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::task::block_in_place;
 use tracing::Instrument as _;
 
 /// What driving needs; cheap to clone.
@@ -121,6 +123,20 @@ impl Stage<'_> {
         }
     }
 
+    /// The tables whose rows it settles, but for those that are set aside. Once a range tells, its own rows are settled:
+    /// a table that were set aside only then would be counted as parked by nobody.
+    pub(super) fn tables(&self, way: &Way<'_>) -> Aside {
+        let records = match self {
+            Self::Rows => way.closed.records.as_slice(),
+            Self::Telling(..) => &[],
+        };
+        let sending = records.iter().filter(|one| sends(one));
+        let tables = sending.map(|one| one.record.meta.table.clone());
+        let mut tables: Aside = tables.chain(own_tables()).collect();
+        tables.retain(|table| !way.aside.contains(table));
+        tables
+    }
+
     fn durable(&self, marks: Marks) -> Marks {
         match self {
             Self::Rows => marks,
@@ -184,6 +200,9 @@ impl Driver {
         if !marks.dead.is_empty() || way.aside.iter().any(is_data) {
             marks.closing = true;
             told = closing::of_range(&closed.records, &marks, &way.aside);
+            // A start that finds the range closing sends its rows to nobody any more: what of them our own tables
+            // did not take must be elsewhere by then.
+            self.set_aside_own(&mut way, &marks, &told).await?;
             // What they say is durable before the first byte.
             block_in_place(|| self.persist(marks.clone()))?;
             let work = told.without(&way.aside);
@@ -269,6 +288,7 @@ impl Driver {
         settling.answering(self.servers.answers(&server));
         let all = plan.tasks.is_none() && !work.is_told();
         let reports = tokio::select! {
+            biased;
             reports = self.caller.call(&way.occasion, work, plan, settling) => Some(reports),
             () = self.servers.lost(&server, self.park_after) => None,
         };
@@ -325,10 +345,18 @@ impl Driver {
             );
             self.metrics.add(Counter::GenerationBumps, new, &[]);
         }
-        store.write(Progress {
-            intent: Some(Intent { marks, ..intent }),
-            ..state
-        })
+        let (before, after) = match new {
+            0 => (Point::MarksPersist, Point::MarksPersisted),
+            _ => (Point::BumpPersist, Point::BumpPersisted),
+        };
+        store.pass(before)?;
+        if new == 0 || failpoint::is_on(Safety::Bump) {
+            store.write(Progress {
+                intent: Some(Intent { marks, ..intent }),
+                ..state
+            })?;
+        }
+        store.pass(after)
     }
 
     pub(super) async fn wait(&self, way: &mut Way<'_>, delay: Duration, reason: &str, alarm: bool) {

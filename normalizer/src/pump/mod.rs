@@ -26,6 +26,7 @@ use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Marks, Progress};
+use crate::runtime::{block_in_place, sleep};
 use batching::{Settings, SharedSettings};
 use call::Caller;
 use drive::{DriveError, Driver, Outcome, Start};
@@ -33,9 +34,10 @@ use live::{Live, show};
 use pacing::Pace;
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
-use retries::Retries;
+use retries::{Dice, Retries};
 use servers::Servers;
 use sluice_common::clock::SharedClock;
+use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::VERIFY_ONE_IN;
 use sluice_common::metrics::{Counter, Histogram, Metrics};
@@ -48,7 +50,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, block_in_place};
+use tokio::task::JoinHandle;
 
 /// Embedded: one partition.
 pub const PARTITION: u16 = 0;
@@ -74,6 +76,8 @@ pub struct Parts {
     pub settings: SharedSettings,
     /// `clickhouse.park_after`.
     pub park_after: Duration,
+    /// For waits.
+    pub dice: Dice,
 }
 
 /// Why a partition stops. The process ends; nothing was lost, and nothing goes on in doubt.
@@ -144,6 +148,7 @@ impl Pump {
             accept_window_loss,
             settings,
             park_after,
+            dice,
         } = parts;
         let taken = settings.load_full();
         let next = OpenRange::at(store.state().end());
@@ -165,7 +170,7 @@ impl Pump {
             clock: Arc::clone(&clock),
             metrics: metrics.clone(),
             in_trouble,
-            retries: Retries::new(Arc::clone(&clock), metrics.clone()),
+            retries: Retries::new(Arc::clone(&clock), metrics.clone(), dice),
         };
         Self {
             log,
@@ -218,6 +223,7 @@ impl Pump {
         let watch = self.pace.clone().watch(sink, settings, self.metrics.clone());
         let watch = tokio::spawn(watch);
         let ended = tokio::select! {
+            biased;
             pumped = self.pump() => pumped,
             failed = &mut drivers => failed?.map_err(Into::into),
         };
@@ -357,12 +363,15 @@ impl Pump {
         };
         block_in_place(|| {
             let mut store = self.store.lock();
-            let committed = store.state().committed;
-            store.write(Progress {
-                log: self.log.id(),
-                committed,
-                intent: Some(intent),
-            })
+            store.pass(Point::IntentPersist)?;
+            if failpoint::is_on(Safety::Intent) {
+                let state = store.state().clone();
+                store.write(Progress {
+                    intent: Some(intent),
+                    ..state
+                })?;
+            }
+            store.pass(Point::IntentPersisted)
         })
     }
 
@@ -376,10 +385,11 @@ impl Pump {
         let room = !self.next.is_full();
         if let Some((_, task)) = &mut self.under_way {
             let settled = tokio::select! {
+                biased;
                 done = task => Some(done),
                 _ = durable.changed(), if room => None,
                 () = self.stop.cancelled(), if !stopping => None,
-                () = tokio::time::sleep(IDLE) => None,
+                () = sleep(IDLE) => None,
             };
             let Some(done) = settled else { return Ok(()) };
             let outcome = done??;
@@ -389,9 +399,10 @@ impl Pump {
             return Ok(());
         }
         tokio::select! {
+            biased;
             _ = durable.changed() => {}
             () = self.stop.cancelled() => {}
-            () = tokio::time::sleep(ripe.min(IDLE)) => {}
+            () = sleep(ripe.min(IDLE)) => {}
         }
         Ok(())
     }
@@ -421,15 +432,20 @@ impl Pump {
     fn commit(&mut self, closed: &ClosedRange) -> Result<(), PumpError> {
         let committed = closed.range.b;
         block_in_place(|| -> Result<(), PumpError> {
-            let log = self.log.id();
-            self.store.lock().write(Progress {
-                log,
-                committed,
-                intent: None,
-            })?;
+            {
+                let mut store = self.store.lock();
+                store.pass(Point::CommitPersist)?;
+                let state = store.state().clone();
+                store.write(Progress {
+                    committed,
+                    intent: None,
+                    ..state
+                })?;
+                store.pass(Point::CommitPersisted)?;
+            }
             self.dedup.committed(committed)?;
             self.log.set_progress(committed, self.dedup.sealed());
-            Ok(())
+            Ok(self.store.lock().pass(Point::CommitTold)?)
         })?;
         self.grant.committed(closed.records.iter().map(|one| {
             let (record, place) = (&one.record, one.record.place);

@@ -5,6 +5,7 @@
 //! so that freshness is worse by a bounded part, and no insert is refused.
 
 use super::batching::SharedSettings;
+use crate::runtime::sleep;
 use parking_lot::Mutex;
 use sluice_common::ids::Name;
 use sluice_common::limits::{PACE_MAX, PARTS_LOOK, PARTS_TABLES};
@@ -130,7 +131,7 @@ impl Pace {
                     self.saw(&asked, lines);
                 }
             }
-            tokio::time::sleep(PARTS_LOOK).await;
+            sleep(PARTS_LOOK).await;
         }
     }
 }

@@ -4,6 +4,7 @@
 //! A retry costs a token. Calls that went well give a tenth of one each, and time gives some too, so that a
 //! server that comes back is found; so a server in trouble meets few retries, however much waits for it.
 
+use crate::runtime::sleep;
 use parking_lot::Mutex;
 use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::ids::RequestId;
@@ -44,12 +45,22 @@ pub struct Retries {
     budget: Arc<Mutex<Budget>>,
     clock: SharedClock,
     metrics: Metrics,
+    dice: Dice,
+}
+
+/// Random numbers of 32 bits; a simulation has loaded ones.
+pub type Dice = Arc<dyn Fn() -> u32 + Send + Sync>;
+
+/// Fair dice.
+#[must_use]
+pub fn dice() -> Dice {
+    Arc::new(|| u32::try_from(RequestId::random().0 >> 96).unwrap_or(u32::MAX))
 }
 
 impl Retries {
     /// A full budget.
     #[must_use]
-    pub fn new(clock: SharedClock, metrics: Metrics) -> Self {
+    pub fn new(clock: SharedClock, metrics: Metrics, dice: Dice) -> Self {
         metrics.add(Counter::Retries, 0, &[]);
         Self {
             budget: Arc::new(Mutex::new(Budget {
@@ -58,6 +69,7 @@ impl Retries {
             })),
             clock,
             metrics,
+            dice,
         }
     }
 
@@ -66,19 +78,18 @@ impl Retries {
         self.budget.lock().succeeded();
     }
 
+    /// A random part of `delay`, so that those who failed together do not come again together.
+    #[must_use]
+    pub fn jittered(&self, delay: Duration) -> Duration {
+        delay.mul_f64(f64::from((self.dice)()) / f64::from(u32::MAX))
+    }
+
     /// Waits until a call may be made again, which was to wait for up to `delay`.
     pub async fn wait(&self, delay: Duration) {
         self.metrics.add(Counter::Retries, 1, &[]);
         let budget = self.budget.lock().take(self.clock.now_ms());
-        tokio::time::sleep(jittered(delay).max(budget)).await;
+        sleep(self.jittered(delay).max(budget)).await;
     }
-}
-
-/// A random part of `delay`, so that those who failed together do not come again together.
-#[must_use]
-pub fn jittered(delay: Duration) -> Duration {
-    let part = u32::try_from(RequestId::random().0 >> 96).unwrap_or(u32::MAX);
-    delay.mul_f64(f64::from(part) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -112,7 +123,9 @@ mod tests {
     #[test]
     fn a_jittered_wait_is_never_longer_than_it_was() {
         let whole = Duration::from_secs(10);
-        let waits: Vec<Duration> = (0..1_000).map(|_| jittered(whole)).collect();
+        let clock = Arc::new(sluice_common::clock::ManualClock::at(0));
+        let retries = Retries::new(clock, Metrics::detached(), dice());
+        let waits: Vec<Duration> = (0..1_000).map(|_| retries.jittered(whole)).collect();
         assert!(waits.iter().all(|wait| *wait <= whole));
         let mean = waits.iter().sum::<Duration>() / 1_000;
         assert!(mean > whole * 4 / 10 && mean < whole * 6 / 10, "{mean:?}");

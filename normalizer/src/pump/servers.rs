@@ -1,6 +1,7 @@
 //! What the normalizer knows of the ClickHouse servers: which one new ranges go to, and whether the one that
 //! a range is bound to still answers. The sink-writer says so; nothing here talks to ClickHouse.
 
+use crate::runtime::{sleep, timeout};
 use parking_lot::Mutex;
 use sluice_common::servers::{ServerId, ServerSeen, ServersSeen};
 use sluice_common::wire::sink::{SinkReply, SinkRequest, WhichServers};
@@ -45,7 +46,7 @@ impl Servers {
     /// A sentence; what was known stays.
     pub async fn look(&self) -> Result<(), String> {
         let asked = SinkRequest::Servers(WhichServers { timeout: DEADLINE });
-        let answer = tokio::time::timeout(DEADLINE, self.sink.clone().oneshot(asked)).await;
+        let answer = timeout(DEADLINE, self.sink.clone().oneshot(asked)).await;
         match answer {
             Ok(Ok(SinkReply::Servers(seen))) if !seen.servers.is_empty() => {
                 self.state.lock().seen = seen;
@@ -62,7 +63,7 @@ impl Servers {
     pub async fn follow(self) {
         loop {
             let several = self.state.lock().seen.servers.len() > 1;
-            tokio::time::sleep(if several { LOOK } else { LOOK_AT_ONE }).await;
+            sleep(if several { LOOK } else { LOOK_AT_ONE }).await;
             if let Err(reason) = self.look().await {
                 tracing::debug!(reason, "the sink-writer does not say which servers answer");
             }
@@ -101,7 +102,7 @@ impl Servers {
     /// Resolves once `pin` has been lost for so long.
     pub async fn lost(&self, pin: &ServerId, after: Duration) {
         while self.lost_for(pin).is_none_or(|lost| lost < after) {
-            tokio::time::sleep(LOOK).await;
+            sleep(LOOK).await;
         }
     }
 

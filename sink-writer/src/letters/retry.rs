@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use sluice_common::books::{Entry, LEDGER, MINUTE_MS};
 use sluice_common::classify::{Class, TIME_OUT_OF_RANGE, classify, letter_code};
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::Name;
 use sluice_common::letters::{INTAKE, Letter, LetterId, LetterTask, Outcome, Settled};
 use std::sync::Arc;
@@ -67,7 +68,10 @@ impl Retry<'_> {
         }
         let done = |one: &&Settled| matches!(one.outcome, Outcome::Stored | Outcome::WasThere);
         let done: Vec<LetterId> = settled.iter().filter(done).map(|one| one.id).collect();
-        if let Err(error) = read::delete(self.client, &done, self.deadline).await {
+        let deleted = read::delete(self.client, &done, self.deadline).await;
+        let told = failpoint::hit(Point::LetterDeleted);
+        let told = told.map_err(|error| ServerError::Uncertain(error.to_string()));
+        if let Err(error) = deleted.and(told) {
             for one in settled.iter_mut().filter(|one| done.contains(&one.id)) {
                 let message = format!("its row is stored and booked, and the letter is still there: {error}");
                 *one = Settled::unknown(one.id, message);
@@ -90,7 +94,9 @@ impl Retry<'_> {
         };
         let body = row(&letter, &place.table)?;
         let outcome = self.put(&place, letter.id, &body).await?;
+        pass(Point::LetterStored)?;
         self.book(&letter).await?;
+        pass(Point::LetterBooked)?;
         Ok(outcome)
     }
 
@@ -202,6 +208,11 @@ impl Retry<'_> {
             body: body.to_owned().into(),
         }
     }
+}
+
+/// A point between two steps.
+fn pass(point: Point) -> Result<(), Stays> {
+    failpoint::hit(point).map_err(|error| Stays::Unknown(error.to_string()))
 }
 
 /// What an error of ClickHouse says of the row.

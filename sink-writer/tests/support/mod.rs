@@ -77,6 +77,17 @@ pub fn rows(times: &[i64]) -> Columns {
 
 /// One record; `fates` may be shorter than its rows: the rest are kept.
 pub fn record(offset: u64, table: &str, columns: Columns, fates: &[Fate]) -> RangeRecord {
+    record_that_holds(offset, table, columns, fates, None)
+}
+
+/// The same; where it is told to, it says that its columns take so many bytes.
+pub fn record_that_holds(
+    offset: u64,
+    table: &str,
+    columns: Columns,
+    fates: &[Fate],
+    column_bytes: Option<u32>,
+) -> RangeRecord {
     let rows = columns[0].1.len();
     let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)));
     let batch = batch.expect("columns of one length");
@@ -106,7 +117,8 @@ pub fn record(offset: u64, table: &str, columns: Columns, fates: &[Fate]) -> Ran
         spans: vec![span],
         keys: (0..rows as u128).collect(),
         fingerprints: Vec::new(),
-        column_bytes: u32::try_from(batch.get_array_memory_size()).expect("small"),
+        column_bytes: column_bytes
+            .unwrap_or_else(|| u32::try_from(batch.get_array_memory_size()).expect("small")),
         body: Bytes::from(stream.into_inner().expect("finished")),
     };
     let mut frame = Vec::new();

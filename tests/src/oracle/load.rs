@@ -10,11 +10,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-const WRITERS: u64 = 4;
-/// Events of the largest request.
-const MAX_EVENTS: usize = 500;
-/// Between two requests of one writer, in ms.
-const PAUSE_MS: std::ops::Range<u64> = 5..40;
 /// Between two attempts of one request, in ms.
 const RETRY_MS: std::ops::Range<u64> = 10..200;
 /// Attempts of one request; after them it is given up.
@@ -32,6 +27,29 @@ const OVERLAPS: f64 = 0.15;
 const HAS_A_TWIN: f64 = 0.1;
 const IS_HASTY: f64 = 0.04;
 
+/// How much is sent.
+#[derive(Debug, Clone)]
+pub struct Style {
+    pub writers: u64,
+    /// Events of the largest request.
+    pub max_events: usize,
+    /// Between two requests of one writer, in ms.
+    pub pause_ms: std::ops::Range<u64>,
+    /// Of [`request::DATASETS`], how many there are.
+    pub datasets: usize,
+}
+
+impl Default for Style {
+    fn default() -> Self {
+        Self {
+            writers: 4,
+            max_events: 500,
+            pause_ms: 5..40,
+            datasets: 1,
+        }
+    }
+}
+
 /// Writers at work.
 #[derive(Debug)]
 pub struct Load {
@@ -42,13 +60,14 @@ pub struct Load {
 impl Load {
     /// Starts writers of all tenants; each draws from a generator of its own.
     #[must_use]
-    pub fn start(deployment: &Deployment, ledger: &Arc<Ledger>, seed: u64) -> Self {
+    pub fn start(deployment: &Deployment, ledger: &Arc<Ledger>, seed: u64, style: &Style) -> Self {
         let (stop, stopped) = watch::channel(false);
         let clients: Vec<Client> = (0..deployment.tenants.len())
             .map(|n| deployment.tenant(n))
             .collect();
-        let writers = (0..WRITERS).map(|n| {
+        let writers = (0..style.writers).map(|n| {
             let writer = Writer {
+                style: style.clone(),
                 ledger: Arc::clone(ledger),
                 clients: clients.clone(),
                 rng: StdRng::seed_from_u64(seed.wrapping_add(n)),
@@ -76,6 +95,7 @@ impl Load {
 }
 
 struct Writer {
+    style: Style,
     ledger: Arc<Ledger>,
     clients: Vec<Client>,
     rng: StdRng,
@@ -96,16 +116,19 @@ impl Writer {
                 self.deliver(&twin).await;
             }
             self.before = batch.events;
-            self.pause(PAUSE_MS).await;
+            self.pause(self.style.pause_ms.clone()).await;
         }
     }
 
     fn draw(&mut self) -> Batch {
-        // Small requests are as common as large ones: 1 to 500 by powers.
-        let power = self.rng.random_range(0.0..(MAX_EVENTS as f64).ln());
-        let count = (power.exp() as usize).clamp(1, MAX_EVENTS);
-        let mut events = self.ledger.new_events(count);
-        if self.rng.random_bool(OVERLAPS) {
+        // Small requests are as common as large ones: 1 to the most by powers.
+        let most = self.style.max_events;
+        let power = self.rng.random_range(0.0..(most as f64).ln());
+        let count = (power.exp() as usize).clamp(1, most);
+        let dataset = self.rng.random_range(0..self.style.datasets);
+        let mut events = request::of_dataset(dataset, self.ledger.new_events(count));
+        let before = self.before.first().map(|event| request::dataset_of(*event));
+        if before == Some(dataset) && self.rng.random_bool(OVERLAPS) {
             let again = self.before.iter().copied().filter(|_| self.rng.random_bool(0.3));
             events.extend(again.collect::<Vec<_>>());
         }

@@ -15,10 +15,10 @@ pub mod verdict;
 
 use crate::{Deployment, Part, Shape, eventually};
 use ledger::Ledger;
-use load::Load;
+use load::{Load, Style};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use request::{Batch, Outcome};
+use request::{Batch, DATASETS, Outcome};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +42,13 @@ pub fn seed(what: &str) -> u64 {
     seed
 }
 
+/// A test's thread has the test's name.
+fn replay(seed: u64) -> String {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or_default();
+    format!("{SEED_VARIABLE}={seed} make test T={test}")
+}
+
 /// The witness of one deployment.
 #[derive(Debug)]
 pub struct Oracle {
@@ -50,6 +57,10 @@ pub struct Oracle {
     /// Highest resident memory seen of each part, in bytes.
     peaks: BTreeMap<String, u64>,
     loads: u64,
+    /// How much its writers send.
+    pub style: Style,
+    /// The command that runs the same again.
+    pub replay: String,
 }
 
 impl Oracle {
@@ -65,13 +76,16 @@ impl Oracle {
             ledger: Arc::new(ledger),
             peaks: BTreeMap::new(),
             loads: 0,
+            style: Style::default(),
+            replay: replay(seed),
         }
     }
 
     /// Starts writers; they run until they are stopped.
     pub fn load(&mut self, deployment: &Deployment) -> Load {
         self.loads += 1;
-        Load::start(deployment, &self.ledger, self.seed.wrapping_add(self.loads << 32))
+        let seed = self.seed.wrapping_add(self.loads << 32);
+        Load::start(deployment, &self.ledger, seed, &self.style)
     }
 
     /// Sends one new event of the first tenant; whether it was acknowledged.
@@ -79,12 +93,44 @@ impl Oracle {
     /// # Panics
     /// Where the ledger cannot be written.
     pub async fn probe(&self, deployment: &Deployment) -> bool {
+        self.send(deployment, 0, 1).await.1 == Outcome::Acked
+    }
+
+    /// Sends one request of so many new events once.
+    ///
+    /// # Panics
+    /// Where the ledger cannot be written.
+    pub async fn send(&self, deployment: &Deployment, tenant: usize, count: usize) -> (Batch, Outcome) {
         let mut rng = StdRng::seed_from_u64(self.seed);
-        let batch = Batch::new(0, self.ledger.new_events(1), &mut rng);
-        request::attempt(&deployment.tenant(0), &self.ledger, &batch)
-            .await
-            .0
-            == Outcome::Acked
+        let batch = Batch::new(tenant, self.ledger.new_events(count), &mut rng);
+        let outcome = self.attempt(deployment, &batch).await;
+        (batch, outcome)
+    }
+
+    /// The same with so many incompressible bytes in each event.
+    ///
+    /// # Panics
+    /// Where the ledger cannot be written.
+    pub async fn send_padded(
+        &self,
+        deployment: &Deployment,
+        tenant: usize,
+        (count, bytes): (usize, usize),
+    ) -> (Batch, Outcome) {
+        let events = self.ledger.new_events(count);
+        let mut rng = StdRng::seed_from_u64(self.seed ^ events[0]);
+        let batch = Batch::padded(tenant, events, bytes, &mut rng);
+        let outcome = self.attempt(deployment, &batch).await;
+        (batch, outcome)
+    }
+
+    /// Sends a request once more.
+    ///
+    /// # Panics
+    /// Where the ledger cannot be written.
+    pub async fn attempt(&self, deployment: &Deployment, batch: &Batch) -> Outcome {
+        let client = deployment.tenant(batch.tenant);
+        request::attempt(&client, &self.ledger, batch).await.0
     }
 
     /// Notes the memory of every process; call it before one is ended.
@@ -102,7 +148,7 @@ impl Oracle {
     /// # Panics
     /// Where it does not drain in time, or ClickHouse cannot be read.
     pub async fn drained_verdict(&mut self, deployment: &Deployment) -> Verdict {
-        drain(deployment).await;
+        drained(deployment).await;
         self.verdict(deployment).await
     }
 
@@ -113,7 +159,7 @@ impl Oracle {
     pub async fn verdict(&mut self, deployment: &Deployment) -> Verdict {
         self.weigh(deployment);
         let tenants: Vec<String> = deployment.tenants.iter().map(|one| one.id.clone()).collect();
-        let rows = rows(deployment).await;
+        let rows = self.rows(deployment).await;
         let mut verdict = self
             .ledger
             .with_fates(|fates| verdict::judge(&tenants, fates, rows));
@@ -128,16 +174,44 @@ impl Oracle {
                 MEMORY_BUDGET >> 20
             )
         }));
-        verdict.seed = self.seed;
+        verdict.replay.clone_from(&self.replay);
         verdict.last_words = deployment.last_words();
         verdict
+    }
+
+    /// What is stored, one line an identity, whichever table it is in; the payload is compared on the server.
+    async fn rows(&self, deployment: &Deployment) -> Vec<Row> {
+        let tables = DATASETS.iter().take(self.style.datasets);
+        let tables: Vec<String> = tables
+            .enumerate()
+            .map(|(place, table)| {
+                // An event in another dataset's table is mangled.
+                format!(
+                    "SELECT tenant, event_id, attributes['oracle_tenant'] != tenant AS strayed, \
+                     event_id != concat('e', toString(intDiv(ifNull(size_bytes, 0), 1024))) \
+                     OR bitShiftRight(intDiv(ifNull(size_bytes, 0), 1024), 40) != {place} AS mangled \
+                     FROM telemetry.{table}"
+                )
+            })
+            .collect();
+        let sql = format!(
+            "SELECT tenant, event_id, count(), countIf(strayed), countIf(mangled) FROM ({}) \
+             GROUP BY tenant, event_id FORMAT TSV",
+            tables.join(" UNION ALL ")
+        );
+        let text = eventually("an answer of ClickHouse", DRAIN_DEADLINE, async || {
+            deployment.clickhouse().query(&sql).await.ok()
+        });
+        text.await.lines().map(Row::parse).collect()
     }
 
     /// What is wrong with the books: in themselves, against the tables, and against what was sent.
     async fn books(&self, deployment: &Deployment, tenants: &[String]) -> Vec<String> {
         let clickhouse = deployment.clickhouse();
+        let tables = DATASETS.iter().take(self.style.datasets);
+        let tables: Vec<(&str, &str)> = tables.map(|name| (*name, *name)).collect();
         let read = eventually("the books", DRAIN_DEADLINE, async || {
-            let accounts = books::accounts(&clickhouse, &[("events", "events")]).await.ok()?;
+            let accounts = books::accounts(&clickhouse, &tables).await.ok()?;
             let complaints = books::complaints(&clickhouse, &accounts).await.ok()?;
             Some((accounts, complaints))
         });
@@ -163,7 +237,11 @@ impl Oracle {
     }
 }
 
-async fn drain(deployment: &Deployment) {
+/// Waits until nothing is in the log that is not settled.
+///
+/// # Panics
+/// Where that takes too long.
+pub async fn drained(deployment: &Deployment) {
     let normalizer = deployment.admin(Part::Normalizer);
     eventually("an empty backlog", DRAIN_DEADLINE, async || {
         let text = normalizer.get("/metrics").await.ok()?.text();
@@ -183,17 +261,6 @@ fn level(text: &str, name: &str) -> Option<f64> {
         rest.rsplit(' ').next()?.parse::<f64>().ok()
     });
     samples.fold(None, |sum, sample| Some(sum.unwrap_or(0.0) + sample))
-}
-
-/// What is stored, one line an identity; the payload is compared on the server.
-async fn rows(deployment: &Deployment) -> Vec<Row> {
-    let sql = "SELECT tenant, event_id, count(), countIf(attributes['oracle_tenant'] != tenant), \
-               countIf(event_id != concat('e', toString(intDiv(ifNull(size_bytes, 0), 1024)))) \
-               FROM telemetry.events GROUP BY tenant, event_id FORMAT TSV";
-    let text = eventually("an answer of ClickHouse", DRAIN_DEADLINE, async || {
-        deployment.clickhouse().query(sql).await.ok()
-    });
-    text.await.lines().map(Row::parse).collect()
 }
 
 fn panics(deployment: &Deployment) -> Vec<String> {

@@ -7,6 +7,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::StatusCode;
 use rand::Rng;
+use rand::distr::{Alphanumeric, SampleString as _};
 use serde_json::json;
 use std::io::Write as _;
 use std::time::Duration;
@@ -43,11 +44,29 @@ enum Form {
     GzipLines,
 }
 
+/// The datasets that events may be of, each with its table; most deployments have the first alone.
+pub const DATASETS: [&str; 2] = ["events", "more_events"];
+/// An event's number tells its dataset from this bit on.
+const DATASET_BIT: u32 = 40;
+
+/// These numbers as events of another dataset.
+#[must_use]
+pub fn of_dataset(dataset: usize, events: Vec<u64>) -> Vec<u64> {
+    let dataset = (dataset as u64) << DATASET_BIT;
+    events.into_iter().map(|event| event | dataset).collect()
+}
+
+/// The dataset of an event.
+#[must_use]
+pub fn dataset_of(event: u64) -> usize {
+    (event >> DATASET_BIT) as usize
+}
+
 /// A request that can be sent again, byte by byte.
 #[derive(Debug, Clone)]
 pub struct Batch {
     pub tenant: usize,
-    /// The numbers of its events, each once.
+    /// The numbers of its events, each once, all of one dataset.
     pub events: Vec<u64>,
     /// Events in its body: a number may come more than once.
     pub in_body: usize,
@@ -71,6 +90,27 @@ impl Batch {
             tenant,
             events,
             in_body: order.len(),
+            headers,
+            body,
+        }
+    }
+
+    /// A request of lines that no compressor makes smaller, each with so many bytes more.
+    pub fn padded(tenant: usize, events: Vec<u64>, bytes: usize, rng: &mut impl Rng) -> Self {
+        let now = crate::now_ms();
+        let lines: Vec<String> = events
+            .iter()
+            .map(|event| {
+                let padding = format!(",\"padding\":\"{}\"}}", Alphanumeric.sample_string(rng, bytes));
+                let line = line(tenant, *event, now);
+                line.strip_suffix('}').expect("an object").to_owned() + &padding
+            })
+            .collect();
+        let (headers, body) = write(Form::Lines, &lines);
+        Self {
+            tenant,
+            in_body: events.len(),
+            events,
             headers,
             body,
         }
@@ -100,8 +140,8 @@ impl Batch {
                     (!whole).then(|| format!("not every event was taken: {}", said())),
                 )
             }
-            (StatusCode::SERVICE_UNAVAILABLE, "refused") => (Outcome::Refused, None),
-            (StatusCode::SERVICE_UNAVAILABLE, "unknown") => (Outcome::Unknown, None),
+            (StatusCode::SERVICE_UNAVAILABLE, "refused") => (Outcome::Refused, (!waits(answer)).then(said)),
+            (StatusCode::SERVICE_UNAVAILABLE, "unknown") => (Outcome::Unknown, (!waits(answer)).then(said)),
             (StatusCode::TOO_MANY_REQUESTS, _) => (Outcome::Refused, dishonest(answer).then(said)),
             (status, _) if status.is_client_error() => (
                 Outcome::Refused,
@@ -117,11 +157,13 @@ impl Batch {
 
 /// Whether a 429 is anything but a quota's that says when to come again.
 fn dishonest(answer: &Answer) -> bool {
-    let waits = answer
-        .header("retry-after")
-        .parse::<u64>()
-        .is_ok_and(|seconds| seconds >= 1);
-    !waits || answer.json()["code"] != "quota_exceeded" || answer.header("ratelimit").is_empty()
+    !waits(answer) || answer.json()["code"] != "quota_exceeded" || answer.header("ratelimit").is_empty()
+}
+
+/// Whether it says when to come again.
+fn waits(answer: &Answer) -> bool {
+    let seconds = answer.header("retry-after").parse::<u64>();
+    seconds.is_ok_and(|seconds| seconds >= 1)
 }
 
 /// How long a 429 asks to wait.
@@ -145,7 +187,9 @@ pub async fn attempt(client: &Client, ledger: &Ledger, batch: &Batch) -> (Outcom
     }
     let attempt =
         block_in_place(|| ledger.sent(batch.tenant, &batch.events, batch.in_body)).expect("a ledger");
-    let answer = client.post("/v1/events/events", batch.body.clone()).await;
+    let dataset = batch.events.first().map_or(0, |event| dataset_of(*event));
+    let path = format!("/v1/events/{}", DATASETS[dataset]);
+    let answer = client.post(&path, batch.body.clone()).await;
     let (outcome, surprise) = batch.read(&answer);
     if let Some(surprise) = surprise {
         ledger.surprise(surprise);

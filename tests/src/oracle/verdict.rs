@@ -68,19 +68,47 @@ pub struct Tally {
     pub mangled: u64,
 }
 
+/// What the report tells of each tenant; `maybe` is what of the unknown is stored.
+const COLUMNS: [&str; 12] = [
+    "sent",
+    "acked",
+    "refused",
+    "unknown",
+    "maybe",
+    "stored",
+    "lost",
+    "doubled",
+    "unsent",
+    "unrefused",
+    "strayed",
+    "mangled",
+];
+
 impl Tally {
-    fn faults(&self) -> [(&'static str, u64); 6] {
+    fn cells(&self) -> [String; 12] {
         [
-            ("lost", self.lost),
-            ("doubled", self.doubled),
-            ("never sent", self.never_sent),
-            ("stored though refused", self.refused_stored),
-            ("under another tenant", self.strayed),
-            ("mangled", self.mangled),
+            self.sent,
+            self.acked,
+            self.refused,
+            self.unknown,
+            self.unknown_stored,
+            self.stored,
+            self.lost,
+            self.doubled,
+            self.never_sent,
+            self.refused_stored,
+            self.strayed,
+            self.mangled,
         ]
+        .map(|count| count.to_string())
     }
 
-    fn add(&mut self, other: &Self) {
+    fn faults(&self) -> u64 {
+        self.lost + self.doubled + self.never_sent + self.refused_stored + self.strayed + self.mangled
+    }
+
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Self) {
         self.sent += other.sent;
         self.acked += other.acked;
         self.refused += other.refused;
@@ -99,11 +127,12 @@ impl Tally {
 /// What the oracle has to say.
 #[derive(Debug, Clone, Default)]
 pub struct Verdict {
-    pub seed: u64,
     pub tenants: Vec<(String, Tally)>,
     pub examples: Vec<String>,
     /// Answers that no client should see, panics, memory over budget.
     pub complaints: Vec<String>,
+    /// The command that runs the same again.
+    pub replay: String,
     pub last_words: String,
 }
 
@@ -121,7 +150,7 @@ impl Verdict {
     /// Whether every promise was kept.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.complaints.is_empty() && self.total().faults().iter().all(|(_, count)| *count == 0)
+        self.complaints.is_empty() && self.total().faults() == 0
     }
 
     /// # Panics
@@ -139,26 +168,34 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "the oracle's verdict (SLUICE_SEED={})", self.seed)?;
-        let named = self.tenants.iter().map(|(name, tally)| (name.as_str(), *tally));
-        for (name, tally) in named.chain([("all", self.total())]) {
-            write!(
-                f,
-                "  {name:>4}: sent {} acked {} refused {} unknown {} (stored of these {}) stored {}",
-                tally.sent, tally.acked, tally.refused, tally.unknown, tally.unknown_stored, tally.stored
-            )?;
-            for (fault, count) in tally.faults() {
-                write!(f, " | {fault} {count}")?;
-            }
-            writeln!(f)?;
-        }
+        writeln!(f, "the oracle's verdict, events by tenant:")?;
+        write!(f, "{}", self.table())?;
         for line in self.examples.iter().chain(&self.complaints) {
             writeln!(f, "  {line}")?;
         }
+        writeln!(f, "again: {}", self.replay)?;
         if self.is_clean() {
             return Ok(());
         }
         write!(f, "{}", self.last_words)
+    }
+}
+
+impl Verdict {
+    /// One line a tenant, and one for all.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut table = String::new();
+        let mut line = |name: &str, cells: &[String]| {
+            let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>9}")).collect();
+            table.push_str(&format!("  {name:<6}{}\n", cells.join(" ")));
+        };
+        line("tenant", &COLUMNS.map(str::to_owned));
+        for (name, tally) in &self.tenants {
+            line(name, &tally.cells());
+        }
+        line("all", &self.total().cells());
+        table
     }
 }
 

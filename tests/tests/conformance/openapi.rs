@@ -1,6 +1,6 @@
 //! `docs/openapi.yaml` against the routes in the code and against real answers.
 
-use crate::shared::{LIMITED_KEY, sluice};
+use crate::shared::{LIMITED_EVENTS, LIMITED_KEY, sluice};
 use http::Method;
 use serde_json::Value;
 use sluice_tests::client::Answer;
@@ -119,12 +119,22 @@ fn conforms(document: &Value, answer: &Answer) -> u16 {
         answer.text()
     );
     let response = resolve(document, response);
-    for name in response["headers"].as_object().expect("headers").keys() {
-        let promised = status == 503 || name.as_str() != "Sluice-Outcome";
+    let declared = response["headers"].as_object().expect("headers");
+    for name in declared.keys() {
+        let promised = match name.as_str() {
+            "Sluice-Outcome" => status == 503,
+            // Of a tenant with a quota.
+            "RateLimit-Policy" | "RateLimit" => false,
+            _ => true,
+        };
         assert!(
             !promised || !answer.header(name).is_empty(),
             "{status} without {name}"
         );
+    }
+    for name in ["RateLimit-Policy", "RateLimit", "Sluice-Outcome", "Retry-After"] {
+        let known = answer.header(name).is_empty() || declared.contains_key(name);
+        assert!(known, "{status} with {name}, which is not documented");
     }
     let content = response["content"].as_object().expect("content");
     let (media, content) = content.iter().next().expect("one media type");
@@ -171,5 +181,30 @@ async fn real_answers_are_as_the_document_says() {
     for (client, method, path, body, expected) in cases {
         let answer = client.send(method, path, body).await.expect("an answer");
         assert_eq!(conforms(&document, &answer), expected, "{}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_to_a_tenant_with_a_quota_tells_its_limits_as_the_document_says() {
+    let (document, sluice) = (document(), sluice().await);
+    let limited = sluice.edge().with_key(LIMITED_KEY);
+    let too_many = "{\"id\":\"x\"}\n".repeat(LIMITED_EVENTS + 1);
+    for (body, expected) in [
+        ("{\"id\":\"limits\"}".to_owned(), 202),
+        ("{\"id\":1}".to_owned(), 422),
+        (too_many, 413),
+    ] {
+        let answer = limited.post("/v1/events/loose", body).await.expect("an answer");
+        assert_eq!(conforms(&document, &answer), expected, "{}", answer.text());
+        for (header, part) in [
+            ("ratelimit-policy", "\"tenant-events\";q=10000;qu=\"events\";w=10"),
+            ("ratelimit", "\"tenant-events\";r="),
+        ] {
+            assert!(
+                answer.header(header).contains(part),
+                "{expected}: {:?}",
+                answer.headers
+            );
+        }
     }
 }

@@ -11,6 +11,9 @@ static RUNNING: Mutex<Weak<Deployment>> = Mutex::const_new(Weak::new());
 /// The key of the tenant that may write `loose` only.
 pub const LIMITED_KEY: &str = "slc_limited_0123456789abcdef0123456789abcdef";
 
+/// As many events it may send at once.
+pub const LIMITED_EVENTS: usize = 10_000;
+
 /// The running Sluice; the first caller starts it.
 pub async fn sluice() -> Arc<Deployment> {
     let mut running = RUNNING.lock().await;
@@ -25,7 +28,9 @@ pub async fn sluice() -> Arc<Deployment> {
 /// The rest of the list of tenants, and the datasets.
 pub fn config() -> String {
     let hash = ingestctl::demo::hash(LIMITED_KEY);
-    let limited = format!("  - {{id: limited, keys: [{{sha256: \"{hash}\"}}], datasets: [loose]}}\n");
+    let limited = format!(
+        "  - {{id: limited, keys: [{{sha256: \"{hash}\"}}], datasets: [loose], quota: {{events_per_second: 1000, burst: 10s}}}}\n"
+    );
     let defaults = DEFAULT_YAML.split_once("datasets:\n").expect("datasets").1;
     // The corpus has times of its own, which grow old.
     let timeless: String = defaults

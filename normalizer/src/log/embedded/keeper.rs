@@ -5,6 +5,7 @@ use super::errors::{AppendError, FullReason};
 use super::segment::segment_name;
 use super::segment_file::{discard, prepare};
 use super::shared::{Shared, Stopped};
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::Offset;
 use std::io;
 use std::sync::Arc;
@@ -41,7 +42,9 @@ fn delete_expired(shared: &Shared) -> Result<(), Stopped> {
 /// Deletes the oldest segment; `false` where that fails, to be tried again later. One at a time, each
 /// made durable: were two removals to reach the disk in the other order, a gap would be left.
 fn delete(shared: &Shared, base: Offset) -> Result<bool, Stopped> {
-    match shared.files.remove(&segment_name(base)) {
+    let removed =
+        failpoint::hit(Point::SegmentUnlink).and_then(|()| shared.files.remove(&segment_name(base)));
+    match removed {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => {
@@ -49,9 +52,8 @@ fn delete(shared: &Shared, base: Offset) -> Result<bool, Stopped> {
             return Ok(false);
         }
     }
-    shared
-        .files
-        .sync_dir()
+    failpoint::hit(Point::SegmentUnlinked)
+        .and_then(|()| shared.files.sync_dir())
         .map_err(|error| shared.fail_stop(&error))?;
     shared.catalogue.lock().forget(base);
     Ok(true)

@@ -79,7 +79,6 @@ mod tests;
 mod writer;
 
 pub use errors::{AppendError, Damage, DamageKind, FullReason, OpenError, ReadError};
-pub use files::{FileOp, FileWatch};
 pub use manifest::BadManifest;
 pub use options::{FailStop, Hooks, LogOptions};
 pub use segment::BadHeader;
@@ -155,7 +154,7 @@ impl EmbeddedLog {
             let dir = dir.clone();
             move |source| OpenError::Io { doing, dir, source }
         };
-        let files = Files::open(&dir, hooks.watch).map_err(trouble("open the directory"))?;
+        let files = Files::open(&dir, hooks.disk).map_err(trouble("open the directory"))?;
         let lock = files.lock(LOCK).map_err(trouble("lock the directory"))?;
         let lock = lock.map_err(|holder| OpenError::Locked {
             dir: dir.clone(),

@@ -1,8 +1,9 @@
 //! What the log is told when it is opened.
 
 use super::errors::OpenError;
-use super::files::{FileWatch, Volume};
+use super::files::Volume;
 use super::segment::SEGMENT_HEADER_BYTES;
+use sluice_common::disk::Disk;
 use sluice_common::ids::Offset;
 use sluice_common::limits::{
     LOG_QUEUE_BYTES, LOG_RESERVE_MAX, LOG_RESERVE_MIN, SEGMENT_BYTES, TAIL_CACHE_BYTES,
@@ -79,8 +80,8 @@ pub type FailStop = Arc<dyn Fn(&io::Error) + Send + Sync>;
 /// Seams for tests; [`Default`] is what production uses.
 #[derive(Clone)]
 pub struct Hooks {
-    /// Sees, and may refuse, every operation that changes the disk.
-    pub watch: Option<Arc<dyn FileWatch>>,
+    /// Tests watch every operation that changes the disk, and refuse some.
+    pub disk: Disk,
     /// Called once a sync has failed. Should it return, the log stays closed until it is opened anew.
     pub on_fsync_failure: FailStop,
 }
@@ -88,7 +89,7 @@ pub struct Hooks {
 impl Default for Hooks {
     fn default() -> Self {
         Self {
-            watch: None,
+            disk: Disk::default(),
             on_fsync_failure: Arc::new(abort_after),
         }
     }
@@ -97,7 +98,7 @@ impl Default for Hooks {
 impl fmt::Debug for Hooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hooks")
-            .field("watched", &self.watch.is_some())
+            .field("disk", &self.disk)
             .finish_non_exhaustive()
     }
 }

@@ -2,6 +2,7 @@
 
 use super::files::{Files, LogFile};
 use super::segment::{SegmentHeader, segment_name};
+use sluice_common::failpoint::{self, Point};
 use std::io;
 
 /// The file of a segment that has no name yet; one found at open is a leftover.
@@ -24,6 +25,7 @@ pub enum CommissionError {
 /// # Errors
 /// Any error of the file system; the file is removed, if that can be done.
 pub fn prepare(files: &Files, bytes: u64) -> io::Result<LogFile> {
+    failpoint::hit(Point::SpareWrite)?;
     let file = files.create(SPARE)?;
     match fill(&file, bytes) {
         Ok(()) => Ok(file),
@@ -64,7 +66,11 @@ pub fn commission(files: &Files, spare: LogFile, header: &SegmentHeader) -> Resu
         .map_err(CommissionError::Write)?;
     spare.sync().map_err(CommissionError::Sync)?;
     let name = segment_name(header.base);
-    files.rename(SPARE, &name).map_err(CommissionError::Write)?;
-    files.sync_dir().map_err(CommissionError::Sync)?;
-    Ok(spare.renamed(name))
+    failpoint::hit(Point::SegmentRename)
+        .and_then(|()| files.rename(SPARE, &name))
+        .map_err(CommissionError::Write)?;
+    failpoint::hit(Point::SegmentRenamed)
+        .and_then(|()| files.sync_dir())
+        .map_err(CommissionError::Sync)?;
+    Ok(spare.renamed(&name))
 }

@@ -11,6 +11,7 @@ use super::shared::{Shared, Stopped};
 use super::tail_cache::CachedFrame;
 use bytes::Bytes;
 use sluice_common::clock::UnixMs;
+use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::Offset;
 use sluice_common::limits::GROUP_COMMIT_BYTES;
 use sluice_common::record::{Placement, RecordContent};
@@ -202,7 +203,10 @@ impl Writer {
         if group.bytes.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.active.file.write_at(&group.bytes, self.active.used) {
+        let written = failpoint::hit(Point::LogWrite)
+            .and_then(|()| self.active.file.write_at(&group.bytes, self.active.used))
+            .and_then(|()| failpoint::hit(Point::LogWritten));
+        if let Err(error) = written {
             self.undo(group.bytes.len())?;
             let error = AppendError::WriteFailed(error.to_string());
             self.refuse(group.waiting, &error);
@@ -211,6 +215,7 @@ impl Writer {
         self.active
             .file
             .sync()
+            .and_then(|()| failpoint::hit(Point::LogSynced))
             .map_err(|error| self.shared.fail_stop(&error))?;
         self.publish(group);
         Ok(())
@@ -263,8 +268,9 @@ impl Writer {
             .collect();
         self.shared.catalogue.lock().publish(&frames);
         self.shared.durable.send_replace(self.durable);
+        let lost = failpoint::hit(Point::LogAnswered).is_err();
         for (ticket, at) in group.waiting {
-            self.answer(ticket, Ok(at));
+            self.answer(ticket, if lost { Err(AppendError::Unknown) } else { Ok(at) });
         }
         self.want_spare();
     }

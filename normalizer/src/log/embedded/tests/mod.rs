@@ -7,6 +7,7 @@ mod space;
 
 use super::*;
 use sluice_common::clock::ManualClock;
+use sluice_common::disk::{Disk, DiskOp, DiskWatch};
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::record::Identity;
 use std::io;
@@ -149,33 +150,35 @@ pub struct Faults {
     pub group_writes: AtomicU64,
 }
 
-impl FileWatch for Faults {
-    fn before(&self, op: &FileOp<'_>) -> io::Result<()> {
+impl DiskWatch for Faults {
+    fn before(&self, op: &DiskOp<'_>) -> io::Result<()> {
         let strike = |fault: &AtomicBool| match fault.swap(false, Ordering::SeqCst) {
             true => Err(io::Error::from_raw_os_error(5)),
             false => Ok(()),
         };
         match op {
-            FileOp::Write { bytes, .. } if bytes.starts_with(b"SLR1") => {
+            DiskOp::Write { bytes, .. } if bytes.starts_with(b"SLR1") => {
                 self.group_writes.fetch_add(1, Ordering::SeqCst);
                 strike(&self.fail_write)
             }
-            FileOp::Sync { name } if name.ends_with("segment") => {
+            DiskOp::Sync { path } if path.extension().is_some_and(|ext| ext == "segment") => {
                 while self.hold_syncs.load(Ordering::SeqCst) {
                     self.held.store(true, Ordering::SeqCst);
                     std::thread::yield_now();
                 }
                 strike(&self.fail_sync)
             }
-            FileOp::Create { .. } if self.fail_create.load(Ordering::SeqCst) => {
+            DiskOp::Create { .. } if self.fail_create.load(Ordering::SeqCst) => {
                 Err(io::Error::from_raw_os_error(28))
             }
-            FileOp::Create { .. }
-            | FileOp::Write { .. }
-            | FileOp::Sync { .. }
-            | FileOp::Rename { .. }
-            | FileOp::Remove { .. }
-            | FileOp::SyncDir => Ok(()),
+            DiskOp::Create { .. }
+            | DiskOp::Write { .. }
+            | DiskOp::Sync { .. }
+            | DiskOp::Rename { .. }
+            | DiskOp::Remove { .. }
+            | DiskOp::MakeDir { .. }
+            | DiskOp::Fill { .. }
+            | DiskOp::SyncDir { .. } => Ok(()),
         }
     }
 
@@ -192,10 +195,10 @@ impl FileWatch for Faults {
 pub fn open_faulty(options: LogOptions) -> (Arc<EmbeddedLog>, Arc<Faults>, Arc<AtomicBool>) {
     let (faults, stopped) = (Arc::new(Faults::default()), Arc::new(AtomicBool::new(false)));
     let seen = Arc::clone(&stopped);
-    let watch: Arc<dyn FileWatch> = Arc::clone(&faults) as Arc<dyn FileWatch>;
+    let disk = Disk::watched(Arc::clone(&faults) as Arc<dyn DiskWatch>);
     let on_fsync_failure: FailStop = Arc::new(move |_| seen.store(true, Ordering::SeqCst));
     let hooks = Hooks {
-        watch: Some(watch),
+        disk,
         on_fsync_failure,
     };
     let log = EmbeddedLog::open_with(options, Arc::new(ManualClock::at(NOW)), hooks).unwrap();

@@ -1,21 +1,28 @@
-//! ClickHouse stopped under load: the backlog grows on disk up to the tenant's share of the log, then it is
-//! refused with nothing taken, and memory stays flat, while others find room; when ClickHouse is back, all that
-//! was acknowledged is there once.
+//! More than can be stored, or taken.
+//!
+//! - Here: ClickHouse stopped under load. The backlog grows on disk up to the tenant's share of the log, then it is
+//!   refused with nothing taken, and memory stays flat, while others find room; when ClickHouse is back, all that was
+//!   acknowledged is there once, and the books balance. And several times as much as Sluice can take.
+//! - [`chain`]: how a full sink-writer is felt from hop to hop up to the client, and back.
+//! - [`brownout`]: a ClickHouse that says that it has too much to do.
 
+mod brownout;
+mod chain;
+mod load;
+
+use load::{EVENTS, Ended, Load};
 use rustix::process::{Signal, kill_process};
-use sluice_tests::payload::Bulk;
-use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms};
+use sluice_tests::oracle::books;
+use sluice_tests::{Deployment, Part, Shape, eventually, now_ms, service};
 use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::process::Command;
 
 const MIB: u64 = 1024 * 1024;
 /// `log.max_bytes`, of which one tenant alone may fill 16/17.
 const WATERMARK: u64 = 512 * MIB;
-const EVENTS: usize = 16;
-const EVENT_BYTES: usize = 50_000;
-const CLIENTS: u64 = 4;
 /// Refusals to be seen before ClickHouse comes back.
 const REFUSALS: usize = 60;
 /// What a process may hold. The normalizer: 64 MiB of the log's tail, two ranges of up to 64 MiB, the
@@ -24,6 +31,8 @@ const REFUSALS: usize = 60;
 const MEMORY: u64 = 420 * MIB;
 /// How much more a process may hold at the end than at a third of the fill.
 const GROWTH: u64 = 96 * MIB;
+/// For how many seconds ClickHouse is away, at least: `OUTAGE_S=60` is the long form of this test.
+const OUTAGE: &str = "OUTAGE_S";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clickhouse_stopped_under_load_fills_the_log_but_for_others_room_all_in_one() {
@@ -41,6 +50,7 @@ async fn overload(shape: Shape) {
     let load = Arc::new(Load::new(deployment.tenant(0)));
     assert_eq!(load.send().await, Ended::Acked);
     stop_clickhouse(&mut deployment).await;
+    let stopped = Instant::now();
 
     // Below the watermark an outage is none of the clients' business.
     for _ in 0..20 {
@@ -80,25 +90,23 @@ async fn overload(shape: Shape) {
             .await
             > 1.0
     );
-    for _ in 0..10 {
-        let event = format!(
-            r#"{{"event_id":"other-{}","timestamp":{},"service":"x"}}"#,
-            rand::random::<u64>(),
-            now_ms()
-        );
-        let answer = deployment
-            .tenant(1)
-            .post("/v1/events/events", event)
-            .await
-            .expect("an answer");
-        assert_eq!(answer.status, 202, "{}", answer.text());
-    }
+    others_are_taken(&deployment).await;
     let acked = load.acked_bytes();
     assert!(
         acked > WATERMARK / 10 * 9 && acked < WATERMARK / 10 * 11,
         "{acked}"
     );
+    while stopped.elapsed() < least_outage() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(load.acked_bytes() < acked + acked / 50, "taken while it was full");
     load.stop(fill).await;
+    println!(
+        "{shape:?}: away for {:.1} s, {} requests taken of {EVENTS} events each, {} refused",
+        stopped.elapsed().as_secs_f64(),
+        load.count(Ended::Acked),
+        load.count(Ended::Refused)
+    );
 
     // It takes events again once something is stored, and all that was acknowledged arrives.
     start_clickhouse(&mut deployment).await;
@@ -110,6 +118,85 @@ async fn overload(shape: Shape) {
     all_arrived(&deployment, &load).await;
     load.retry_refused().await;
     all_arrived(&deployment, &load).await;
+    books_agree(&deployment, &load).await;
+}
+
+async fn others_are_taken(deployment: &Deployment) {
+    for _ in 0..10 {
+        let event = format!(
+            r#"{{"event_id":"other-{}","timestamp":{},"service":"x"}}"#,
+            rand::random::<u64>(),
+            now_ms()
+        );
+        let answer = deployment.tenant(1).post("/v1/events/events", event).await;
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+}
+
+/// As [`OUTAGE`] has it; without it only as long as it takes to see what is looked for.
+fn least_outage() -> Duration {
+    let seconds = std::env::var(OUTAGE).ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
+}
+
+/// By tenant, dataset and minute the books balance, say what the tables hold, and count each event that was taken.
+async fn books_agree(deployment: &Deployment, load: &Load) {
+    let clickhouse = deployment.clickhouse();
+    let taken = (load.count(Ended::Acked) * EVENTS) as i64;
+    let unknown = (load.count(Ended::Unknown) * EVENTS) as i64;
+    eventually("books that agree", Duration::from_secs(60), async || {
+        let accounts = books::accounts(&clickhouse, &[("events", "events")]).await.ok()?;
+        let complaints = books::complaints(&clickhouse, &accounts).await.ok()?;
+        let received = books::received(&accounts).get("t0").copied()?;
+        let counted = (taken..=taken + unknown).contains(&received);
+        (complaints.is_empty() && counted).then_some(())
+    })
+    .await;
+}
+
+/// Its verdict is its exit code; how loose it is here: other tests run beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_times_what_can_be_taken_is_answered_within_the_memory_budget_and_drains() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let mut command = Command::new(service::executable("sluice-bench"));
+    command
+        .args([
+            "overload",
+            "--peak-seconds",
+            "6",
+            "--seconds",
+            "8",
+            "--after-seconds",
+            "6",
+        ])
+        .args([
+            "--clients",
+            "128",
+            "--goodput",
+            "0.5",
+            "--refusals",
+            "6",
+            "--drain",
+            "60",
+        ])
+        .args(["--output", "json", "--dir"])
+        .arg(dir.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    if let Ok(ingestctl::clickhouse::Engine::Library(library)) = service::places().locate() {
+        command.env(ingestctl::clickhouse::LIBRARY_VARIABLE, library);
+    }
+    let output = command.output().await.expect("it ran");
+    let told = String::from_utf8_lossy(&output.stdout);
+    println!("{told}");
+    assert!(
+        output.status.success(),
+        "{told}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    assert!(report["storming"]["answers"]["503"].as_u64() > Some(0), "{told}");
 }
 
 /// What is acknowledged is there once; what was refused is not; what is unknown may be, once.
@@ -162,117 +249,4 @@ fn memory(deployment: &Deployment) -> Vec<(Part, u64)> {
     let parts = [Part::Up, Part::Edge, Part::Normalizer, Part::SinkWriter];
     let service = |part| Some((part, deployment.service(part)?.memory().0 / MIB));
     parts.into_iter().filter_map(service).collect()
-}
-
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    Acked,
-    Refused,
-    Unknown,
-}
-
-/// Requests of distinct events, and what became of each.
-struct Load {
-    client: Client,
-    bulk: Bulk,
-    next: AtomicU64,
-    ends: std::sync::Mutex<Vec<(u64, Ended)>>,
-    stopped: AtomicBool,
-}
-
-impl Load {
-    fn new(client: Client) -> Self {
-        Self {
-            client,
-            bulk: Bulk::new(),
-            next: AtomicU64::new(0),
-            ends: std::sync::Mutex::default(),
-            stopped: AtomicBool::new(false),
-        }
-    }
-
-    /// Sends new requests until it is stopped, pausing after a refusal far shorter than it is told to.
-    fn run(self: &Arc<Self>) -> Vec<tokio::task::JoinHandle<()>> {
-        let client = || {
-            let load = Arc::clone(self);
-            tokio::spawn(async move {
-                while !load.stopped.load(Ordering::Relaxed) {
-                    if load.send().await != Ended::Acked {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                }
-            })
-        };
-        (0..CLIENTS).map(|_| client()).collect()
-    }
-
-    async fn stop(&self, clients: Vec<tokio::task::JoinHandle<()>>) {
-        self.stopped.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.await.expect("every answer was as it must be");
-        }
-    }
-
-    /// Sends one new request and notes its end.
-    async fn send(&self) -> Ended {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let ended = self.exchange(number).await;
-        self.ends.lock().expect("not poisoned").push((number, ended));
-        ended
-    }
-
-    async fn exchange(&self, number: u64) -> Ended {
-        let event = |id: u64| self.bulk.event(&id.to_string(), now_ms(), EVENT_BYTES);
-        let body: String = events_of(number).map(event).collect();
-        let Ok(answer) = self.client.post("/v1/events/events", body).await else {
-            return Ended::Unknown;
-        };
-        if answer.status == 202 {
-            return Ended::Acked;
-        }
-        assert_eq!(answer.status, 503, "{}", answer.text());
-        let wait: u64 = answer.header("retry-after").parse().expect("whole seconds");
-        assert!((1..=60).contains(&wait), "{wait}");
-        match answer.header("sluice-outcome") {
-            "refused" => Ended::Refused,
-            "unknown" => Ended::Unknown,
-            other => panic!("Sluice-Outcome: {other:?}"),
-        }
-    }
-
-    /// Sends every refused request again until it is taken.
-    async fn retry_refused(&self) {
-        let ends = std::mem::take(&mut *self.ends.lock().expect("not poisoned"));
-        for (number, mut ended) in ends {
-            while ended == Ended::Refused {
-                ended = self.exchange(number).await;
-            }
-            self.ends.lock().expect("not poisoned").push((number, ended));
-        }
-    }
-
-    fn events(&self, wanted: Ended) -> BTreeSet<u64> {
-        let ends = self.ends.lock().expect("not poisoned");
-        let numbers = ends.iter().filter(|(_, ended)| *ended == wanted);
-        numbers.flat_map(|(number, _)| events_of(*number)).collect()
-    }
-
-    fn count(&self, wanted: Ended) -> usize {
-        let ends = self.ends.lock().expect("not poisoned");
-        ends.iter().filter(|(_, ended)| *ended == wanted).count()
-    }
-
-    fn refused(&self) -> usize {
-        self.count(Ended::Refused)
-    }
-
-    fn acked_bytes(&self) -> u64 {
-        (self.count(Ended::Acked) * EVENTS * EVENT_BYTES) as u64
-    }
-}
-
-fn events_of(number: u64) -> std::ops::Range<u64> {
-    let events = EVENTS as u64;
-    number * events..(number + 1) * events
 }

@@ -1,0 +1,92 @@
+//! What was done to Sluice and what it did: figures of one round, and of all.
+
+use crate::oracle::verdict::{Tally, Verdict};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// Of one round or more.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    pub rounds: u64,
+    /// SIGKILLs by part.
+    pub kills: BTreeMap<String, u64>,
+    pub stops: u64,
+    pub restarts: u64,
+    pub network: u64,
+    /// From a restart to the first acknowledged event.
+    pub slowest_ready: Duration,
+    /// Parts that took longer than they may.
+    pub late: Vec<String>,
+    pub tally: Tally,
+    /// Highest resident memory of any process of ours.
+    pub peak_mib: u64,
+}
+
+impl Figures {
+    /// A round is over.
+    pub fn end(&mut self, verdict: &Verdict, peak_mib: u64) {
+        self.rounds = 1;
+        self.tally = verdict.total();
+        self.peak_mib = peak_mib;
+    }
+
+    /// SIGKILLs of all parts.
+    #[must_use]
+    pub fn killed(&self) -> u64 {
+        self.kills.values().sum()
+    }
+
+    /// Adds a round's.
+    pub fn add(&mut self, other: Self) {
+        self.rounds += other.rounds;
+        for (part, kills) in other.kills {
+            *self.kills.entry(part).or_default() += kills;
+        }
+        self.stops += other.stops;
+        self.restarts += other.restarts;
+        self.network += other.network;
+        self.slowest_ready = self.slowest_ready.max(other.slowest_ready);
+        self.late.extend(other.late);
+        self.tally.add(&other.tally);
+        self.peak_mib = self.peak_mib.max(other.peak_mib);
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kills: Vec<String> = self.kills.iter().map(|(part, n)| format!("{part} {n}")).collect();
+        let tally = &self.tally;
+        let rows: [(&str, String); 13] = [
+            ("rounds", self.rounds.to_string()),
+            ("SIGKILLs", format!("{} ({})", self.killed(), kills.join(", "))),
+            ("SIGSTOPs", self.stops.to_string()),
+            ("SIGTERMs and restarts", self.restarts.to_string()),
+            ("network faults", self.network.to_string()),
+            ("events acknowledged", tally.acked.to_string()),
+            ("events refused", tally.refused.to_string()),
+            (
+                "events unknown",
+                format!("{} ({} of them stored)", tally.unknown, tally.unknown_stored),
+            ),
+            ("events stored", tally.stored.to_string()),
+            ("lost / doubled", format!("{} / {}", tally.lost, tally.doubled)),
+            (
+                "another tenant's / another event's / never sent / refused",
+                format!(
+                    "{} / {} / {} / {}",
+                    tally.strayed, tally.mangled, tally.never_sent, tally.refused_stored
+                ),
+            ),
+            (
+                "slowest ready again",
+                format!("{:.1} s", self.slowest_ready.as_secs_f64()),
+            ),
+            ("most memory of a process", format!("{} MiB", self.peak_mib)),
+        ];
+        for (name, figure) in rows {
+            writeln!(f, "| {name:<58} | {figure:<60} |")?;
+        }
+        Ok(())
+    }
+}
