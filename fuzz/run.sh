@@ -4,12 +4,14 @@
 # The layout is cargo-fuzz's, and `cargo fuzz run TARGET` works as well. Here the same instrumentation is
 # asked for directly, which needs neither an installation nor a nightly compiler.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-here=$PWD
 
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 secs=${SECS:-60}
 triple=$(rustc -vV | sed -n 's/^host: //p')
-target=${CARGO_TARGET_DIR:-$here/target}
+# Beside what the products are built into, and apart from it: other flags, other lock file.
+target=${CARGO_TARGET_DIR:-$here/../target}/fuzz
+case "$target" in /*) ;; *) target=$PWD/$target ;; esac
+cd "$here"
 export CARGO_TARGET_DIR=$target
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -28,7 +30,7 @@ for name in "${targets[@]}"; do
     log=$(mktemp)
     printf '%-11s' "$name"
     if "$target/$triple/release/$name" -max_total_time="$secs" -timeout=30 -rss_limit_mb=2048 -max_len=16384 -close_fd_mask=1 \
-        -print_final_stats=1 -artifact_prefix="$here/artifacts/$name/" ${SEED:+-seed=$SEED} "$corpus" "${seeds[@]}" >"$log" 2>&1; then
+        -print_final_stats=1 -artifact_prefix="$here/artifacts/$name/" ${SEED:+-seed="$SEED"} "$corpus" "${seeds[@]}" >"$log" 2>&1; then
         runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
         coverage=$(grep -o 'cov: [0-9]*' "$log" | tail -1)
         printf '%10s runs  %s\n' "$runs" "$coverage"

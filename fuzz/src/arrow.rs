@@ -23,7 +23,9 @@ pub fn run(input: &[u8]) {
     let sound = FRAME.get_or_init(frame);
     let mut bytes = sound.clone();
     let length = usize::try_from(u32::from_le_bytes(
-        sound[BODY_LENGTH_AT..BODY_LENGTH_AT + 4].try_into().expect("four bytes"),
+        sound[BODY_LENGTH_AT..BODY_LENGTH_AT + 4]
+            .try_into()
+            .expect("four bytes"),
     ))
     .expect("a length");
     let record = Record::read(&Bytes::copy_from_slice(sound)).expect("sound");
@@ -35,7 +37,9 @@ pub fn run(input: &[u8]) {
     super::put(&mut bytes, BODY_LENGTH_AT, columns.len());
     super::put(&mut bytes, 4, all);
     super::mend(&mut bytes, 8, 12);
-    let Ok(record) = Record::read(&Bytes::from(bytes)) else { return };
+    let Ok(record) = Record::read(&Bytes::from(bytes)) else {
+        return;
+    };
     blocks(record, choice);
 }
 
@@ -55,10 +59,27 @@ fn body_at(frame: &[u8], body: &[u8], length: usize) -> usize {
 fn blocks(record: Record, choice: u8) {
     let mut fates = Fates::new();
     for row in 0..record.rows() {
-        fates.push(if choice & 1 == 1 && row == 0 { Fate::Conflict } else { Fate::Keep });
+        fates.push(if choice & 1 == 1 && row == 0 {
+            Fate::Conflict
+        } else {
+            Fate::Keep
+        });
     }
     let names: &[&str] = match choice >> 1 & 3 {
-        0 => &["s", "l", "i", "t", "list", "map", "json", "_src_l", "_src_p", "_src_o", "ingested_at", "tenant"],
+        0 => &[
+            "s",
+            "l",
+            "i",
+            "t",
+            "list",
+            "map",
+            "json",
+            "_src_l",
+            "_src_p",
+            "_src_o",
+            "ingested_at",
+            "tenant",
+        ],
         1 => &["s", "_src_l", "_src_p", "_src_o"],
         2 => &["other"],
         _ => &[],
@@ -78,7 +99,11 @@ fn blocks(record: Record, choice: u8) {
     };
     if let Ok(subs) = build(&source, &sights) {
         let rows: u64 = subs.iter().map(|sub| sub.rows).sum();
-        let all: u64 = source.records.iter().map(|one| u64::from(one.record.rows())).sum();
+        let all: u64 = source
+            .records
+            .iter()
+            .map(|one| u64::from(one.record.rows()))
+            .sum();
         assert!(rows <= all, "{rows} rows of {all} at {NOW_MS}");
     }
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 
 /// One file.
 pub fn run(input: &[u8]) {
-    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
     match Loaded::parse(text, Path::new("fuzz.yaml"), Path::new("/nowhere")) {
         Ok(loaded) => {
             if let Err(problems) = Intake::compile(&loaded.config.datasets) {

@@ -43,19 +43,31 @@ impl Fixture {
         let keep = Arc::clone(&seen);
         let seam: Seam<IntakeRequest> = Seam::new(tower::service_fn(move |request: IntakeRequest| {
             *keep.lock().expect("no panic before") = Some(request);
-            let rows = RowsAnswer { accepted: 1, ..RowsAnswer::default() };
+            let rows = RowsAnswer {
+                accepted: 1,
+                ..RowsAnswer::default()
+            };
             async move { Ok::<_, Infallible>(IntakeReply::Rows(rows)) }
         }));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let address = runtime.block_on(async {
             let metrics = Metrics::new("fuzz", &config.config).expect("metrics");
             let edge = Edge::new(&config.config, seam, metrics);
-            let server = EdgeServer::bind(edge, &["127.0.0.1:0".into()], None).await.expect("a port");
+            let server = EdgeServer::bind(edge, &["127.0.0.1:0".into()], None)
+                .await
+                .expect("a port");
             let address = server.addresses()[0];
             tokio::spawn(server.run(Stop::new()));
             address
         });
-        Self { runtime, address, seen }
+        Self {
+            runtime,
+            address,
+            seen,
+        }
     }
 
     /// Sends bytes as one connection's, and returns what came back and what reached the normalizer.

@@ -3,8 +3,9 @@
 
 use crate::record;
 use sluice_common::clock::ManualClock;
+use sluice_common::disk::{Dir, Disk};
 use sluice_common::ids::{LogId, Name};
-use sluice_normalizer::dedup::{Dedup, DedupOptions};
+use sluice_normalizer::dedup::{Dedup, DedupOptions, Workers};
 use sluice_normalizer::log::{EmbeddedLog, LogOptions};
 use sluice_normalizer::parked::file;
 use sluice_normalizer::progress::store::Store;
@@ -21,7 +22,9 @@ pub fn run(input: &[u8]) {
     let (choice, rest) = super::choice(input);
     // In memory where there is such a place: each input makes files.
     let place = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
-    let dir = place.map_or_else(TempDir::new, TempDir::new_in).expect("a directory");
+    let dir = place
+        .map_or_else(TempDir::new, TempDir::new_in)
+        .expect("a directory");
     match choice % 5 {
         0 => log_manifest(dir.path(), rest),
         1 => segment(dir.path(), rest),
@@ -69,7 +72,12 @@ fn segment(dir: &Path, bytes: &[u8]) {
     let mut at = 0;
     while let Some(length) = frames.get(at + 4..at + 8) {
         let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
-        let Some(frame) = frames.get_mut(at..at.saturating_add(length)).filter(|frame| frame.len() >= 72) else { break };
+        let Some(frame) = frames
+            .get_mut(at..at.saturating_add(length))
+            .filter(|frame| frame.len() >= 72)
+        else {
+            break;
+        };
         frame[16..24].copy_from_slice(&manifest[16..24]);
         super::mend(frame, 8, 12);
         at += length;
@@ -77,7 +85,11 @@ fn segment(dir: &Path, bytes: &[u8]) {
     file[HEADER..HEADER + frames.len()].copy_from_slice(&frames);
     fs::write(&name, &file).expect("written");
     if let Some(first) = open(dir) {
-        assert_eq!(open(dir).as_ref(), Some(&first), "the second recovery keeps what the first kept");
+        assert_eq!(
+            open(dir).as_ref(),
+            Some(&first),
+            "the second recovery keeps what the first kept"
+        );
         first.into_iter().for_each(|frame| record::read(&frame.into()));
     }
 }
@@ -92,10 +104,14 @@ fn progress(dir: &Path, bytes: &[u8]) {
         bytes[20..24].copy_from_slice(&crc.to_le_bytes());
     }
     fs::write(&path, &bytes).expect("written");
-    let Ok(Some(mut store)) = Store::open(&path) else { return };
+    let Ok(Some(mut store)) = Store::open(&Disk::default(), &path) else {
+        return;
+    };
     let state = store.state().clone();
     if store.write(state.clone()).is_ok() {
-        let again = Store::open(&path).expect("what was written is read").expect("it is there");
+        let again = Store::open(&Disk::default(), &path)
+            .expect("what was written is read")
+            .expect("it is there");
         assert_eq!(*again.state(), state);
     }
 }
@@ -110,7 +126,7 @@ fn dedup_manifest(dir: &Path, bytes: &[u8]) {
     }
     fs::write(dir.join("manifest"), &bytes).expect("written");
     drop(Dedup::open(DedupOptions {
-        dir: dir.to_path_buf(),
+        dir: dir.into(),
         log: LogId(1),
         secret_check: 2,
         memory_bytes: MIB,
@@ -118,12 +134,16 @@ fn dedup_manifest(dir: &Path, bytes: &[u8]) {
         active_keys: 1_000,
         max_window_ms: 1_000,
         rotate_ms: 1_000,
+        workers: Workers::Caller,
     }));
 }
 
 /// A unit and its marks: the head's length is the first line's, and what follows are the records.
 fn parked(dir: &Path, bytes: &[u8]) {
-    let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .unwrap_or(bytes.len());
     let (head, records) = bytes.split_at(end);
     let framed = |magic: &[u8; 4], text: &[u8]| {
         let mut file = [magic.as_slice(), &[2, 0, 0, 0], &[0; 8], text].concat();
@@ -132,16 +152,21 @@ fn parked(dir: &Path, bytes: &[u8]) {
         file[12..16].copy_from_slice(&crc.to_le_bytes());
         file
     };
-    let id = file::UnitId { a: 0, b: 1, table: Name::new("events").expect("valid") };
+    let id = file::UnitId {
+        a: 0,
+        b: 1,
+        table: Name::new("events").expect("valid"),
+    };
     let stem = format!("{:012x}-{:012x}-{}", id.a, id.b, id.table);
     let records = records.strip_prefix(b"\n").unwrap_or_default();
     let unit = [framed(b"SLU1", head), records.to_vec()].concat();
     fs::write(dir.join(format!("{stem}.unit")), unit).expect("written");
     fs::write(dir.join(format!("{stem}.marks")), framed(b"SLM1", records)).expect("written");
-    assert_eq!(file::list(dir).expect("a directory"), [id.clone()]);
-    if let Ok((head, _)) = file::read_head(dir, &id) {
-        file::read_marks(dir, &id, &head).ok();
-        if let Ok((_, records)) = file::read(dir, &id) {
+    let dir = Dir::from(dir);
+    assert_eq!(file::list(&dir).expect("a directory"), [id.clone()]);
+    if let Ok((head, _)) = file::read_head(&dir, &id) {
+        file::read_marks(&dir, &id, &head).ok();
+        if let Ok((_, records)) = file::read(&dir, &id) {
             records.iter().for_each(|one| record::read(one.record.frame()));
         }
     }

@@ -13,8 +13,13 @@ use std::sync::OnceLock;
 
 static INTAKE: OnceLock<Intake> = OnceLock::new();
 /// Refusals of a body that is JSON.
-const NOT_FOR_THE_TEXT: [&str; 5] =
-    ["not_an_object", "empty_body", "too_many_events", "too_many_partitions", "columns_too_large"];
+const NOT_FOR_THE_TEXT: [&str; 5] = [
+    "not_an_object",
+    "empty_body",
+    "too_many_events",
+    "too_many_partitions",
+    "columns_too_large",
+];
 /// Rows that are rejected before they are read to their end.
 const NOT_READ: [&str; 3] = ["too_deep", "event_too_large", "too_many_members"];
 
@@ -30,7 +35,10 @@ pub fn run(input: &[u8]) {
             assert!(problem.status().is_client_error(), "{problem:?}");
             let fine = serde_json::from_slice::<Value>(text(body)).is_ok();
             let code = problem.code.as_ref();
-            assert!(!(fine && format == BodyFormat::Json) || NOT_FOR_THE_TEXT.contains(&code), "{problem:?}");
+            assert!(
+                !(fine && format == BodyFormat::Json) || NOT_FOR_THE_TEXT.contains(&code),
+                "{problem:?}"
+            );
             return;
         }
         Err(NotParsed::Full) => panic!("there was room"),
@@ -61,7 +69,12 @@ fn adds_up(parsed: &Parsed) {
 
 /// A body that was taken as a whole is JSON, unless an element was not read to its end.
 fn whole(parsed: &Parsed, text: &[u8]) {
-    let not_read = |answer: &RowsAnswer| answer.errors.iter().any(|one| NOT_READ.contains(&one.code.as_ref()));
+    let not_read = |answer: &RowsAnswer| {
+        answer
+            .errors
+            .iter()
+            .any(|one| NOT_READ.contains(&one.code.as_ref()))
+    };
     match serde_json::from_slice::<Value>(text) {
         Ok(Value::Object(event)) if parsed.answer.accepted == 1 => {
             let row = &parsed.pending.first().expect("a row").batch;
@@ -71,7 +84,10 @@ fn whole(parsed: &Parsed, text: &[u8]) {
         Err(error) => {
             let limits = error.to_string();
             let beyond = limits.contains("number out of range") || limits.contains("recursion limit");
-            assert!(beyond || not_read(&parsed.answer) || parsed.answer.errors_omitted > 0, "taken, but {error}");
+            assert!(
+                beyond || not_read(&parsed.answer) || parsed.answer.errors_omitted > 0,
+                "taken, but {error}"
+            );
         }
     }
 }
@@ -84,7 +100,11 @@ fn lines(answer: &RowsAnswer, body: &[u8]) {
         let error = answer.errors.iter().find(|one| one.index as usize == at);
         let broken = error.is_some_and(|one| ["malformed_json", "not_utf8"].contains(&one.code.as_ref()));
         let read = serde_json::from_slice::<Value>(line);
-        assert!(!(broken && read.is_ok()), "{error:?} of {:?}", String::from_utf8_lossy(line));
+        assert!(
+            !(broken && read.is_ok()),
+            "{error:?} of {:?}",
+            String::from_utf8_lossy(line)
+        );
     }
     let seen = answer.accepted + answer.rejected;
     assert_eq!(seen, all.len() as u64, "every line is an event");
@@ -96,18 +116,36 @@ fn same(row: &RecordBatch, event: &Value) {
         assert_eq!(column("s").expect("a value").as_string::<i32>().value(0), text);
     }
     if let Some(number) = event.get("i").and_then(Value::as_i64) {
-        assert_eq!(column("i").expect("a value").as_primitive::<types::Int64Type>().value(0), number);
+        assert_eq!(
+            column("i")
+                .expect("a value")
+                .as_primitive::<types::Int64Type>()
+                .value(0),
+            number
+        );
     }
     if let Some(number) = event.get("u").and_then(Value::as_u64) {
-        assert_eq!(column("u").expect("a value").as_primitive::<types::UInt64Type>().value(0), number);
+        assert_eq!(
+            column("u")
+                .expect("a value")
+                .as_primitive::<types::UInt64Type>()
+                .value(0),
+            number
+        );
     }
     if let Some(is) = event.get("b").and_then(Value::as_bool) {
         assert_eq!(column("b").expect("a value").as_boolean().value(0), is);
     }
     if let Some(number) = event.get("f").and_then(Value::as_f64) {
-        let ours = column("f").expect("a value").as_primitive::<types::Float64Type>().value(0);
+        let ours = column("f")
+            .expect("a value")
+            .as_primitive::<types::Float64Type>()
+            .value(0);
         // serde_json may be off by a unit in the last place.
-        assert!((ours - number).abs() <= number.abs() * 4.0 * f64::EPSILON, "{ours} for {number}");
+        assert!(
+            (ours - number).abs() <= number.abs() * 4.0 * f64::EPSILON,
+            "{ours} for {number}"
+        );
     }
 }
 

@@ -17,7 +17,9 @@ pub mod seeds;
 
 /// Splits off the first byte, which chooses among the forms of a target.
 fn choice(input: &[u8]) -> (u8, &[u8]) {
-    input.split_first().map_or((0, input), |(first, rest)| (*first, rest))
+    input
+        .split_first()
+        .map_or((0, input), |(first, rest)| (*first, rest))
 }
 
 /// Puts a CRC-32C of `from..` at `at`, where there is room for it.

@@ -38,8 +38,13 @@ pub fn run(input: &[u8]) {
 /// What is understood can be sent on, and is understood again.
 fn round<C: Call>(headers: &HeaderMap, body: Bytes) {
     let timeout = Duration::from_secs(1);
-    let Ok(call) = C::from_parts(headers, timeout, body) else { return };
+    let Ok(call) = C::from_parts(headers, timeout, body) else {
+        return;
+    };
     let mut headers = HeaderMap::new();
     let body = call.into_parts(&mut headers);
-    assert!(C::from_parts(&headers, timeout, body).is_ok(), "what we send is understood");
+    assert!(
+        C::from_parts(&headers, timeout, body).is_ok(),
+        "what we send is understood"
+    );
 }

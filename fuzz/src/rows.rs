@@ -65,7 +65,12 @@ pub fn frame() -> Vec<u8> {
     let pending = parsed.expect("a sound request").pending;
     let mut frame = Vec::new();
     for (content, _) in build_records(pending).expect("a sound group") {
-        let place = Placement { log: LogId(1), offset: 0, append_ms: NOW_MS, durable_below: 0 };
+        let place = Placement {
+            log: LogId(1),
+            offset: 0,
+            append_ms: NOW_MS,
+            durable_below: 0,
+        };
         content.write(place, &mut frame);
     }
     Record::read(&Bytes::copy_from_slice(&frame)).expect("a sound record");

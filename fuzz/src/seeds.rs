@@ -29,7 +29,11 @@ pub fn write(dir: &Path) {
         r#"{{"log":1,"partition":0,"range":{{"a":0,"b":1}},"table":"events","fates":[{}]}}"#,
         serde_json::to_string(&fates).expect("text")
     );
-    seed("files", "unit", &[&[4], head.as_bytes(), b"\n", record.frame()].concat());
+    seed(
+        "files",
+        "unit",
+        &[&[4], head.as_bytes(), b"\n", record.frame()].concat(),
+    );
     let call = SinkRequest::Write(SinkCall {
         log: LogId(1),
         partition: 0,
@@ -46,8 +50,17 @@ pub fn write(dir: &Path) {
     });
     for (name, call) in [
         ("write", call),
-        ("servers", SinkRequest::Servers(WhichServers { timeout: Duration::from_secs(1) })),
+        (
+            "servers",
+            SinkRequest::Servers(WhichServers {
+                timeout: Duration::from_secs(1),
+            }),
+        ),
     ] {
-        seed("peer", name, &[&[0], call.into_parts(&mut HeaderMap::new()).as_ref()].concat());
+        seed(
+            "peer",
+            name,
+            &[&[0], call.into_parts(&mut HeaderMap::new()).as_ref()].concat(),
+        );
     }
 }

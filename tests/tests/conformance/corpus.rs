@@ -51,7 +51,10 @@ fn clients(sluice: &Deployment) -> (Client, Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jsontestsuite_is_told_apart_as_its_names_say() {
-    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../normalizer/corpus/jsontestsuite"));
+    let folder = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../normalizer/corpus/jsontestsuite"
+    ));
     let sluice = sluice().await;
     let (json, lines) = clients(&sluice);
     let files = files(folder);
