@@ -20,7 +20,7 @@ const BODY_LENGTH_AT: usize = 60;
 /// One stream of columns in place of a sound one.
 pub fn run(input: &[u8]) {
     let (choice, columns) = super::choice(input);
-    let sound = FRAME.get_or_init(frame);
+    let sound = FRAME.get_or_init(|| frame("y"));
     let mut bytes = sound.clone();
     let length = usize::try_from(u32::from_le_bytes(
         sound[BODY_LENGTH_AT..BODY_LENGTH_AT + 4]
@@ -43,9 +43,9 @@ pub fn run(input: &[u8]) {
     blocks(record, choice);
 }
 
-/// The columns of the sound record: what a fuzzer begins with.
-pub fn seed() -> Vec<u8> {
-    let record = Record::read(&Bytes::from(frame())).expect("sound");
+/// The columns of a sound record with this text: what a fuzzer begins with.
+pub fn seed(text: &str) -> Vec<u8> {
+    let record = Record::read(&Bytes::from(frame(text))).expect("sound");
     [&[0], record.body().as_ref()].concat()
 }
 

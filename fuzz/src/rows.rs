@@ -58,9 +58,11 @@ pub fn request(format: BodyFormat, body: impl Into<Bytes>) -> IntakeRequest {
     }
 }
 
-/// A sound record of a few rows, in the log with id 1 at offset 0.
-pub fn frame() -> Vec<u8> {
-    let body = r#"[{"s":"x","l":"y","i":-1,"t":1795231830000000,"list":[1,null],"map":{"k":1},"json":{"a":1}},{"s":null}]"#;
+/// A sound record of two rows, one with this text, in the log with id 1 at offset 0.
+pub fn frame(text: &str) -> Vec<u8> {
+    let body = format!(
+        r#"[{{"s":"x","l":"{text}","i":-1,"t":1795231830000000,"list":[1,null],"map":{{"k":1}},"json":{{"a":1}}}},{{"s":null}}]"#
+    );
     let parsed = intake().parse(&request(BodyFormat::Json, body), NOW_MS, &mut |_| true);
     let pending = parsed.expect("a sound request").pending;
     let mut frame = Vec::new();

@@ -18,8 +18,10 @@ pub fn write(dir: &Path) {
         fs::create_dir_all(dir.join(target)).expect("a directory");
         fs::write(dir.join(target).join(name), bytes).expect("written");
     };
-    let frame = rows::frame();
-    seed("arrow", "sound", &arrow::seed());
+    let frame = rows::frame("y");
+    seed("arrow", "sound", &arrow::seed("y"));
+    // So long that intake packs it.
+    seed("arrow", "packed", &arrow::seed(&"y".repeat(9_000)));
     seed("record", "sound", &frame);
     seed("files", "segment", &[&[1], frame.as_slice()].concat());
     let record = Record::read(&Bytes::from(frame)).expect("sound");
