@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -148,6 +149,9 @@ pub struct Deployment {
     proxies: HashMap<Hop, Proxy>,
     plan: Plan,
     ports: Ports,
+    /// Ports of further edges, which clients of tenants take in turn with the first.
+    more_edges: Vec<u16>,
+    clients: AtomicUsize,
     // Unmounted once nobody uses them, and before the directory is removed.
     data_volume: Option<Volume>,
     server_volume: Option<Volume>,
@@ -284,6 +288,8 @@ impl Deployment {
             clickhouse: None,
             proxies,
             ports,
+            more_edges: Vec::new(),
+            clients: AtomicUsize::new(0),
             data_volume: plan.data_bytes.map(|bytes| mount("data", bytes)),
             server_volume: plan.server_bytes.map(|bytes| mount("server", bytes)),
             dir,
@@ -596,10 +602,20 @@ impl Deployment {
         format!("127.0.0.1:{}", self.ports.edge)
     }
 
-    /// Where events go, with a tenant's key.
+    /// Where events go, with a tenant's key; of several edges each client is another's.
     #[must_use]
     pub fn tenant(&self, n: usize) -> Client {
-        self.edge().with_key(&self.tenants[n].key)
+        let turn = self.clients.fetch_add(1, Ordering::Relaxed) % (self.more_edges.len() + 1);
+        let edge = match turn.checked_sub(1) {
+            None => self.edge(),
+            Some(further) => Client::new(format!("http://127.0.0.1:{}", self.more_edges[further])),
+        };
+        edge.with_key(&self.tenants[n].key)
+    }
+
+    /// Another edge of this Sluice, which the test has started.
+    pub fn add_edge(&mut self, port: u16) {
+        self.more_edges.push(port);
     }
 
     /// Probes and metrics of a part (all in one: the edge's serve all).

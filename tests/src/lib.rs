@@ -17,7 +17,7 @@ pub mod wait;
 pub use balance::books_balance;
 pub use client::{Answer, Client};
 pub use deployment::{Deployment, Hop, Part, Plan, Shape};
-pub use wait::eventually;
+pub use wait::{eventually, finally};
 
 /// Our clock, in ms.
 #[must_use]

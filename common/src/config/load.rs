@@ -350,6 +350,13 @@ mod tests {
     }
 
     #[test]
+    fn two_normalizers_with_logs_of_their_own_are_refused() {
+        let text = message("edge: {normalizer: [\"http://a:4320\", \"http://b:4320\"]}\n");
+        assert!(text.contains("edge.normalizer names 2"), "{text}");
+        assert!(text.contains("stored twice"), "{text}");
+    }
+
+    #[test]
     fn a_key_field_that_may_be_missing_or_null_is_refused() {
         for field in ["type: string", "type: nullable(string), required: true"] {
             let text = message(&format!(

@@ -107,7 +107,7 @@ pub struct Edge {
     pub listen: Vec<String>,
     /// Probes and metrics.
     pub admin: String,
-    /// The normalizers, as `http://host:port`, or `https://` with `internal.tls`; not used where all run in one process.
+    /// The normalizer, as `http://host:port`, or `https://` with `internal.tls`; with the embedded log there is one. Not used where all run in one process.
     pub normalizer: Vec<String>,
     /// Certificate and key of all public listeners; absent: plain HTTP.
     pub tls: Option<EdgeTls>,

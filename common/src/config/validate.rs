@@ -1,7 +1,7 @@
 //! What a parsed config may still get wrong. Every problem is found, not only the first.
 
 use super::overrides;
-use super::{Config, Dataset, Field, Kind, TablePlan, UnknownFields, quota, tls};
+use super::{Config, Dataset, Field, Kind, LogKind, TablePlan, UnknownFields, quota, tls};
 use crate::books::{DEAD_LETTERS, LEDGER};
 use crate::ids::Name;
 use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
@@ -59,6 +59,14 @@ fn listeners(config: &Config, found: &mut Vec<String>) {
         if peers.is_empty() {
             found.push(format!("{key} is empty: name at least one address"));
         }
+    }
+    let normalizers = config.edge.normalizer.len();
+    match config.log.kind {
+        LogKind::Embedded if normalizers > 1 => found.push(format!(
+            "edge.normalizer names {normalizers}, and with `log.kind: embedded` there is one: each has a log of its own, \
+             and an event that is sent again to another would be stored twice"
+        )),
+        LogKind::Embedded => {}
     }
 }
 

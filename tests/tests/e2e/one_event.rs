@@ -1,8 +1,10 @@
 //! One event, in both shapes.
 
 use serde_json::json;
-use sluice_tests::{Deployment, Shape, eventually};
+use sluice_tests::{Deployment, Shape, eventually, finally};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Barrier;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acknowledged_event_is_a_row_all_in_one() {
@@ -37,4 +39,38 @@ async fn one_event(shape: Shape) {
             .filter(|rows| !rows.is_empty())
     });
     assert_eq!(rows.await, "t0\tone\tkept", "{}", deployment.last_words());
+}
+
+/// In one request twice, in a hundred requests, on a hundred connections that send at the same moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_id_from_a_hundred_connections_at_once_is_one_row() {
+    const CONNECTIONS: usize = 100;
+    let deployment = Deployment::start(Shape::ThreeProcesses).await;
+    let event = json!({"event_id": "one", "timestamp": sluice_tests::now_ms(), "service": "test"});
+    let body = format!("{event}\n{event}\n");
+    let all_ready = Arc::new(Barrier::new(CONNECTIONS));
+    let senders = (0..CONNECTIONS).map(|_| {
+        let (client, body, all_ready) = (deployment.tenant(0), body.clone(), Arc::clone(&all_ready));
+        tokio::spawn(async move {
+            all_ready.wait().await;
+            client.post("/v1/events/events", body).await.expect("an answer")
+        })
+    });
+    for sender in senders.collect::<Vec<_>>() {
+        let answer = sender.await.expect("no panic");
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        assert_eq!(answer.json()["accepted"], 2);
+    }
+    let sql = "SELECT (SELECT count() FROM telemetry.events), sum(received), sum(stored), sum(duplicate) \
+               FROM telemetry.ledger FORMAT TSV";
+    let expected = format!("1\t{}\t1\t{}", 2 * CONNECTIONS, 2 * CONNECTIONS - 1);
+    finally("one row", Duration::from_secs(20), async || {
+        let told = deployment.clickhouse().query(sql).await?;
+        if told.trim() == expected {
+            Ok(())
+        } else {
+            Err(told)
+        }
+    })
+    .await;
 }

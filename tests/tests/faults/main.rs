@@ -6,6 +6,7 @@ mod cut;
 mod full_disks;
 mod held;
 mod hops;
+mod rolling;
 mod starts;
 mod stopped;
 mod trial;
