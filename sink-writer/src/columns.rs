@@ -273,11 +273,14 @@ impl Arrays {
         self.head()?;
         match of {
             DataType::List(item) | DataType::Map(item, _) => {
-                self.buffer()?;
+                self.of_width(4)?;
                 self.check(item.data_type())
             }
             DataType::Struct(fields) => fields.iter().try_for_each(|field| self.check(field.data_type())),
-            DataType::Utf8 => self.buffer().and_then(|_| self.buffer()).map(drop),
+            DataType::Utf8 => self.of_width(4).and_then(|()| self.buffer()).map(drop),
+            DataType::Dictionary(_, _) => self.of_width(4),
+            DataType::Decimal128(_, _) => self.of_width(16),
+            DataType::Decimal256(_, _) => self.of_width(32),
             _ => self.buffer().map(drop),
         }
     }
@@ -296,6 +299,15 @@ impl Arrays {
             return Err(BadColumns::Array("fewer bits than values"));
         }
         Ok(())
+    }
+
+    /// Passes a buffer of offsets, keys or digits, which Arrow looks at as whole numbers.
+    fn of_width(&mut self, bytes: usize) -> Result<(), BadColumns> {
+        if self.buffer()?.is_multiple_of(bytes) {
+            Ok(())
+        } else {
+            Err(BadColumns::Array("a buffer that ends within a value"))
+        }
     }
 
     fn buffer(&mut self) -> Result<usize, BadColumns> {
