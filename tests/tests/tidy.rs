@@ -46,17 +46,33 @@ fn files(folder: &Path, ending: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The sources of one crate; tests in files of their own are left out.
+/// The sources of one crate; tests in files and folders of their own are left out.
 fn sources(name: &str) -> Vec<(PathBuf, String)> {
     let found = files(&root().join(name).join("src"), ".rs");
     assert!(!found.is_empty(), "{name} has sources");
-    let is_test =
-        |path: &Path| path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests");
+    let folders = test_folders(&found);
+    let is_test = |path: &Path| {
+        path.ends_with("tests.rs")
+            || path.components().any(|part| part.as_os_str() == "tests")
+            || folders.iter().any(|folder| root().join(path).starts_with(folder))
+    };
     let own = |path: &Path| path.strip_prefix(root()).expect("below the root").to_owned();
     found
         .into_iter()
         .filter(|(path, _)| !is_test(&own(path)))
         .collect()
+}
+
+/// Folders of modules that are declared for tests only.
+fn test_folders(sources: &[(PathBuf, String)]) -> Vec<PathBuf> {
+    let declared = sources.iter().flat_map(|(path, text)| {
+        let lines = text.lines().zip(text.lines().skip(1));
+        lines.filter_map(|(attribute, module)| {
+            let module = module.trim().strip_prefix("mod ")?.strip_suffix(';')?;
+            (attribute.trim() == "#[cfg(test)]").then(|| path.parent().map(|parent| parent.join(module)))?
+        })
+    });
+    declared.collect()
 }
 
 /// A source without its items for tests only.

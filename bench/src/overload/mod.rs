@@ -44,8 +44,9 @@ pub struct OverloadArgs {
     /// How long it is overloaded.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
-    /// How long the peak is looked for; the first third is not counted.
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(3..=3_600))]
+    /// How long the peak is looked for; the first third is not counted. Long enough to be one that is sustained:
+    /// for some seconds the backlog may grow.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(3..=3_600))]
     peak_seconds: u64,
     /// How long half the peak comes afterwards.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3_600))]

@@ -1,14 +1,17 @@
 //! The world: one run from its plan to what became of it, process after process.
 
-use super::append::{Clients, Draft, TABLES, WINDOW_MS, append};
+mod chance;
+mod work;
+
+use super::append::{Clients, TABLES, WINDOW_MS};
 use super::clickhouse::{Insert, Server};
 use super::disk::{Lie, Model, Recorder};
-use super::oracle::{self, Logged};
-use super::sink::{self, Luck};
+use super::oracle;
+use super::sink;
 use super::time::{Virtual, sleep};
 use crate::dedup::{DedupOptions, Workers};
 use crate::grant::Grant;
-use crate::log::{EmbeddedLog, LogOptions, ReadError};
+use crate::log::{EmbeddedLog, LogOptions};
 use crate::parked::shelf::Shelf;
 use crate::progress::store::Store;
 use crate::pump::batching::{Batching, Settings};
@@ -17,7 +20,7 @@ use crate::state::{State, StateOptions};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
+use rand::{Rng as _, SeedableRng as _};
 use sluice_common::clock::{ManualClock, SharedClock};
 use sluice_common::disk::{Dir, Disk, DiskWatch};
 use sluice_common::ids::{Name, Offset};
@@ -30,6 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
+use work::Work;
 
 const BEGIN_MS: u64 = 1_700_000_000_000;
 const PARK_AFTER: Duration = Duration::from_secs(20);
@@ -122,15 +126,6 @@ struct Inner {
     broken: BTreeMap<Name, (Duration, u32)>,
     healed: bool,
     committed: Offset,
-}
-
-/// What is left of the clients' work.
-struct Work {
-    batches: VecDeque<Vec<Draft>>,
-    log: Vec<Logged>,
-    /// Sent when the process died: nobody knows whether it is in the log.
-    in_doubt: Option<Vec<Draft>>,
-    window_ms: u64,
 }
 
 enum End {
@@ -399,46 +394,6 @@ impl World {
         Ok(End::Drained)
     }
 
-    async fn let_time_pass(&self) {
-        let wait = {
-            let random = &mut self.inner.lock().random;
-            match random.random_range(0..10) {
-                0 => random.random_range(5_000..30_000),
-                1..=4 => random.random_range(300..3_000),
-                _ => random.random_range(0..300),
-            }
-        };
-        sleep(Duration::from_millis(wait)).await;
-    }
-
-    fn break_something(&self) {
-        let now = self.now();
-        let mut inner = self.inner.lock();
-        let (trouble, random) = (self.trouble, &mut inner.random);
-        if random.random_bool(0.1 * trouble) {
-            let down = Duration::from_millis(random.random_range(10..60_000));
-            let mut servers = self.servers.lock();
-            let place = random.random_range(0..servers.len());
-            servers[place].stop(now, now + down);
-        }
-        if random.random_bool(0.1 * trouble) {
-            let table = ["a", "b", "c", "ledger", "dead_letters"][random.random_range(0..5)];
-            let until = now + Duration::from_secs(random.random_range(1..120));
-            let code = [60, 16, 241, 252][random.random_range(0..4)];
-            inner.broken.insert(Name::new(table).unwrap(), (until, code));
-        }
-    }
-
-    fn heal(&self) {
-        let mut inner = self.inner.lock();
-        inner.healed = true;
-        inner.broken.clear();
-        let now = self.now();
-        for server in self.servers.lock().iter_mut().filter(|server| !server.is_up(now)) {
-            server.stop(now, now);
-        }
-    }
-
     /// A point at which the process may die. The dead go no further.
     pub async fn alive(&self, what: &str) {
         let life = Arc::clone(&self.life.lock());
@@ -468,50 +423,6 @@ impl World {
 
     pub fn server_is_up(&self, place: usize) -> bool {
         self.servers.lock()[place].is_up(self.now())
-    }
-
-    fn chance_of(&self, part: f64) -> bool {
-        self.inner.lock().random.random_bool(part)
-    }
-
-    /// Whether something fails that fails so often in a storm.
-    pub fn chance(&self, part: f64) -> bool {
-        let mut inner = self.inner.lock();
-        let trouble = if inner.healed { 0.0 } else { self.trouble };
-        inner.random.random_bool(part * trouble)
-    }
-
-    pub async fn travel(&self) {
-        let wait = self.inner.lock().random.random_range(1..40);
-        sleep(Duration::from_millis(wait)).await;
-    }
-
-    pub fn fate(&self, table: &Name) -> Luck {
-        let now = self.now();
-        let mut inner = self.inner.lock();
-        if inner.healed {
-            return Luck::Good;
-        }
-        if let Some((_, code)) = inner.broken.get(table).filter(|(until, _)| now < *until) {
-            return Luck::Refused(*code);
-        }
-        if !inner.random.random_bool(0.5 * self.trouble) {
-            return Luck::Good;
-        }
-        match inner.random.random_range(0..12) {
-            0 | 1 => Luck::NoAnswer,
-            2 | 3 => Luck::Lost,
-            4 => Luck::Refused(252),
-            5 => Luck::Refused(241),
-            6 => Luck::Poisoned {
-                down: Duration::from_millis(inner.random.random_range(1..10_000)),
-            },
-            7 | 8 => Luck::Held {
-                until: Duration::from_millis(inner.random.random_range(1..200_000)),
-                works: inner.random.random(),
-            },
-            _ => Luck::Good,
-        }
     }
 
     /// Two attempts of one process at the same sub-batch at once are a breach.
@@ -594,79 +505,6 @@ impl Life {
             .lock()
             .as_ref()
             .is_some_and(|recorder| recorder.is_dead())
-    }
-}
-
-impl Work {
-    /// Appends a batch; the process may die of it.
-    fn send(&mut self, world: &World, log: &EmbeddedLog, batch: Vec<Draft>) -> Result<(), String> {
-        let content = batch.iter().map(|draft| draft.content(self.window_ms)).collect();
-        let outcome = append(log, content);
-        let life = Arc::clone(&world.life.lock());
-        let recorder = life.recorder.lock().clone();
-        recorder.into_iter().for_each(|recorder| recorder.wait_for_mark());
-        if life.is_dead() {
-            self.in_doubt = Some(batch);
-            return Ok(());
-        }
-        let at = outcome.map_err(|error| format!("an append failed: {error}"))?;
-        if at.first != self.log.len() as u64 {
-            return Err(format!(
-                "appended at {} where {} was due",
-                at.first,
-                self.log.len()
-            ));
-        }
-        let at_ms = at.append_ms;
-        self.log
-            .extend(batch.into_iter().map(|draft| Logged { draft, at_ms }));
-        world.say(|| format!("acknowledged up to {}", self.log.len()));
-        Ok(())
-    }
-
-    /// Every acknowledged record is there, and of the batch in doubt a beginning; the client sends it again.
-    fn recovered(&mut self, log: &EmbeddedLog, committed: Offset) -> Result<(), String> {
-        let (known, end) = (self.log.len() as u64, *log.durable_end().borrow());
-        if end < known {
-            return Err(format!("acknowledged up to {known}, and the log ends at {end}"));
-        }
-        if log.first_offset() > committed {
-            return Err("the log begins behind what is committed".into());
-        }
-        let in_doubt = self.in_doubt.take().unwrap_or_default();
-        let mut doubtful = in_doubt.iter();
-        let mut at = log.first_offset();
-        while at < end {
-            let records = match log.read(at, 1 << 20) {
-                Ok(records) => records,
-                // What is stored and sealed may go at any time.
-                Err(ReadError::OutOfReach { first }) if first <= committed => {
-                    at = first;
-                    continue;
-                }
-                Err(error) => return Err(format!("the log cannot be read: {error}")),
-            };
-            for record in records {
-                if at >= known {
-                    let draft = doubtful.next().ok_or("the log holds what nobody sent")?.clone();
-                    let at_ms = record.place.append_ms;
-                    self.log.push(Logged { draft, at_ms });
-                }
-                let expected = self.log[usize::try_from(at).unwrap()]
-                    .draft
-                    .rows
-                    .iter()
-                    .map(|row| row.0);
-                if !record.keys().eq(expected) {
-                    return Err(format!("record {at} is another than was sent"));
-                }
-                at += 1;
-            }
-        }
-        if !in_doubt.is_empty() {
-            self.batches.push_front(in_doubt);
-        }
-        Ok(())
     }
 }
 
