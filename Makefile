@@ -14,7 +14,7 @@ PROFILE := --profile ci --locked --features failpoints
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 # And those that tests run.
 CIBIN := $(or $(CARGO_TARGET_DIR),target)/ci
-# How long `make torture` goes on, in seconds.
+# How long `make torture` goes on, and `make fuzz` with each target, in seconds.
 SECS ?= 600
 CARGO_DENY_VERSION := 0.20.2
 
@@ -43,6 +43,10 @@ test: setup ## run every test, or with T=word those whose name contains it
 torture: setup ## kills and broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there)
 	cargo build $(PROFILE) --workspace --bins
 	$(CIBIN)/sluice-torture --secs $(SECS) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
+
+.PHONY: fuzz
+fuzz: setup ## each parser of outside bytes for SECS=n seconds, or one of them: T=intake; see fuzz/README.md
+	SECS=$(SECS) fuzz/run.sh $(T)
 
 .PHONY: lint-quick
 lint-quick: ## formatting and clippy
