@@ -14,7 +14,7 @@ PROFILE := --profile ci --locked --features failpoints
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 # And those that tests run.
 CIBIN := $(or $(CARGO_TARGET_DIR),target)/ci
-# How long `make torture` goes on, in seconds.
+# How long `make torture` goes on, and `make fuzz` with each target, in seconds.
 SECS ?= 600
 CARGO_DENY_VERSION := 0.20.2
 
@@ -48,6 +48,10 @@ torture: setup ## kills and broken networks under load for SECS=n seconds (SEED=
 mutants: ## switch off what each rule is kept by, and see its tests fail: T=R7, or T=word of the list, for some
 	cargo build $(PROFILE) --workspace --bin sluice-mutants
 	$(CIBIN)/sluice-mutants $(if $(T),--about '$(T)')
+
+.PHONY: fuzz
+fuzz: setup ## each parser of outside bytes for SECS=n seconds, or one of them: T=intake; see fuzz/README.md
+	SECS=$(SECS) fuzz/run.sh $(T)
 
 .PHONY: lint-quick
 lint-quick: ## formatting and clippy

@@ -5,7 +5,8 @@
 #   with eight tenants and a ClickHouse of its own, and removed afterwards.
 # - `backpressure` needs somebody to stop and start ClickHouse: for its own Sluice this script does it; for another
 #   it runs the commands STOP_CLICKHOUSE and START_CLICKHOUSE.
-# - `slow-client` needs a crowd of slow connections: `sluice-bench drip`, started here.
+# - `slow-client` needs a crowd of slow connections: `sluice-bench drip`, started here. Its own Sluice speaks TLS; for
+#   another that does, CROWD_CA names the certificate to trust.
 # Its exit code is k6's: 0 passed, 99 a threshold failed.
 set -euo pipefail
 
@@ -66,10 +67,13 @@ start_own() {
     } >"$own/sluice.yaml"
     [ -x "$bin/ingestctl" ] || die "$bin/ingestctl is not built: run 'make build', or name a running Sluice with BASE_URL and KEY."
     local tls=()
-    if [ "$script" = tls ]; then
-        tls=(--tls self-signed)
-        export TLS_INSECURE=1
-    fi
+    case $script in
+        tls | slow-client)
+            tls=(--tls self-signed)
+            export TLS_INSECURE=1
+            CROWD_CA=$own/data/tls/self-signed.crt
+            ;;
+    esac
     "$bin/ingestctl" up "${tls[@]}" --config "$own/sluice.yaml" --data-dir "$own/data" --listen 127.0.0.1:0 \
         --admin-listen 127.0.0.1:0 --clickhouse-port 0 --json >"$own/ready" 2>"$own/log" &
     own_pid=$!
@@ -112,9 +116,11 @@ outage() {
 }
 
 crowd() {
-    local third=$(($(seconds "${DURATION:-60s}") / 3)) address=${BASE_URL#*://}
+    local third=$(($(seconds "${DURATION:-60s}") / 3)) address=${BASE_URL#*://} idle=()
+    # Over plain HTTP there is no handshake.
+    [ -z "${CROWD_CA:-}" ] || idle=(--ca "$CROWD_CA" --handshakes "${HANDSHAKES:-500}")
     exec "$bin/sluice-bench" drip --address "${address%%/*}" --key "${CROWD_KEY:-${KEYS##*,}}" \
-        --connections "${CROWD:-2000}" --after "$third" --seconds "$((third * 2))" >&2
+        --connections "${CROWD:-2000}" "${idle[@]}" --after "$third" --seconds "$((third * 2))" >&2
 }
 
 beside() {

@@ -48,8 +48,6 @@ export const options = {
       sluice_ack_ms: [`p(99)<${settings.p99}`],
     },
   }),
-  // A certificate of `up --tls self-signed` is nobody's.
-  insecureSkipTLSVerify: (__ENV.TLS_INSECURE || '') !== '',
   ...(version ? { tlsVersion: version } : {}),
 };
 

@@ -1,24 +1,32 @@
 //! A crowd of slow clients, from many addresses: each holds a connection open and sends a byte a second, half of
-//! them of a request's head and half of its body. One that the server ends is opened anew, so that the crowd stays
-//! as large as it was asked to be.
+//! them of a request's head and half of its body. Over TLS there may be some besides that never get on with their
+//! handshake. One that the server ends is opened anew, so that the crowd stays as large as it was asked to be.
 
 use clap::Args;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use sluice_common::process::Failure;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
 
 /// Between two bytes of a connection: far within the server's idle deadlines, so that only its total ones end it.
 const BYTE_EVERY: Duration = Duration::from_secs(1);
 /// Before a connection that failed or was ended is opened again.
 const PAUSE: Duration = Duration::from_millis(250);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How a handshake that goes no further begins: a record of a hello of 512 bytes.
+const HALF_A_HELLO: &str = "\u{16}\u{3}\u{1}\u{2}\u{0}";
 /// What a slow body claims to be.
 const BODY_BYTES: usize = 4096;
 /// Connections from one loopback address, so that no cap by address decides.
@@ -34,6 +42,12 @@ pub struct DripArgs {
     key: String,
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     connections: u32,
+    /// Talk TLS, and trust who has signed with this certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Connections besides that send nothing, or half a hello, instead of a handshake.
+    #[arg(long, default_value_t = 0, requires = "ca", value_parser = clap::value_parser!(u32).range(0..=50_000))]
+    handshakes: u32,
     /// Wait so long before the first.
     #[arg(long, default_value_t = 0)]
     after: u64,
@@ -70,18 +84,23 @@ impl DripArgs {
         sleep(Duration::from_secs(self.after)).await;
         let until = Instant::now() + Duration::from_secs(self.seconds);
         let crowd = Rc::new(RefCell::new(Crowd::default()));
-        let clients: Vec<_> = (0..self.connections)
-            .map(|number| {
-                let client = Client {
-                    address: self.address,
-                    from: source(self.address, number),
-                    sent: request(&self.key, number),
-                    until,
-                    crowd: Rc::clone(&crowd),
-                };
-                tokio::task::spawn_local(client.run())
-            })
-            .collect();
+        let tls = self.ca.as_deref().map(trusting).transpose()?;
+        let client = |number: u32, sent: Slow, tls: Option<TlsConnector>| {
+            let client = Client {
+                address: self.address,
+                from: source(self.address, number),
+                tls,
+                sent,
+                until,
+                crowd: Rc::clone(&crowd),
+            };
+            tokio::task::spawn_local(client.run())
+        };
+        let slow =
+            (0..self.connections).map(|number| client(number, request(&self.key, number), tls.clone()));
+        let idle = (self.connections..self.connections + self.handshakes)
+            .map(|number| client(number, handshake(number), None));
+        let clients: Vec<_> = slow.chain(idle).collect();
         for client in clients {
             client.await?;
         }
@@ -120,6 +139,34 @@ fn request(key: &str, number: u32) -> Slow {
     }
 }
 
+/// Nothing for half of them.
+fn handshake(number: u32) -> Slow {
+    let first = if number.is_multiple_of(2) {
+        ""
+    } else {
+        HALF_A_HELLO
+    };
+    Slow {
+        first: first.to_owned(),
+        rest: "",
+    }
+}
+
+fn trusting(ca: &Path) -> Result<TlsConnector, Failure> {
+    let unusable = |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", ca.display()));
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| unusable(&error))? {
+        let certificate = certificate.map_err(|error| unusable(&error))?;
+        roots.add(certificate).map_err(|error| unusable(&error))?;
+    }
+    let config = ClientConfig::builder_with_provider(sluice_common::tls::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(&error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
 /// An address of 127.1.0.0/16 for each few connections; any, where the server is not on loopback.
 fn source(server: SocketAddr, number: u32) -> SocketAddr {
     let host = number / CONNECTIONS_PER_ADDRESS + 1;
@@ -134,9 +181,13 @@ fn source(server: SocketAddr, number: u32) -> SocketAddr {
     SocketAddr::new(ip, 0)
 }
 
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
 struct Client {
     address: SocketAddr,
     from: SocketAddr,
+    tls: Option<TlsConnector>,
     sent: Slow,
     until: Instant,
     crowd: Rc<RefCell<Crowd>>,
@@ -157,17 +208,24 @@ impl Client {
         }
     }
 
-    async fn connect(&self) -> Option<TcpStream> {
+    async fn connect(&self) -> Option<Box<dyn Stream>> {
+        let stream = timeout(CONNECT_DEADLINE, self.reach()).await.ok()??;
+        let Some(tls) = &self.tls else {
+            return Some(Box::new(stream));
+        };
+        let name = ServerName::from(self.address.ip());
+        let stream = timeout(CONNECT_DEADLINE, tls.connect(name, stream)).await.ok()?;
+        Some(Box::new(stream.ok()?))
+    }
+
+    async fn reach(&self) -> Option<TcpStream> {
         let socket = match self.from {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
             SocketAddr::V6(_) => TcpSocket::new_v6(),
         };
         let socket = socket.ok()?;
         socket.bind(self.from).ok()?;
-        timeout(CONNECT_DEADLINE, socket.connect(self.address))
-            .await
-            .ok()?
-            .ok()
+        socket.connect(self.address).await.ok()
     }
 
     fn opened(&self) {
@@ -188,11 +246,11 @@ impl Client {
     }
 
     /// Sends a byte at a time until the server ends it or the time is over.
-    async fn drip(&self, mut stream: TcpStream) -> Ended {
+    async fn drip(&self, mut stream: Box<dyn Stream>) -> Ended {
         let mut answer = [0; 64];
         let mut next = self.sent.first.as_bytes();
         while Instant::now() < self.until {
-            if stream.write_all(next).await.is_err() {
+            if stream.write_all(next).await.is_err() || stream.flush().await.is_err() {
                 return Ended::Closed;
             }
             self.crowd.borrow_mut().bytes += next.len() as u64;

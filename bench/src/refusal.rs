@@ -35,6 +35,9 @@ pub struct RefusalArgs {
     requests: u32,
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     connections: u32,
+    /// Fails where a refusal costs more, in µs of CPU.
+    #[arg(long, default_value_t = 100.0)]
+    most_us: f64,
 }
 
 /// One way of being refused.
@@ -71,10 +74,10 @@ struct Cost {
 }
 
 impl RefusalArgs {
-    /// Measures each kind, and prints a line for each.
+    /// Measures each kind, prints a line for each, and holds them to what they may cost.
     ///
     /// # Errors
-    /// What did not start, or was not refused.
+    /// What did not start, was not refused, cost too much, or had the disk write anything.
     pub async fn run(self) -> Result<(), Failure> {
         let dir = tempfile::tempdir()?;
         let [port, admin, inner] = free_ports()?;
@@ -82,6 +85,7 @@ impl RefusalArgs {
         let edge = start_edge(dir.path(), [port, admin, inner]).await?;
         let pid = edge.id().ok_or_else(|| Failure::new("the edge is gone"))?;
         let address = format!("127.0.0.1:{port}");
+        let mut complaints = Vec::new();
         for kind in &KINDS {
             // The first ones spend the bucket, and shut the gate.
             measure(&address, kind, pid, self.connections, 200).await?;
@@ -90,8 +94,17 @@ impl RefusalArgs {
                 "{:<32} {:>8} refusals  {:>6.1} µs of CPU each  {} bytes written",
                 kind.name, cost.refusals, cost.cpu_us, cost.written_bytes
             );
+            if cost.cpu_us > self.most_us {
+                complaints.push(format!("{}: over {} µs of CPU", kind.name, self.most_us));
+            }
+            if cost.written_bytes > 0 {
+                complaints.push(format!("{}: {} bytes written", kind.name, cost.written_bytes));
+            }
         }
-        Ok(())
+        if complaints.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(complaints.join("; ")))
     }
 }
 

@@ -219,6 +219,9 @@ pub const MAX_BAD_ROWS: usize = 64;
 pub const MAX_DEAD_ROWS: usize = 128;
 /// Record bytes that calls to one sink-writer may hold at once; over it 429.
 pub const SINK_CALL_BYTES: usize = 256 * MIB;
+/// What the columns of one call's records may unpack to. They are those of a range, or of one record, which holds at most
+/// a request's; and Arrow writes bitmaps where we count none: at worst as much again, where all values are booleans.
+pub const MAX_CALL_COLUMN_BYTES: usize = 2 * MAX_REQUEST_COLUMN_BYTES;
 /// Sub-batches that one ClickHouse is given at once, to begin with.
 pub const CLICKHOUSE_SLOTS: f64 = 4.0;
 /// The least, however overloaded it is.
@@ -324,6 +327,8 @@ const _: () = {
     // A call carries frames and, for each row, at most 6 bytes of fates.
     assert!(MAX_RANGE_FRAME_BYTES * 2 <= SINK_CALL_BYTES);
     assert!(MAX_RECORD_BYTES <= MAX_RANGE_BYTES);
+    assert!(2 * MAX_RANGE_BYTES <= MAX_CALL_COLUMN_BYTES);
+    assert!(MAX_CALL_COLUMN_BYTES <= SINK_CALL_BYTES);
     assert!(CLICKHOUSE_SLOTS_MIN >= 1.0 && CLICKHOUSE_SLOTS_MIN <= CLICKHOUSE_SLOTS);
     assert!(CLICKHOUSE_SLOTS <= CLICKHOUSE_SLOTS_MAX);
     assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);

@@ -19,6 +19,9 @@ export const HONEST = {
 // A 503 is honest too, but here there must be none.
 export const NO_REFUSALS = { sluice_refused: ['count==0'], sluice_unknown: ['count==0'] };
 
+// A server with a certificate of its own making.
+const insecure = (__ENV.TLS_INSECURE || '') !== '';
+
 export function options({ scenarios, thresholds, phases = [], teardownTimeout = '60s' }) {
   const all = { ...thresholds };
   for (const phase of phases) {
@@ -29,6 +32,7 @@ export function options({ scenarios, thresholds, phases = [], teardownTimeout = 
     scenarios,
     thresholds: all,
     teardownTimeout,
+    insecureSkipTLSVerify: insecure,
     summaryTrendStats: ['p(50)', 'p(95)', 'p(99)', 'max'],
     // Few series a metric: nothing is asked for by method or URL.
     systemTags: ['scenario', 'group', 'check'],

@@ -6,6 +6,7 @@
 //! not change the token.
 
 use crate::assemble::{self, Column, Refusal};
+use crate::columns::{self, Room};
 use crate::ddl::DEAD_LETTERS;
 use crate::dead_letters::{self, Letter};
 use crate::ledger;
@@ -13,9 +14,8 @@ use crate::place::{self, Placement};
 use crate::route::{self, Groups, Routed};
 use crate::tables::{DescribeError, Table};
 use arrow_array::{Array, RecordBatch};
-use arrow_ipc::reader::StreamReader;
 use arrow_schema::Schema;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use sluice_common::books::{LEDGER, LedgerRow};
 use sluice_common::ids::{LogId, Name, source_o};
 use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
@@ -163,9 +163,10 @@ impl Source {
 /// [`BadRange`]: nothing of such a range can be sent.
 pub fn build(source: &Source, sights: &Sights) -> Result<Vec<SubBatch>, BadRange> {
     let records = &source.records;
+    let mut room = Room::default();
     let batches = records
         .iter()
-        .map(|one| decode(&one.record))
+        .map(|one| decode(&one.record, &mut room))
         .collect::<Result<Vec<_>, _>>()?;
     let refusals = route::refusals(&source.quarantined);
     let mut routed = Routed {
@@ -274,26 +275,14 @@ fn of_books(source: &Source, sights: &Sights) -> Result<Vec<SubBatch>, BadRange>
     Ok(subs)
 }
 
-fn decode(record: &Record) -> Result<RecordBatch, BadRange> {
-    let bad = |reason: String| BadRange::Record {
-        offset: record.place.offset,
-        reason,
-    };
+fn decode(record: &Record, room: &mut Room) -> Result<RecordBatch, BadRange> {
     if record.rows() == 0 {
         return Ok(RecordBatch::new_empty(Arc::new(Schema::empty())));
     }
-    let mut stream =
-        StreamReader::try_new(record.body().reader(), None).map_err(|error| bad(error.to_string()))?;
-    let batch = stream.next().ok_or_else(|| bad("it has no batch".into()))?;
-    let batch = batch.map_err(|error| bad(error.to_string()))?;
-    if batch.num_rows() != record.rows() as usize {
-        return Err(bad(format!(
-            "it has {} rows, its frame says {}",
-            batch.num_rows(),
-            record.rows()
-        )));
-    }
-    Ok(batch)
+    columns::read(record.body(), record.rows(), room).map_err(|error| BadRange::Record {
+        offset: record.place.offset,
+        reason: error.to_string(),
+    })
 }
 
 /// How rows of `table` are placed; `None` where nobody knows.

@@ -2,7 +2,7 @@
 //!
 //! The path of one call: [`service`] takes it within its byte budget ([`admit`]); [`servers`] finds the
 //! ClickHouse that it names; [`tables`] knows what the
-//! tables are; [`block`] splits the range's rows by (table, ClickHouse partition) with [`place`], and builds
+//! tables are; [`block`] reads the records' columns, splits the range's rows by (table, ClickHouse partition) with [`place`], and builds
 //! each block's columns with [`assemble`] as far as they fit ([`adapt`]); [`settle`] works each sub-batch to
 //! one verdict with [`insert`] and [`verify`], as many at once as the server bears ([`limiter`]). [`client`] alone speaks to ClickHouse.
 
@@ -12,6 +12,7 @@ pub mod alter;
 pub mod assemble;
 pub mod block;
 pub mod client;
+mod columns;
 pub mod ddl;
 mod dead_letters;
 pub mod horizon;

@@ -57,8 +57,9 @@ pub enum DescribeError {
 
 impl Table {
     /// A table with columns of text.
-    #[cfg(test)]
-    pub(crate) fn for_tests(columns: &[&str], placement: Placement) -> Self {
+    #[cfg(any(test, fuzzing))]
+    #[must_use]
+    pub fn for_tests(columns: &[&str], placement: Placement) -> Self {
         Self {
             name: Name::new("t").expect("valid"),
             columns: columns

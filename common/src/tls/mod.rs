@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 /// The one crypto provider of all our TLS, never a process-wide default: a library that installs
 /// another cannot change what we speak.
-fn provider() -> Arc<CryptoProvider> {
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

@@ -2,23 +2,25 @@
 //!
 //! - Here: ClickHouse stopped under load. The backlog grows on disk up to the tenant's share of the log, then it is
 //!   refused with nothing taken, and memory stays flat, while others find room; when ClickHouse is back, all that was
-//!   acknowledged is there once, and the books balance. And several times as much as Sluice can take.
+//!   acknowledged is there once, and the books balance.
 //! - [`chain`]: how a full sink-writer is felt from hop to hop up to the client, and back.
 //! - [`brownout`]: a ClickHouse that says that it has too much to do.
+//! - [`shares`]: a slow one, and what of its drain each tenant gets.
+//! - [`benches`]: the benches of overload, in short.
 
+mod benches;
 mod brownout;
 mod chain;
 mod load;
+mod shares;
 
 use load::{EVENTS, Ended, Load};
 use rustix::process::{Signal, kill_process};
 use sluice_tests::oracle::books;
-use sluice_tests::{Deployment, Part, Shape, eventually, finally, now_ms, service};
+use sluice_tests::{Deployment, Part, Shape, eventually, finally, now_ms};
 use std::collections::BTreeSet;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::process::Command;
 
 const MIB: u64 = 1024 * 1024;
 /// `log.max_bytes`, of which one tenant alone may fill 16/17.
@@ -159,34 +161,6 @@ async fn books_agree(deployment: &Deployment, load: &Load) {
         ))
     })
     .await;
-}
-
-/// Its verdict is its exit code. The bounds that are figures of a machine are wide open, because other tests run
-/// beside it: how much could be offered, how much of the peak was served, how soon nothing was refused any more.
-#[tokio::test(flavor = "multi_thread")]
-async fn more_than_can_be_taken_is_answered_within_the_memory_budget_and_drains() {
-    let dir = tempfile::TempDir::new().expect("a directory");
-    let mut command = Command::new(service::executable("sluice-bench"));
-    let args = "overload --peak-seconds 6 --seconds 8 --after-seconds 4 --clients 400 --offered 0 --goodput 0.25 \
-                --refusals 60 --drain 240 --output json --dir";
-    command
-        .args(args.split(' '))
-        .arg(dir.path())
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    if let Ok(ingestctl::clickhouse::Engine::Library(library)) = service::places().locate() {
-        command.env(ingestctl::clickhouse::LIBRARY_VARIABLE, library);
-    }
-    let output = command.output().await.expect("it ran");
-    let told = String::from_utf8_lossy(&output.stdout);
-    println!("{told}");
-    assert!(
-        output.status.success(),
-        "{told}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let report: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-    assert!(report["storming"]["answers"]["503"].as_u64() > Some(0), "{told}");
 }
 
 /// What is acknowledged is there once; what was refused is not; what is unknown may be, once.

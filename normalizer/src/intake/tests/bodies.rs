@@ -224,11 +224,7 @@ fn hostile_bodies_are_refused_or_rejected_and_end_nothing() {
 
 #[test]
 fn json_test_suite_ends_as_its_file_names_say() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus/jsontestsuite");
-    if !folder.is_dir() {
-        println!("skipped: no corpus");
-        return;
-    }
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus/jsontestsuite");
     let intake = default_intake();
     let files = files(&folder);
     assert_eq!(files.len(), 318);

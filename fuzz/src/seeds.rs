@@ -1,0 +1,68 @@
+//! What the fuzzers begin with, where it is not text that a person can write: `cargo run --bin seeds`.
+
+use crate::{arrow, rows};
+use bytes::Bytes;
+use http::HeaderMap;
+use sluice_common::fates::{Fate, Fates};
+use sluice_common::ids::LogId;
+use sluice_common::record::Record;
+use sluice_common::wire::sink::{Range, RangeRecord, SinkCall, SinkRequest, Steps, WhichServers};
+use sluice_common::wire::transport::Call as _;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+/// Writes `dir/TARGET/NAME`.
+pub fn write(dir: &Path) {
+    let seed = |target: &str, name: &str, bytes: &[u8]| {
+        fs::create_dir_all(dir.join(target)).expect("a directory");
+        fs::write(dir.join(target).join(name), bytes).expect("written");
+    };
+    let frame = rows::frame("y");
+    seed("arrow", "sound", &arrow::seed("y"));
+    // So long that intake packs it.
+    seed("arrow", "packed", &arrow::seed(&"y".repeat(9_000)));
+    seed("record", "sound", &frame);
+    seed("files", "segment", &[&[1], frame.as_slice()].concat());
+    let record = Record::read(&Bytes::from(frame)).expect("sound");
+    let mut fates = Fates::new();
+    (0..record.rows()).for_each(|_| fates.push(Fate::Keep));
+    let head = format!(
+        r#"{{"log":1,"partition":0,"range":{{"a":0,"b":1}},"table":"events","fates":[{}]}}"#,
+        serde_json::to_string(&fates).expect("text")
+    );
+    seed(
+        "files",
+        "unit",
+        &[&[4], head.as_bytes(), b"\n", record.frame()].concat(),
+    );
+    let call = SinkRequest::Write(SinkCall {
+        log: LogId(1),
+        partition: 0,
+        server: None,
+        range: Range { a: 0, b: 1 },
+        attempt: 1,
+        timeout: Duration::from_secs(1),
+        steps: Steps::FIRST,
+        tasks: None,
+        records: vec![RangeRecord { record, fates }],
+        ledger: Vec::new(),
+        quarantined: Vec::new(),
+        trace: Default::default(),
+    });
+    for (name, call) in [
+        ("write", call),
+        (
+            "servers",
+            SinkRequest::Servers(WhichServers {
+                timeout: Duration::from_secs(1),
+            }),
+        ),
+    ] {
+        seed(
+            "peer",
+            name,
+            &[&[0], call.into_parts(&mut HeaderMap::new()).as_ref()].concat(),
+        );
+    }
+}
