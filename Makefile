@@ -44,6 +44,11 @@ torture: setup ## kills and broken networks under load for SECS=n seconds (SEED=
 	cargo build $(PROFILE) --workspace --bins
 	$(CIBIN)/sluice-torture --secs $(SECS) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
 
+.PHONY: mutants
+mutants: ## switch off what each rule is kept by, and see its tests fail: T=R7, or T=word of the list, for some
+	cargo build $(PROFILE) --workspace --bin sluice-mutants
+	$(CIBIN)/sluice-mutants $(if $(T),--about '$(T)')
+
 .PHONY: fuzz
 fuzz: setup ## each parser of outside bytes for SECS=n seconds, or one of them: T=intake; see fuzz/README.md
 	SECS=$(SECS) fuzz/run.sh $(T)

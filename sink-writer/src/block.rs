@@ -392,3 +392,31 @@ pub fn tables_of(source: &Source) -> Vec<Name> {
     tables.dedup();
     tables
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow_array::{ArrayRef, NullArray};
+    use sluice_common::config::PartitionBy;
+
+    #[test]
+    fn a_block_of_more_rows_than_one_may_have_is_never_made() {
+        let placement = Placement::configured(&PartitionBy::None);
+        let table = Arc::new(Table::for_tests(&["a"], placement));
+        let key = SubKey::whole(table.name.clone(), "all");
+        let of = |rows: usize| {
+            let array: ArrayRef = Arc::new(NullArray::new(rows));
+            encode(
+                &key,
+                vec![Column {
+                    name: "a".into(),
+                    array,
+                }],
+                &table,
+            )
+        };
+        assert!(matches!(of(MAX_BLOCK_ROWS), Ok(Content::Block { .. })));
+        let rows = MAX_BLOCK_ROWS + 1;
+        assert!(matches!(of(rows), Err(BadRange::TooLarge { rows: found, .. }) if found == rows));
+    }
+}

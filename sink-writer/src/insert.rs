@@ -110,3 +110,37 @@ pub(crate) fn block_settings() -> Vec<(&'static str, String)> {
         ("input_format_json_read_bools_as_numbers", off()),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::Content;
+    use crate::tables::DescribeError;
+    use sluice_common::wire::sink::SubKey;
+
+    #[test]
+    fn equal_ranges_of_two_logs_have_tokens_and_query_ids_of_their_own() {
+        let sub = SubBatch {
+            key: SubKey::whole(Name::new("t").expect("valid"), "all"),
+            rows: 1,
+            sum_o: 0,
+            sum_o2: 0,
+            first_o: 0,
+            last_o: 0,
+            among: Vec::new(),
+            checksum: 5,
+            content: Content::Hidden(DescribeError::Missing(String::new())),
+            left_out: Vec::new(),
+        };
+        let origin = |log, partition| Origin {
+            log: LogId(log),
+            partition,
+            range: Range { a: 1, b: 2 },
+        };
+        let token = |log, partition| origin(log, partition).token(&sub, 0);
+        assert_eq!(token(1, 0), token(1, 0));
+        assert_ne!(token(1, 0), token(2, 0));
+        assert_ne!(token(1, 0), token(1, 1));
+        assert_ne!(origin(1, 0).query_id(&sub), origin(2, 0).query_id(&sub));
+    }
+}

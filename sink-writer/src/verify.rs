@@ -111,10 +111,12 @@ fn judge(row: &[Value], sub: &SubBatch, server: &str) -> Found {
 mod tests {
     use super::*;
     use crate::block::Content;
+    use crate::client::Target;
     use crate::tables::DescribeError;
     use serde_json::json;
-    use sluice_common::ids::Name;
-    use sluice_common::wire::sink::SubKey;
+    use sluice_common::config::Period;
+    use sluice_common::ids::{LogId, Name};
+    use sluice_common::wire::sink::{Range, SubKey};
 
     fn sub() -> SubBatch {
         let key = SubKey::whole(Name::new("t").expect("valid"), "all");
@@ -131,6 +133,28 @@ mod tests {
             content,
             left_out: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_is_counted_is_of_one_log_partition_range_and_part() {
+        let target = Target {
+            name: "one".into(),
+            url: "http://127.0.0.1:1".into(),
+            database: Name::new("db").expect("valid"),
+            user: None,
+            password: None,
+            tls: None,
+            letters_ttl: Period::hours(1),
+        };
+        let origin = Origin {
+            log: LogId(7),
+            partition: 3,
+            range: Range { a: 2, b: 4 },
+        };
+        let asked = statement(&Client::new(&target), origin, &sub());
+        let all = "FROM `db`.`t` WHERE _src_l = 7 AND _src_p = 3 AND _src_o >= 131072 AND _src_o < 262144 \
+                   AND _partition_id = 'all' SETTINGS select_sequential_consistency = 1";
+        assert!(asked.ends_with(all), "{asked}");
     }
 
     #[test]

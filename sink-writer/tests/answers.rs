@@ -2,6 +2,10 @@
 
 mod support;
 
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::{TimestampMillisecondType, UInt16Type, UInt64Type};
+use arrow_ipc::reader::StreamReader;
+use bytes::{Buf as _, Bytes};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -17,7 +21,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use support::{LOG, PARTITION, ask, call, events, name, record, rows, write};
+use support::{APPEND_MS, LOG, PARTITION, ask, call, events, name, record, rows, write};
 use tower::ServiceExt;
 
 /// How an insert is answered.
@@ -54,6 +58,10 @@ struct Fake {
     /// Rows of the range, with their sums, as the test knows them.
     all: (u64, u64, u64),
     seen: Mutex<Vec<Seen>>,
+    /// Of all tables.
+    engine: Mutex<&'static str>,
+    /// The last question for rows past an offset.
+    horizon: Mutex<String>,
 }
 
 /// One insert as it came in.
@@ -62,7 +70,7 @@ struct Seen {
     query: String,
     length: Option<String>,
     chunked: bool,
-    body_bytes: usize,
+    body: Bytes,
 }
 
 impl Fake {
@@ -83,6 +91,8 @@ impl Fake {
             most: AtomicUsize::new(0),
             all,
             seen: Mutex::default(),
+            engine: Mutex::new("MergeTree"),
+            horizon: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
@@ -125,7 +135,7 @@ impl Fake {
                 query,
                 length,
                 chunked,
-                body_bytes: body.len(),
+                body: body.clone(),
             });
             let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(now, Ordering::SeqCst);
@@ -136,7 +146,7 @@ impl Fake {
         let sql = String::from_utf8_lossy(&body).into_owned();
         let row = if sql.contains("system.tables") {
             json!([
-                "MergeTree",
+                *self.engine.lock(),
                 "non_replicated_deduplication_window = 10000",
                 "",
                 "uuid",
@@ -145,6 +155,7 @@ impl Fake {
         } else if sql.contains("system.columns") {
             return answered(200, &columns());
         } else if sql.contains("max(_src_o)") {
+            *self.horizon.lock() = sql;
             json!([1, 99])
         } else {
             return self.verified();
@@ -203,6 +214,7 @@ fn columns() -> String {
         ("_src_l", "UInt64"),
         ("_src_p", "UInt16"),
         ("_src_o", "UInt64"),
+        ("ingested_at", "DateTime64(3, 'UTC')"),
     ];
     columns
         .iter()
@@ -313,14 +325,45 @@ async fn a_clean_first_attempt_is_done_and_framed_by_its_length() {
     let seen = fake.seen.lock().clone();
     assert_eq!(seen.len(), 1);
     assert!(!seen[0].chunked);
-    assert_eq!(seen[0].length, Some(seen[0].body_bytes.to_string()));
+    assert_eq!(seen[0].length, Some(seen[0].body.len().to_string()));
     for setting in [
         "async_insert=0",
         "max_partitions_per_insert_block=1",
         "wait_end_of_query=1",
     ] {
-        assert!(seen[0].query.contains(setting), "{setting} in {}", seen[0].query);
+        let mut settings = seen[0].query.split('&');
+        assert!(
+            settings.any(|one| one == setting),
+            "{setting} in {}",
+            seen[0].query
+        );
     }
+}
+
+#[tokio::test]
+async fn a_block_carries_provenance_and_append_time_of_its_records_and_nothing_else_decides_its_bytes() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
+    for _ in 0..2 {
+        write(&writer, call((5, 6), Steps::FIRST, None, range())).await;
+    }
+    let seen = fake.seen.lock().clone();
+    assert_eq!(seen[0].body, seen[1].body);
+    let mut stream = StreamReader::try_new(seen[0].body.clone().reader(), None).expect("Arrow");
+    let batch = stream.next().expect("a batch").expect("whole");
+    let column = |name: &str| batch.column_by_name(name).expect("a column").clone();
+    let numbers = |name: &str| column(name).as_primitive::<UInt64Type>().values().to_vec();
+    assert_eq!(numbers("_src_l"), [LOG.0; 2]);
+    assert_eq!(numbers("_src_o"), [5 << 16, (5 << 16) + 1]);
+    assert_eq!(
+        column("_src_p").as_primitive::<UInt16Type>().values(),
+        &[PARTITION; 2]
+    );
+    let at = i64::try_from(APPEND_MS).expect("small");
+    let times = column("ingested_at");
+    assert_eq!(
+        times.as_primitive::<TimestampMillisecondType>().values(),
+        &[at; 2]
+    );
 }
 
 #[tokio::test]
@@ -409,6 +452,30 @@ async fn a_refusal_counts_only_where_none_there_is_verified() {
         verdict(TOO_MANY_PARTS, There::Nothing, Steps::FIRST).await,
         Verdict::Unknown { .. }
     ));
+}
+
+#[tokio::test]
+async fn an_insert_that_failed_is_not_sent_again_by_itself() {
+    for insert in [
+        TOO_MANY_PARTS,
+        Insert::Status(503, "Service Unavailable"),
+        Insert::TextBehind200,
+    ] {
+        let (writer, fake) = Fake::start(insert, There::Nothing).await;
+        write(&writer, call((5, 6), Steps::FIRST_VERIFIED, None, range())).await;
+        assert_eq!(fake.seen.lock().len(), 1, "{insert:?}");
+    }
+}
+
+#[tokio::test]
+async fn none_there_on_a_replica_that_may_lag_behind_gives_up_no_token() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
+    *fake.engine.lock() = "ReplicatedMergeTree";
+    let reports = write(&writer, call((5, 6), Steps::AGAIN, None, range())).await;
+    assert!(
+        matches!(reports[0].verdict, Verdict::Unknown { .. }),
+        "{reports:?}"
+    );
 }
 
 #[tokio::test]
@@ -566,7 +633,7 @@ async fn records_that_do_not_belong_to_the_range_are_refused_whole() {
 
 #[tokio::test]
 async fn the_horizon_tells_the_highest_row_past_an_offset() {
-    let (writer, _) = Fake::start(Insert::Clean, There::Nothing).await;
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
     let asked = Horizon {
         log: LOG,
         partition: PARTITION,
@@ -583,5 +650,11 @@ async fn the_horizon_tells_the_highest_row_past_an_offset() {
         panic!("{answer:?}")
     };
     assert_eq!((told.found, told.not_asked), (found, Vec::new()));
+    let rows = format!(
+        "WHERE _src_l = {} AND _src_p = {PARTITION} AND _src_o >= 9 ",
+        LOG.0
+    );
+    let sql = fake.horizon.lock().clone();
+    assert!(sql.contains(&rows), "{sql}");
     assert_eq!(told.asked.len(), 1);
 }

@@ -1,6 +1,7 @@
 //! What happens when there is no room, and when clients go away.
 
 use crate::harness::{KEY, NARROW, accepted, busy, busy_for_tenant, eventually, start, start_accepting};
+use sluice_common::limits::FORWARD_REQUESTS_FIRST;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -67,6 +68,34 @@ async fn a_normalizer_that_stays_busy_is_503_at_the_deadline_then_at_once_until_
 }
 
 #[tokio::test]
+async fn a_request_that_has_no_turn_for_as_long_as_it_may_wait_is_503() {
+    let fixture = start(|_| async {
+        std::future::pending::<()>().await;
+        accepted(1)
+    })
+    .await;
+    let mut clients = Vec::new();
+    let whole = format!(
+        "POST /v1/events/events HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
+    let first = FORWARD_REQUESTS_FIRST as usize;
+    for _ in 0..first {
+        let mut client = fixture.connect().await;
+        client.write_all(whole.as_bytes()).await.unwrap();
+        clients.push(client);
+    }
+    eventually("all that may be are under way", || fixture.seen() == first).await;
+    let answer = tokio::time::timeout(
+        Duration::from_secs(10),
+        fixture.send_once(fixture.events(), b"{}"),
+    );
+    let answer = answer.await.expect("it does not wait for those under way");
+    assert_eq!((answer.status.as_u16(), answer.code()), (503, "overloaded"));
+    assert_eq!(answer.header("sluice-outcome"), "refused");
+    assert_eq!(fixture.seen(), first);
+}
+
+#[tokio::test]
 async fn an_append_outlives_its_client_and_keeps_its_bytes_charged() {
     let gate = Arc::new(Semaphore::new(0));
     let done = Arc::new(AtomicUsize::new(0));
@@ -87,6 +116,10 @@ async fn an_append_outlives_its_client_and_keeps_its_bytes_charged() {
     client.write_all(request.as_bytes()).await.unwrap();
     eventually("the request is handed on", || fixture.seen() == 1).await;
     drop(client);
+    eventually("its connection is gone", || {
+        fixture.metrics.render().contains("sluice_connections 0\n")
+    })
+    .await;
     assert!(fixture.edge.held_bytes() > 0);
     gate.add_permits(1);
     eventually("the append ends", || done.load(Ordering::SeqCst) == 1).await;

@@ -351,6 +351,14 @@ fn a_copy_is_dropped_up_to_one_millisecond_before_the_window_ends() {
             [Fate::Keep, fate],
             "after {gap} ms"
         );
+        // The same where both are in the active bucket.
+        let dir = tempfile::tempdir().unwrap();
+        let slow = DedupOptions {
+            rotate_ms: 10 * WINDOW,
+            ..options(dir.path())
+        };
+        let fates = fates_of(&mut Dedup::open(slow).unwrap(), &drafts);
+        assert_eq!(fates, [Fate::Keep, fate], "active, after {gap} ms");
         // The same with the first copy sealed and other buckets in between.
         let dir = tempfile::tempdir().unwrap();
         let mut drafts = vec![Draft::keyed(0, 5_000, &[1])];

@@ -233,3 +233,32 @@ fn write(
         .map_err(StorageError::io("sync", &dir.path))?;
     Sealed::open(dir, meta)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_key_in_both_buckets_a_merge_keeps_the_newer_entry_and_all_others_in_order() {
+        let bucket = |at_ms, keys: &[u128]| {
+            let entry = |key: &u128| {
+                Ok(Entry {
+                    key: *key,
+                    at_ms,
+                    fingerprint: 0,
+                })
+            };
+            keys.iter()
+                .map(entry)
+                .collect::<Vec<Result<Entry, StorageError>>>()
+        };
+        let merged = Merged {
+            older: bucket(1, &[1, 3, 4, 9]).into_iter().peekable(),
+            newer: bucket(2, &[2, 3, 4, 5]).into_iter().peekable(),
+        };
+        let found: Vec<(u128, u64)> = merged
+            .map(|entry| entry.map(|one| (one.key, one.at_ms)).unwrap())
+            .collect();
+        assert_eq!(found, [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (9, 1)]);
+    }
+}

@@ -195,6 +195,19 @@ fn what_is_not_used_goes_to_those_who_want_more() {
 }
 
 #[test]
+fn of_a_log_that_is_not_drained_the_heavier_tenant_fills_more() {
+    let mut world = World::new(100.0 * MB, 0.0, &[(1, 4_000.0), (4, 4_000.0)]);
+    world.run(20);
+    let held = |n: usize| {
+        let own = world.log.iter().filter(|one| one.0 == n);
+        own.map(|one| one.1).sum::<f64>()
+    };
+    // Both fill the first half, where nobody is asked; then each stops at its part of 16 times what is free.
+    assert!(held(1) > 1.15 * held(0), "{} and {}", held(0), held(1));
+    assert_eq!(world.full, 0);
+}
+
+#[test]
 fn nothing_drained_lets_one_tenant_fill_most_of_the_log_and_never_all_of_it() {
     let mut world = World::new(100.0 * MB, 2.0 * MB, &[(1, 400.0), (1, 0.0), (1, 0.0)]);
     world.run(20);

@@ -296,6 +296,141 @@ fn pause_after(troubles: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parked::shelf::Share;
+    use crate::progress::Proof;
+    use crate::progress::plan::{Trouble, Why};
+    use crate::pump::retries::dice;
+    use crate::sim::append::kept;
+    use sluice_common::classify::Class;
+    use sluice_common::clock::ManualClock;
+    use sluice_common::ids::{LogId, Name, source_o};
+    use sluice_common::servers::{ServerSeen, ServersSeen};
+    use sluice_common::wire::sink::{
+        Piece, Range, SinkCall, SinkReply, SinkRequest, SubKey, SubReport, Verdict,
+    };
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tower::util::BoxCloneSyncService;
+
+    fn server() -> ServerId {
+        ServerId {
+            name: "a:8123".into(),
+            uuid: None,
+        }
+    }
+
+    /// Five rows of table `a`, of a range that is committed.
+    fn shelf(root: &tempfile::TempDir) -> Shelf {
+        let shelf = Shelf::open(root.path().into(), (LogId(1), 0), 1 << 20, 1).unwrap();
+        let share = Share {
+            range: Range { a: 0, b: 1 },
+            server: server(),
+            table: Name::new("a").unwrap(),
+            marks: Marks::default(),
+            since_ms: 0,
+        };
+        let trouble = Trouble {
+            since: Duration::ZERO,
+            why: Why::Unsettled,
+            reason: "code 60".into(),
+        };
+        shelf.set_aside(&share, &trouble, &[kept((0, 0), 5)]).unwrap();
+        shelf
+    }
+
+    /// A table that refuses the third row, and each block with it.
+    fn refuses_one(call: &SinkCall) -> Vec<SubReport> {
+        let whole = SubKey::whole(Name::new("a").unwrap(), "0");
+        let subs = call.tasks.as_ref().map_or(vec![whole], |tasks| {
+            tasks.iter().map(|task| task.sub.clone()).collect()
+        });
+        let report = |sub: SubKey| {
+            let rows = match sub.piece {
+                Piece::Rows { from, to } => from..to,
+                Piece::Whole | Piece::Quarantined | Piece::Entry(_) => 0..5,
+            };
+            let proof = Proof::of(rows.clone().map(|row| source_o(0, row)));
+            let refused = Verdict::Refused {
+                code: 469,
+                message: "violated".into(),
+                class: Class::Quarantine,
+            };
+            SubReport {
+                sub,
+                rows: proof.rows,
+                sum_o: proof.sum_o,
+                sum_o2: proof.sum_o2,
+                verdict: if rows.contains(&2) { refused } else { Verdict::Done },
+            }
+        };
+        subs.into_iter().map(report).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn that_rows_which_were_set_aside_are_walked_is_durable_before_a_part_of_them_is_sent() {
+        let root = tempfile::tempdir().unwrap();
+        let shelf = shelf(&root);
+        let (id, _) = shelf.units().remove(0);
+        let (parts, told) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(tokio::sync::Notify::new()),
+        );
+        let (on_disk, sent, tells) = (shelf.clone(), Arc::clone(&parts), Arc::clone(&told));
+        let sink = BoxCloneSyncService::new(tower::service_fn(move |request| {
+            let (shelf, id) = (on_disk.clone(), id.clone());
+            let (sent, tells) = (Arc::clone(&sent), Arc::clone(&tells));
+            async move {
+                let call = match request {
+                    SinkRequest::Write(call) => call,
+                    SinkRequest::Horizon(_)
+                    | SinkRequest::Books(_)
+                    | SinkRequest::Letters(_)
+                    | SinkRequest::Parts(_)
+                    | SinkRequest::Servers(_) => {
+                        let seen = ServerSeen {
+                            id: server(),
+                            up: true,
+                            for_ms: 0,
+                        };
+                        return Ok::<_, Infallible>(SinkReply::Servers(ServersSeen {
+                            servers: vec![seen],
+                            chosen: 0,
+                        }));
+                    }
+                };
+                if !call.ledger.is_empty() {
+                    tells.notify_one();
+                    std::future::pending::<()>().await;
+                }
+                if call.tasks.is_some() {
+                    let (_, marks) = shelf.read(&id).unwrap();
+                    sent.fetch_add(marks.split.len(), Ordering::SeqCst);
+                    assert_eq!(
+                        marks.split.len(),
+                        1,
+                        "a part is sent, and the whole may be after a crash"
+                    );
+                }
+                Ok(SinkReply::Wrote(refuses_one(&call)))
+            }
+        }));
+        let servers = Servers::new(sink.clone());
+        servers.look().await.unwrap();
+        let caller = Caller {
+            log: LogId(1),
+            partition: 0,
+            sink,
+        };
+        let metrics = Metrics::detached();
+        let retries = Retries::new(Arc::new(ManualClock::at(0)), metrics.clone(), dice());
+        let drivers = Drivers::new((caller, servers), shelf, metrics, retries);
+        tokio::select! {
+            ended = drivers.run() => panic!("{ended:?}"),
+            () = told.notified() => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("nothing is told"),
+        }
+        assert!(parts.load(Ordering::SeqCst) >= 2, "it was halved twice");
+    }
 
     #[test]
     fn a_table_that_stays_broken_is_tried_ever_more_slowly() {

@@ -441,3 +441,52 @@ impl Inner {
         state.full = names.iter().filter(is_full).map(|name| (*name).clone()).collect();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::append::kept;
+    use std::time::Duration;
+
+    /// A shelf that holds the rows of table `a` of records `[0, 3)`.
+    fn shelf(max_bytes: u64) -> (tempfile::TempDir, Shelf) {
+        let root = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(root.path().into(), (LogId(1), 0), max_bytes, 0).unwrap();
+        let share = Share {
+            range: Range { a: 0, b: 3 },
+            server: ServerId {
+                name: "a:8123".into(),
+                uuid: None,
+            },
+            table: Name::new("a").unwrap(),
+            marks: Marks::default(),
+            since_ms: 0,
+        };
+        let trouble = Trouble {
+            since: Duration::ZERO,
+            why: Why::Unsettled,
+            reason: "code 60".into(),
+        };
+        let records: Vec<RangeRecord> = (0..3).map(|offset| kept((offset, 0), 5)).collect();
+        shelf.set_aside(&share, &trouble, &records).unwrap();
+        (root, shelf)
+    }
+
+    #[test]
+    fn what_is_set_aside_is_settled_only_once_its_whole_range_is_committed() {
+        let (_root, shelf) = shelf(1 << 20);
+        for committed in [0, 2] {
+            shelf.committed(committed);
+            assert!(shelf.lines_to_drive().is_empty(), "{committed} of 3");
+        }
+        shelf.committed(3);
+        assert_eq!(shelf.lines_to_drive().len(), 1);
+    }
+
+    #[test]
+    fn a_dataset_that_has_set_aside_as_much_as_it_may_is_full_and_no_other() {
+        assert!(!shelf(1 << 20).1.is_full("a"));
+        let (_root, small) = shelf(100);
+        assert!(small.is_full("a") && !small.is_full("b"));
+    }
+}

@@ -614,14 +614,16 @@ mod tests {
 
     #[test]
     fn time_outs_and_errors_never_bump_a_generation() {
-        let mut settling = Settling::declared(proof(1), RULES, false);
-        for _ in 0..20 {
-            call(&mut settling);
-            settling.reported(&[report("a", unknown())], NOW);
-            assert!(matches!(settling.advance(), Next::Wait { .. }));
+        let found = Settling::found(proof(1), RULES, Marks::default());
+        for mut settling in [Settling::declared(proof(1), RULES, false), found] {
+            for _ in 0..20 {
+                call(&mut settling);
+                settling.reported(&[report("a", unknown())], NOW);
+                assert!(matches!(settling.advance(), Next::Wait { .. }));
+            }
+            let tasks = call(&mut settling).tasks;
+            assert!(tasks.is_none_or(|tasks| tasks.iter().all(|task| task.generation == 0)));
         }
-        let tasks = call(&mut settling).tasks;
-        assert!(tasks.is_none_or(|tasks| tasks.iter().all(|task| task.generation == 0)));
     }
 
     #[test]

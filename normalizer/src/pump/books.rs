@@ -252,6 +252,11 @@ mod tests {
         fn the_books_count_every_row_and_every_rejected_one_once(drawn in records()) {
             let all: Vec<_> = (0u64..).zip(&drawn).map(|(offset, one)| decided(offset, one)).collect();
             let rows = books(&all);
+            let of_append = |row: &LedgerRow| {
+                let record = all.iter().find(|one| one.record.place.offset == row.source_o >> 16).expect("its first");
+                record.record.place.append_ms / 60_000 * 60
+            };
+            prop_assert!(rows.iter().all(|row| row.minute_s == of_append(row)), "minutes are those of the append");
             let requests = || drawn.iter().flat_map(|one| &one.3);
             let with = |fate: Fate| requests().flat_map(|one| &one.0).filter(|one| **one == fate).count() as i64;
             prop_assert_eq!(rows.iter().map(|row| row.stored).sum::<i64>(), with(Fate::Keep));

@@ -428,3 +428,40 @@ pub fn dead_by_code(marks: &Marks) -> BTreeMap<String, u64> {
     }
     codes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pump::range::OpenRange;
+    use crate::sim::append::kept;
+    use sluice_common::books::DEAD_LETTERS;
+
+    #[test]
+    fn once_a_range_tells_what_became_of_its_rows_only_our_own_tables_can_be_set_aside() {
+        let mut range = OpenRange::at(0);
+        range.push(
+            kept((0, 0), 3),
+            (&crate::pump::batching::Batching::default(), 1.0),
+            0,
+        );
+        let closed = range.close();
+        let server = ServerId {
+            name: "a:8123".into(),
+            uuid: None,
+        };
+        let way = Way {
+            occasion: Occasion::now(closed.range, server, TraceContext::default()),
+            closed: &closed,
+            declared: true,
+            aside: Aside::new(),
+            own: BTreeMap::new(),
+            evidence: Evidence::default(),
+            said: Said::default(),
+        };
+        let names = |tables: &[&str]| -> Aside { tables.iter().flat_map(|table| Name::new(table)).collect() };
+        assert_eq!(Stage::Rows.tables(&way), names(&["a", DEAD_LETTERS, LEDGER]));
+        let (marks, told) = (Marks::default(), Work::default());
+        let telling = Stage::Telling(&marks, &told);
+        assert_eq!(telling.tables(&way), names(&[DEAD_LETTERS, LEDGER]));
+    }
+}

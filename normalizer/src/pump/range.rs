@@ -224,3 +224,29 @@ fn prove(proof: &mut Proof, one: &RangeRecord) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::append::kept;
+
+    const BEGUN: UnixMs = 1_700_000_000_000;
+
+    #[test]
+    fn a_range_of_a_table_with_many_parts_grows_larger_and_older_and_never_too_old() {
+        let batching = Batching::default();
+        let begin = |pace| {
+            let mut range = OpenRange::at(0);
+            range.push(kept((0, BEGUN), 60_000), (&batching, pace), BEGUN);
+            range
+        };
+        assert_eq!(begin(1.0).ripe_in(BEGUN), Some(500));
+        assert_eq!(begin(4.0).ripe_in(BEGUN), Some(2_000));
+        assert_eq!(begin(1_000.0).ripe_in(BEGUN), Some(MAX_PACED_AGE_MS));
+        for (pace, full) in [(1.0, true), (4.0, false)] {
+            let mut range = begin(pace);
+            range.push(kept((1, BEGUN), 60_000), (&batching, pace), BEGUN);
+            assert_eq!(range.is_full(), full, "120,000 rows at pace {pace}");
+        }
+    }
+}

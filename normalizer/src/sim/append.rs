@@ -7,8 +7,11 @@ use crate::log::embedded::AppendedAt;
 use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::SmallRng;
-use sluice_common::ids::{Name, RequestId, TenantId};
-use sluice_common::record::{Holds, Identity, RecordContent, RecordMeta, RequestSpan};
+use sluice_common::clock::UnixMs;
+use sluice_common::fates::{Fate, Fates};
+use sluice_common::ids::{LogId, Name, Offset, RequestId, TenantId};
+use sluice_common::record::{Holds, Identity, Placement, Record, RecordContent, RecordMeta, RequestSpan};
+use sluice_common::wire::sink::RangeRecord;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -68,6 +71,31 @@ impl Draft {
             },
             body: Bytes::from(vec![0xA5; self.body]),
         }
+    }
+}
+
+/// A record of new events as it is read, and as dedup decides it.
+pub fn kept((offset, append_ms): (Offset, UnixMs), rows: u32) -> RangeRecord {
+    let draft = Draft {
+        table: 0,
+        compares: false,
+        rows: (0..u128::from(rows)).map(|key| (key, 0)).collect(),
+        rejected: 0,
+        body: 10,
+    };
+    let place = Placement {
+        log: LogId(1),
+        offset,
+        append_ms,
+        durable_below: offset,
+    };
+    let mut frame = Vec::new();
+    draft.content(WINDOW_MS).write(place, &mut frame);
+    let mut fates = Fates::new();
+    (0..rows).for_each(|_| fates.push(Fate::Keep));
+    RangeRecord {
+        record: Record::read(&frame.into()).unwrap(),
+        fates,
     }
 }
 

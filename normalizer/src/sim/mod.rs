@@ -6,12 +6,13 @@
 //! kernel saw it, or as a power loss may leave it, and the next process recovers from that. At the end the model
 //! says what must be in the tables: each acknowledged event once, each decision as R7 says, books that balance.
 
-mod append;
+pub mod append;
 mod clickhouse;
 mod disk;
 mod oracle;
 mod power;
 mod sink;
+mod starts;
 mod switches;
 pub mod time;
 mod world;

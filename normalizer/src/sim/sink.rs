@@ -112,6 +112,7 @@ async fn write(world: &Arc<World>, call: SinkCall) -> SinkReply {
     let Some(place) = place else {
         return failed("no such server");
     };
+    world.check_first(&call);
     let until = world.now() + call.timeout;
     let mut reports = Vec::new();
     for (task, rows) in asked(&call) {

@@ -1,42 +1,36 @@
 //! The world: one run from its plan to what became of it, process after process.
 
 mod chance;
+mod process;
 mod work;
 
-use super::append::{Clients, TABLES, WINDOW_MS};
+use super::append::{Clients, WINDOW_MS};
 use super::clickhouse::{Insert, Server};
 use super::disk::{Lie, Model, Recorder};
 use super::oracle;
 use super::sink;
 use super::time::{Virtual, sleep};
-use crate::dedup::{DedupOptions, Workers};
-use crate::grant::Grant;
-use crate::log::{EmbeddedLog, LogOptions};
+use crate::log::EmbeddedLog;
 use crate::parked::shelf::Shelf;
 use crate::progress::store::Store;
-use crate::pump::batching::{Batching, Settings};
-use crate::pump::{Parts, Pump};
-use crate::state::{State, StateOptions};
-use arc_swap::ArcSwap;
+use crate::pump::Pump;
 use parking_lot::{Mutex, MutexGuard};
+pub use process::{open, parts};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use sluice_common::clock::{ManualClock, SharedClock};
-use sluice_common::disk::{Dir, Disk, DiskWatch};
+use sluice_common::disk::{Disk, DiskWatch};
 use sluice_common::ids::{Name, Offset};
-use sluice_common::metrics::Metrics;
-use sluice_common::shutdown::Stop;
-use sluice_common::wire::sink::{SubKey, SubTask};
+use sluice_common::wire::sink::{SinkCall, SubKey, SubTask};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use work::Work;
 
 const BEGIN_MS: u64 = 1_700_000_000_000;
-const PARK_AFTER: Duration = Duration::from_secs(20);
 /// In this time all must be settled once nothing fails any more.
 const DRAIN: Duration = Duration::from_secs(4 * 3_600);
 
@@ -100,6 +94,7 @@ struct Life {
     died: Notify,
     points: AtomicU64,
     die_at: u64,
+    has_sent: AtomicBool,
     recorder: Mutex<Option<Arc<Recorder>>>,
     progress: Mutex<Option<Arc<Mutex<Store>>>>,
 }
@@ -272,7 +267,7 @@ impl World {
 
     async fn process(self: &Arc<Self>, disk: &Disk, root: &Path, work: &mut Work) -> Result<End, String> {
         let clock: SharedClock = Arc::new(self.clock.clone());
-        let state = self.open(disk, root, &clock)?;
+        let state = open(disk, root, &clock)?;
         let life = Arc::clone(&self.life.lock());
         let (log, shelf) = (Arc::clone(&state.log), state.shelf.clone());
         if life.is_dead() {
@@ -283,7 +278,7 @@ impl World {
             return Err(format!("progress went backwards, to {committed}"));
         }
         work.recovered(&log, committed)?;
-        let pump = Pump::new(self.parts(state, &clock));
+        let pump = Pump::new(parts(state, &clock, sink::seam(self), self.seed));
         let progress = pump.progress();
         *life.progress.lock() = Some(Arc::clone(&progress));
         let mut pump = tokio::spawn(pump.run());
@@ -292,64 +287,6 @@ impl World {
             () = life.died.notified() => Ok(End::Died),
             ended = &mut pump => Err(format!("the partition stopped: {ended:?}")),
             ended = self.clients(&log, (&progress, &shelf), work) => ended,
-        }
-    }
-
-    fn open(&self, disk: &Disk, root: &Path, clock: &SharedClock) -> Result<State, String> {
-        let data = root.join("data");
-        let log = LogOptions {
-            segment_bytes: 8 << 10,
-            reserve_bytes: Some(0),
-            ..LogOptions::new(data.join("log"), 64 << 20, 0)
-        };
-        let dedup = |log, secret_check| DedupOptions {
-            dir: Dir {
-                disk: disk.clone(),
-                path: data.join("dedup"),
-            },
-            log,
-            secret_check,
-            memory_bytes: 1 << 20,
-            max_bytes: 1 << 30,
-            // Two ranges fit the buckets that may wait, as in production: else a start could wait for itself.
-            active_keys: 256,
-            max_window_ms: WINDOW_MS,
-            rotate_ms: WINDOW_MS / 6,
-            workers: Workers::Caller,
-        };
-        let options = StateOptions {
-            data_dir: &data,
-            log,
-            parked_dir: data.join("parked"),
-            parked_max_bytes: 1 << 30,
-            dedup: &dedup,
-        };
-        let opened = State::open(options, Arc::clone(clock), disk);
-        opened.map_err(|error| format!("it refuses to start: {error}"))
-    }
-
-    fn parts(self: &Arc<Self>, state: State, clock: &SharedClock) -> Parts {
-        let settings = Settings {
-            batching: Batching::default(),
-            tables: TABLES.iter().map(|table| Name::new(table).unwrap()).collect(),
-            max_window_ms: WINDOW_MS,
-        };
-        let end = *state.log.durable_end().borrow();
-        let dice = Mutex::new(SmallRng::seed_from_u64(self.seed));
-        Parts {
-            grant: Grant::new(Arc::clone(clock), 64 << 20, end),
-            log: state.log,
-            dedup: state.dedup,
-            store: state.store,
-            shelf: state.shelf,
-            sink: sink::seam(self),
-            metrics: Metrics::detached(),
-            clock: Arc::clone(clock),
-            stop: Stop::new(),
-            accept_window_loss: false,
-            settings: Arc::new(ArcSwap::from_pointee(settings)),
-            park_after: PARK_AFTER,
-            dice: Arc::new(move || dice.lock().random()),
         }
     }
 
@@ -453,6 +390,14 @@ impl World {
         }
     }
 
+    /// A process does not rely on the answer to its first range (R14).
+    pub fn check_first(&self, call: &SinkCall) {
+        let first = !self.life.lock().has_sent.swap(true, Ordering::SeqCst);
+        if first && call.steps.insert && !call.steps.verify_after {
+            self.breach("the first range after a start is not verified".into());
+        }
+    }
+
     pub fn breach(&self, what: String) {
         self.say(|| format!("BREACH: {what}"));
         self.inner.lock().breach.get_or_insert(what);
@@ -487,6 +432,7 @@ impl Life {
             died: Notify::new(),
             points: AtomicU64::new(0),
             die_at,
+            has_sent: AtomicBool::new(false),
             recorder: Mutex::new(None),
             progress: Mutex::new(None),
         }

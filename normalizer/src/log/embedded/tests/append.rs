@@ -94,6 +94,7 @@ fn a_failed_write_leaves_nothing_and_the_log_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (log, faults, stopped) = open_faulty(options(dir.path()));
     append(&log, 0..2, 50).unwrap();
+    faults.no_marks.store(true, Ordering::SeqCst);
     faults.fail_write.store(true, Ordering::SeqCst);
     let refused = append(&log, 2..4, 50).unwrap_err();
     assert!(matches!(refused, AppendError::WriteFailed(_)) && refused.is_definite());
@@ -160,6 +161,15 @@ fn batches_roll_over_segments_whole_and_larger_ones_are_cut() {
     assert_eq!(keys_from(&log, 0), (0..120).collect::<Vec<_>>());
     drop(log);
     assert_eq!(keys_from(&open(dir.path()), 0), (0..120).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_batch_of_which_a_part_is_in_the_log_is_never_said_to_be_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, faults, _) = open_faulty(options(dir.path()));
+    faults.fail_create.store(true, Ordering::SeqCst);
+    assert_eq!(append(&log, 0..100, 1000), Err(AppendError::Unknown));
+    assert!(!keys_from(&log, 0).is_empty(), "the first segment was filled");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use sluice_common::disk::{Disk, DiskOp, DiskWatch};
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::record::Identity;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -142,11 +143,15 @@ pub fn until(what: &str, holds: impl Fn() -> bool) {
 #[derive(Default)]
 pub struct Faults {
     pub fail_write: AtomicBool,
+    /// Marks say what is durable, and lie over what a failed write has left.
+    pub no_marks: AtomicBool,
     pub fail_sync: AtomicBool,
     pub fail_create: AtomicBool,
     pub hold_syncs: AtomicBool,
     pub held: AtomicBool,
     pub no_space: AtomicBool,
+    /// Free bytes; 0: what there really are.
+    pub free: AtomicU64,
     pub group_writes: AtomicU64,
 }
 
@@ -157,9 +162,18 @@ impl DiskWatch for Faults {
             false => Ok(()),
         };
         match op {
-            DiskOp::Write { bytes, .. } if bytes.starts_with(b"SLR1") => {
+            DiskOp::Write { path, at, bytes } if bytes.starts_with(b"SLR1") => {
                 self.group_writes.fetch_add(1, Ordering::SeqCst);
-                strike(&self.fail_write)
+                // What is told to have failed may have reached the file all the same.
+                strike(&self.fail_write).inspect_err(|_| {
+                    let file = std::fs::File::options().write(true).open(path).unwrap();
+                    file.write_all_at(bytes, *at).unwrap();
+                })
+            }
+            DiskOp::Write { bytes, .. }
+                if bytes.len() == mark::MARK_BYTES && self.no_marks.load(Ordering::SeqCst) =>
+            {
+                Err(io::Error::from_raw_os_error(5))
             }
             DiskOp::Sync { path } if path.extension().is_some_and(|ext| ext == "segment") => {
                 while self.hold_syncs.load(Ordering::SeqCst) {
@@ -184,9 +198,11 @@ impl DiskWatch for Faults {
 
     fn free_bytes(&self, real: u64) -> u64 {
         if self.no_space.load(Ordering::SeqCst) {
-            0
-        } else {
-            real
+            return 0;
+        }
+        match self.free.load(Ordering::SeqCst) {
+            0 => real,
+            free => free,
         }
     }
 }

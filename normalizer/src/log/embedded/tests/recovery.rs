@@ -187,6 +187,22 @@ fn a_missing_segment_is_damage() {
 }
 
 #[test]
+fn a_log_of_another_number_of_partitions_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    edit(&dir.path().join("manifest"), |bytes| {
+        bytes[10] = 2;
+        let crc = crc32c::crc32c(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+    });
+    let refused = open_error(options(dir.path()));
+    assert!(
+        matches!(refused, OpenError::Partitions { found: 2, .. }),
+        "{refused:?}"
+    );
+}
+
+#[test]
 fn a_log_is_known_by_its_manifest() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());

@@ -62,6 +62,24 @@ fn stored_records_are_kept_for_retain_and_never_deleted_before_they_are_committe
 }
 
 #[test]
+fn a_segment_is_deletable_once_all_of_it_is_both_committed_and_sealed() {
+    for (committed, sealed, may) in [(1, 1, false), (1, 0, false), (0, 1, false), (0, 0, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path());
+        append(&log, 0..100, 1000).unwrap();
+        let next = segments(dir.path()).remove(1);
+        let end = segment::base_of(next.file_name().unwrap().to_str().unwrap()).unwrap();
+        log.set_progress(end - committed, end - sealed);
+        let deletable = log.shared.catalogue.lock().deletable();
+        assert_eq!(
+            deletable,
+            may.then_some(0),
+            "{committed} and {sealed} records short"
+        );
+    }
+}
+
+#[test]
 fn stored_records_younger_than_retain_go_once_max_bytes_is_needed() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = options(dir.path());
@@ -104,6 +122,24 @@ fn a_volume_at_its_reserve_refuses_and_takes_again_when_there_is_room() {
     faults.no_space.store(false, Ordering::SeqCst);
     until("it takes again", || append(&log, taken..taken + 1, 1000).is_ok());
     assert_eq!(keys_from(&log, 0), (0..=taken).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_segment_is_made_only_where_the_reserve_stays_free_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(dir.path());
+    options.reserve_bytes = Some(1 << 20);
+    let (log, faults, _) = open_faulty(options);
+    faults.free.store((1 << 20) + SEGMENT - 1, Ordering::SeqCst);
+    let refused = loop {
+        if let Err(refused) = append(&log, 0..1, 1000) {
+            break refused;
+        }
+    };
+    assert_eq!(refused, volume_full());
+    assert_eq!(segments(dir.path()).len(), 1);
+    faults.free.store((1 << 20) + SEGMENT, Ordering::SeqCst);
+    until("it takes again", || append(&log, 0..1, 1000).is_ok());
 }
 
 #[test]

@@ -1,0 +1,141 @@
+//! Starts that find a state which is not of one piece: the partition stops, and sends nothing (R6, R11, R19).
+
+use super::append::{Draft, WINDOW_MS, append};
+use super::sink::server_id;
+use super::time::Virtual;
+use super::world::{open, parts};
+use crate::progress::{Intent, Marks, Progress, Proof};
+use crate::pump::{Pump, PumpError};
+use crate::state::State;
+use sluice_common::clock::{ManualClock, SharedClock};
+use sluice_common::disk::Disk;
+use sluice_common::ids::{Name, Offset, source_o};
+use sluice_common::servers::{ServerSeen, ServersSeen};
+use sluice_common::wire::sink::{HorizonTold, Range, SinkReply, SinkRequest};
+use sluice_common::wire::transport::Seam;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tower::util::BoxCloneSyncService;
+
+/// Records of two events each, the same in every test.
+fn filled(records: u64) -> (TempDir, SharedClock, State) {
+    let root = tempfile::tempdir().unwrap();
+    let clock: SharedClock = Arc::new(ManualClock::at(1_700_000_000_000));
+    let state = open(&Disk::default(), root.path(), &clock).unwrap();
+    for record in 0..records {
+        let key = u128::from(record) * 2;
+        let draft = Draft {
+            table: 0,
+            compares: false,
+            rows: vec![(key, 0), (key + 1, 0)],
+            rejected: 0,
+            body: 1_500,
+        };
+        append(&state.log, vec![draft.content(WINDOW_MS)]).unwrap();
+    }
+    (root, clock, state)
+}
+
+fn write(state: &mut State, committed: Offset, intent: Option<Intent>) {
+    let before = state.store.state().clone();
+    let progress = Progress {
+        committed,
+        intent,
+        ..before
+    };
+    state.store.write(progress).unwrap();
+}
+
+/// A ClickHouse that holds these rows past what it is asked for; to be sent to it is a fault.
+fn holds(found: Option<(&str, u64)>) -> Seam<SinkRequest> {
+    let found: Vec<_> = found
+        .map(|(table, o)| (Name::new(table).unwrap(), o))
+        .into_iter()
+        .collect();
+    BoxCloneSyncService::new(tower::service_fn(move |request| {
+        let found = found.clone();
+        async move { Ok::<_, Infallible>(answer(&request, found)) }
+    }))
+}
+
+fn answer(request: &SinkRequest, found: Vec<(Name, u64)>) -> SinkReply {
+    match request {
+        SinkRequest::Horizon(_) => SinkReply::Horizon(HorizonTold {
+            found,
+            asked: vec![server_id(0)],
+            not_asked: Vec::new(),
+        }),
+        SinkRequest::Servers(_) => SinkReply::Servers(ServersSeen {
+            servers: vec![ServerSeen {
+                id: server_id(0),
+                up: true,
+                for_ms: 0,
+            }],
+            chosen: 0,
+        }),
+        SinkRequest::Write(call) => panic!("{:?} is sent", call.range),
+        SinkRequest::Books(_) | SinkRequest::Letters(_) | SinkRequest::Parts(_) => SinkReply::Failed {
+            reason: "not here".into(),
+        },
+    }
+}
+
+/// Why the partition stops. One that does not stop by itself is no answer.
+fn stops(state: State, clock: &SharedClock, sink: Seam<SinkRequest>) -> String {
+    let pump = Pump::new(parts(state, clock, sink, 0));
+    let ended = Virtual::new(|_| {}).run(async {
+        tokio::select! {
+            biased;
+            ended = pump.run() => ended,
+            () = super::time::sleep(Duration::from_secs(3_600)) => Ok(()),
+        }
+    });
+    match ended {
+        Err(error @ PumpError::Recover(_)) => error.to_string(),
+        other => panic!("it does not stop for its state's sake: {other:?}"),
+    }
+}
+
+#[test]
+fn rows_past_the_end_of_what_is_declared_stop_the_partition() {
+    let (_root, clock, mut state) = filled(4);
+    write(&mut state, 2, None);
+    let why = stops(state, &clock, holds(Some(("a", source_o(3, 1)))));
+    assert!(why.contains("rows of this log past record 2 (up to 3)"), "{why}");
+}
+
+#[test]
+fn a_declared_range_that_comes_out_otherwise_stops_the_partition() {
+    let (_root, clock, mut state) = filled(4);
+    let whole = Proof::of((0..2).flat_map(|offset| [source_o(offset, 0), source_o(offset, 1)]));
+    let intent = Intent {
+        range: Range { a: 0, b: 2 },
+        proof: Proof {
+            sum_o: whole.sum_o + 1,
+            ..whole
+        },
+        server: Some(server_id(0)),
+        marks: Marks::default(),
+    };
+    write(&mut state, 0, Some(intent));
+    let why = stops(state, &clock, holds(None));
+    assert!(why.contains("the declared range 0..2 does not come out"), "{why}");
+}
+
+#[test]
+fn a_lost_dedup_state_that_a_short_log_cannot_rebuild_stops_the_partition() {
+    let (_root, clock, mut state) = filled(40);
+    let end = *state.log.durable_end().borrow();
+    write(&mut state, end, None);
+    // Whatever is stored goes at once; dedup, which has sealed nothing, is said to have.
+    state.log.set_progress(end, end);
+    let until = Instant::now() + Duration::from_secs(20);
+    while state.log.first_offset() == 0 {
+        assert!(Instant::now() < until, "no segment is deleted");
+        std::thread::yield_now();
+    }
+    let why = stops(state, &clock, holds(None));
+    assert!(why.contains("dedup needs the log from record 0"), "{why}");
+}
