@@ -74,6 +74,11 @@ impl Stand {
         self.deployment.metric(Part::Up, name, label).await
     }
 
+    /// Alarms that a table's rows were set aside.
+    async fn alarms(&self) -> f64 {
+        self.metric("sluice_alarms_total", "parked_table").await
+    }
+
     /// Waits until so many bytes of a dataset, or none, are set aside.
     async fn parked(&self, dataset: &str, some: bool) {
         eventually("rows set aside", Duration::from_secs(60), async || {
@@ -151,10 +156,12 @@ async fn a_dropped_table_is_set_aside_while_others_flow_and_drains_once_it_is_ba
     stand.send("sales", [(1, 1)]).await;
     stand.shows(SALES, "1\t1").await;
     let ddl = stand.run("SHOW CREATE TABLE telemetry.sales FORMAT TSVRaw").await;
+    assert!(stand.alarms().await < 0.5, "no alarm without a cause");
     stand.run("DROP TABLE telemetry.sales SYNC").await;
     stand.send("sales", (10..20).map(|id| (id, 1))).await;
     stand.send("other", [(1, 1)]).await;
     stand.parked("sales", true).await;
+    assert!(stand.alarms().await > 0.5, "somebody is told");
     stand.send("sales", (20..30).map(|id| (id, 1))).await;
     stand.send("other", [(2, 1)]).await;
     stand.shows("SELECT count() FROM telemetry.other", "2").await;

@@ -266,23 +266,45 @@ fn every_metric_is_in_the_docs_and_no_other() {
     assert_eq!(known, documented);
 }
 
+/// The names of the functions of a source that are run as tests.
+fn tests_of(text: &str) -> BTreeSet<&str> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let named = lines.iter().enumerate().filter_map(|(at, line)| {
+        let line = line.strip_prefix("async ").unwrap_or(line);
+        let name = line.strip_prefix("fn ")?.split(['(', '<']).next()?;
+        // Its attributes and comments: what stands above it without a gap.
+        let above = lines[..at].iter().rev();
+        let mut above = above.take_while(|line| !line.is_empty() && !line.ends_with(['{', '}', ';']));
+        let runs = |line: &&str| *line == "#[test]" || line.starts_with("#[tokio::test");
+        above.any(runs).then_some(name)
+    });
+    named.collect()
+}
+
+#[test]
+fn a_function_is_a_test_only_by_its_attribute() {
+    let source = "#[tokio::test(flavor = \"x\")]\n/// Why.\n#[expect(a, reason = \"b\")]\nasync fn it_is_one() {\n}\n\
+                  /// For a #[test].\nfn it_helps() {}\n\nproptest! {\n    #[test]\n    fn it_is_drawn(a in 0..1) {}\n}\n";
+    assert_eq!(tests_of(source), ["it_is_drawn", "it_is_one"].into());
+}
+
 /// How many tests the table below a heading names in backquotes, and which of them are not there.
 fn tests_named_and_missing(page: &str, heading: &str) -> (usize, Vec<String>) {
     let page = read(page);
     let (_, table) = page.split_once(heading).expect("the table");
-    let all: String = CRATES
+    let sources = CRATES
         .iter()
         .chain(&["tests"])
-        .flat_map(|name| files(&root().join(name), ".rs"))
-        .map(|(_, text)| text)
-        .collect();
+        .flat_map(|name| files(&root().join(name), ".rs"));
+    let sources: Vec<String> = sources.map(|(_, text)| text).collect();
+    let all: BTreeSet<&str> = sources.iter().flat_map(|text| tests_of(text)).collect();
     let rows = table.lines().filter(|line| line.starts_with("| "));
     let cells = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
     // The shortest name of a test is a sentence; what is shorter is a word of the text.
     let named: Vec<&str> = cells.filter(|name| name.matches('_').count() >= 3).collect();
     let missing = named
         .iter()
-        .filter(|name| !all.contains(&format!("fn {name}(")))
+        .filter(|name| !all.contains(**name))
         .map(ToString::to_string)
         .collect();
     (named.len(), missing)

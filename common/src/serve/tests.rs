@@ -174,3 +174,42 @@ async fn a_stop_ends_idle_connections_and_lets_requests_be_answered() {
     assert_eq!(slow.await.expect("no panic").expect("answered"), 200);
     ended(served.serving).await;
 }
+
+/// A head that is begun and never ended: the version of HTTP has no deadline for it, but pings cannot be answered
+/// before its end, and they have one.
+#[tokio::test]
+async fn a_head_over_http2_that_never_ends_ends_its_connection() {
+    let quiet = Quiet {
+        h2_ping: Duration::from_millis(200),
+        h2_pong: Duration::from_millis(500),
+        ..PATIENT
+    };
+    let served = served(quiet).await;
+    // `:method: GET` without END_HEADERS, then nothing; the same, and CONTINUATION a byte at a time; the same, and an
+    // answer to the ping.
+    let more = b"\0\0\x01\x09\0\0\0\0\x01\x86";
+    let pong = b"\0\0\x08\x06\x01\0\0\0\0\0\0\0\0\0\0\0\0";
+    for then in [&b""[..], more, pong] {
+        let mut stream = TcpStream::connect(served.address).await.expect("connected");
+        let begun = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x82";
+        stream.write_all(begun).await.expect("written");
+        let (mut read, mut write) = stream.split();
+        let mut said = Vec::new();
+        let drip = async {
+            while write.write_all(then).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let closed = async {
+            // A reset is an end as well.
+            read.read_to_end(&mut said).await.ok();
+        };
+        let ended = async {
+            tokio::select! {
+                () = closed => {}
+                () = drip => {}
+            }
+        };
+        timeout(SOON, ended).await.expect("the connection is closed");
+    }
+}

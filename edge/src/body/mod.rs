@@ -227,8 +227,13 @@ async fn read_plain(mut wire: Wire, plan: BodyPlan, mut held: Held<'_>) -> Resul
         let piece = piece?;
         let whole = held.bytes.is_empty() && plan.length == Some(piece.len() as u64);
         if whole {
-            // Most bodies come in one piece: no copy.
-            return Ok(piece);
+            // Most bodies come in one piece: no copy. Their end is awaited all the same: over HTTP/2 more may come, or
+            // a reset, and then the request is broken.
+            return match wire.next().await {
+                None => Ok(piece),
+                Some(Ok(_more)) => Err(BodyError::Cut),
+                Some(Err(error)) => Err(error),
+            };
         }
         held.reserve(piece.len())?;
         held.bytes.extend_from_slice(&piece);
@@ -388,6 +393,23 @@ mod tests {
                 assert!(malformed, "{encoding:?} of {} bytes: {body:?}", bad.len());
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_its_length_is_whole_only_when_it_has_ended() {
+        let body = |pieces: &'static [&'static str]| {
+            let pieces = pieces.iter().map(|one| match *one {
+                "reset" => Err(io::Error::other("reset")),
+                data => Ok(Bytes::from_static(data.as_bytes())),
+            });
+            Body::from_stream(stream::iter(pieces))
+        };
+        for broken in [&["{}", "{}"][..], &["{}", "reset"], &["{}", "", "reset"]] {
+            let (read, _) = run(body(broken), plan(Encoding::Identity, Some(2))).await;
+            assert!(matches!(read, Err(BodyError::Cut)), "{broken:?}: {read:?}");
+        }
+        let (read, _) = run(body(&["{}", ""]), plan(Encoding::Identity, Some(2))).await;
+        assert_eq!(read.unwrap(), "{}");
     }
 
     #[tokio::test]

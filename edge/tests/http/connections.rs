@@ -1,5 +1,6 @@
 //! Caps on connections, and HTTP/2 connections that attack.
 
+use crate::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RESET, frame, frames, head, preface};
 use crate::harness::{
     Fixture, KEY, NARROW, accepted, eventually, read_head, start_accepting, start_as, two_tenants,
 };
@@ -198,44 +199,6 @@ async fn an_http2_connection_over_its_tenants_cap_is_answered_and_ended() {
     ended.expect("it is told to go").unwrap().unwrap();
 }
 
-const SETTINGS: u8 = 4;
-const HEADERS: u8 = 1;
-const DATA: u8 = 0;
-const RESET: u8 = 3;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = length[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-fn preface() -> Vec<u8> {
-    [
-        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
-        &frame(SETTINGS, 0, 0, &[]),
-    ]
-    .concat()
-}
-
-/// A literal field that is not indexed.
-fn field(name: &str, value: &str) -> Vec<u8> {
-    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-    [vec![0], text(name), text(value)].concat()
-}
-
-/// `POST /v1/events/events`.
-fn head() -> Vec<u8> {
-    let indexed = vec![0x83, 0x86];
-    let path = field(":path", "/v1/events/events");
-    [indexed, path, field(":authority", "x"), field("x-api-key", KEY)].concat()
-}
-
-const GOAWAY: u8 = 7;
 /// The error code of a GOAWAY to a peer that does too much.
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -249,21 +212,6 @@ fn resets(streams: u32) -> Vec<u8> {
         .concat()
     };
     (0..streams).flat_map(one).collect()
-}
-
-/// Type, stream and payload of the frames that came, the last one perhaps cut.
-fn frames(mut rest: &[u8]) -> Vec<(u8, u32, &[u8])> {
-    let mut found = Vec::new();
-    while let Some((head, payload)) = rest.split_first_chunk::<9>() {
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-        let Some((payload, more)) = payload.split_at_checked(length) else {
-            break;
-        };
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        found.push((head[3], stream, payload));
-        rest = more;
-    }
-    found
 }
 
 #[tokio::test]

@@ -5,6 +5,10 @@ mod connections;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod frames;
+#[cfg(test)]
+mod h2;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod leavers;
@@ -14,6 +18,8 @@ mod overload;
 mod pki;
 #[cfg(test)]
 mod quota;
+#[cfg(test)]
+mod slow;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]

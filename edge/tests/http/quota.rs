@@ -335,3 +335,32 @@ async fn the_cap_of_keys_is_told_beside_the_quotas_with_a_wait_that_is_true() {
         assert_eq!(status(&again).1, "keys_per_tenant", "the quota was given back");
     }
 }
+
+/// Sends 300 requests of ten events one after the other: how many events were taken, in how long.
+async fn hurry(fixture: &Fixture) -> (u32, Duration) {
+    let (started, mut taken) = (Instant::now(), 0);
+    for _ in 0..300 {
+        let answer = fixture.send_once(fixture.events(), &lines(10)).await;
+        match answer.status.as_u16() {
+            202 => taken += 10,
+            other => assert_eq!(other, 429, "{}", answer.body),
+        }
+    }
+    (taken, started.elapsed())
+}
+
+#[tokio::test]
+async fn two_edges_with_half_of_a_quota_each_give_all_of_it_together_and_one_alone_gives_half() {
+    let half = "edge: {quota_share: 50%}\n".to_owned() + &config("{events_per_second: 100, burst: 1s}");
+    let edge = || start_as(&half, None, |_| async { accepted(1) });
+    let (one, two) = tokio::join!(edge(), edge());
+    let ends = tokio::join!(hurry(&one), hurry(&two));
+    for (taken, time) in [ends.0, ends.1] {
+        let most = 50.0 + 50.0 * time.as_secs_f64();
+        assert!(taken >= 50, "half of a burst: {taken}");
+        assert!(f64::from(taken) <= most, "{taken} of {most} in {time:?}");
+    }
+    let larger = one.send_once(one.events(), &lines(51)).await;
+    assert_eq!(status(&larger), (413, "request_exceeds_burst"));
+    assert_eq!(larger.body["fits"], 50, "half of a burst alone");
+}

@@ -226,6 +226,10 @@ fn packed() -> Vec<Hostile> {
     ]
 }
 
+/// What a refusal may cost of all threads together, with assertions and whatever else the process does
+/// included: far more than one pass over the largest body, far less than two nested ones.
+const MOST_CPU_MS: u64 = 500;
+
 /// User and system time of a process so far, in ms.
 fn cpu_ms(pid: i32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
@@ -276,6 +280,7 @@ async fn hostile_bodies_are_refused_at_flat_memory() {
             one.name,
             one.body.len()
         );
+        assert!(cost < MOST_CPU_MS, "{}: {cost} ms of CPU", one.name);
     }
     for _ in 0..5 {
         for one in &bodies {
