@@ -37,7 +37,7 @@ run: build ## start everything on this machine, with a sample; Ctrl-C drains and
 .PHONY: test
 test: setup ## run every test, or with T=word those whose name contains it
 	cargo build $(PROFILE) --workspace --bins
-	cargo test $(PROFILE) --workspace $(if $(T),-- $(T))
+	cargo test $(PROFILE) --workspace --no-fail-fast $(if $(T),-- $(T))
 
 .PHONY: torture
 torture: setup ## kills and broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there)
