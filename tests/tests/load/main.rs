@@ -2,6 +2,7 @@
 //! what was acknowledged and nothing else, and each can fail.
 
 mod k6;
+mod moods;
 
 use axum::Router;
 use axum::http::StatusCode;
