@@ -2,6 +2,7 @@
 
 use crate::client::Client;
 use crate::eventually;
+use crate::failpoints::{Failpoints, SMALL_FILES};
 use crate::proxy::Proxy;
 use crate::service::{Service, executable, places, tail};
 use crate::volume::Volume;
@@ -53,6 +54,7 @@ pub struct Plan {
     extra: String,
     data_bytes: Option<u64>,
     server_bytes: Option<u64>,
+    small_files: bool,
 }
 
 impl Plan {
@@ -67,7 +69,14 @@ impl Plan {
             extra: String::new(),
             data_bytes: None,
             server_bytes: None,
+            small_files: false,
         }
+    }
+
+    /// With segments so small and buckets of dedup so short that seconds of load roll, seal and merge them.
+    #[must_use]
+    pub fn small_files(self, small_files: bool) -> Self {
+        Self { small_files, ..self }
     }
 
     /// So many tenants: `t0`, `t1`, …
@@ -260,7 +269,12 @@ impl Deployment {
     }
 
     async fn of(plan: Plan) -> Self {
-        Self::prepared(plan).await.brought_up().await
+        let small_files = plan.small_files;
+        let deployment = Self::prepared(plan).await;
+        if small_files {
+            Failpoints::below(deployment.path()).shrink(&SMALL_FILES);
+        }
+        deployment.brought_up().await
     }
 
     async fn brought_up(mut self) -> Self {

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 const INSERT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// So that seconds of load roll segments, and seal and merge buckets.
+pub const SMALL_FILES: [(Bound, u64); 2] = [(Bound::SegmentBytes, 128 << 10), (Bound::RotateMs, 500)];
+
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {

@@ -237,7 +237,7 @@ impl Oracle {
     }
 }
 
-/// Waits until nothing is in the log that is not settled.
+/// Waits until nothing is in the log that is not settled, and no rows wait elsewhere for their table.
 ///
 /// # Panics
 /// Where that takes too long.
@@ -248,7 +248,9 @@ pub async fn drained(deployment: &Deployment) {
         let empty = ["sluice_log_backlog_bytes", "sluice_unsettled"]
             .iter()
             .all(|name| level(&text, name) == Some(0.0));
-        empty.then_some(())
+        // Exported once a table was set aside.
+        let parked = level(&text, "sluice_parked_units").unwrap_or_default();
+        (empty && parked == 0.0).then_some(())
     })
     .await;
 }

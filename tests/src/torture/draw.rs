@@ -20,6 +20,10 @@ const OUTAGE_MS: Range<u64> = 0..300;
 const STOP_MS: Range<u64> = 100..2_500;
 /// How long the network is out of order, in ms.
 const NETWORK_MS: Range<u64> = 100..2_500;
+/// How long a dataset's table is away, in ms: some are set aside meanwhile.
+const TABLE_MS: Range<u64> = 100..4_000;
+/// How long something lasts in a long round: past the time-out of a call, and of an insert.
+const LONG: Duration = Duration::from_secs(70);
 /// What still passes before a connection is cut, in bytes.
 const CUT_BYTES: Range<u64> = 0..60_000;
 /// How inserts are announced.
@@ -49,6 +53,11 @@ pub enum Fault {
         part: Part,
     },
     Network(Network),
+    /// A dataset's table is renamed away, and back after so long.
+    Table {
+        dataset: usize,
+        time: Duration,
+    },
 }
 
 /// A proxy out of order for a while.
@@ -72,6 +81,8 @@ pub struct Draw {
     pub shape: Shape,
     /// A proxy on each hop; else the all-in-one has a ClickHouse of its own.
     pub proxied: bool,
+    /// Segments and buckets are small: they roll, seal and merge within the round.
+    pub small_files: bool,
     pub tenants: usize,
     pub style: Style,
     /// Each with the pause before it.
@@ -96,17 +107,42 @@ impl Draw {
             datasets: rng.random_range(1..=2),
         };
         let tenants = rng.random_range(2..=5);
+        let small_files = rng.random_bool(0.7);
         let count = rng.random_range(FAULTS);
-        let faults = (0..count).map(|_| (ms(&mut rng, PAUSE_MS), fault(shape, proxied, &mut rng)));
+        let faults = (0..count).map(|_| (ms(&mut rng, PAUSE_MS), fault(shape, proxied, &style, &mut rng)));
         let faults = faults.collect();
         Self {
             seed,
             shape,
             proxied,
+            small_files,
             tenants,
             style,
             faults,
         }
+    }
+
+    /// The same with a fault at its end that outlasts the time-outs: something stands still, or answers are held.
+    #[must_use]
+    pub fn long(mut self) -> Self {
+        let mut rng = StdRng::seed_from_u64(!self.seed);
+        let fault = if self.proxied && rng.random() {
+            Fault::Network(Network {
+                hop: Hop::ToClickHouse,
+                rule: Rule::on(INSERTS, Act::HoldAnswer),
+                time: LONG,
+                leaves_clients: false,
+                loses: rng.random(),
+                kills: None,
+            })
+        } else {
+            Fault::Stop {
+                part: part(self.shape, &mut rng),
+                time: LONG,
+            }
+        };
+        self.faults.push((Duration::ZERO, fault));
+        self
     }
 }
 
@@ -122,18 +158,22 @@ fn part(shape: Shape, rng: &mut StdRng) -> Part {
     *parts.choose(rng).expect("there are some")
 }
 
-fn fault(shape: Shape, proxied: bool, rng: &mut StdRng) -> Fault {
+fn fault(shape: Shape, proxied: bool, style: &Style, rng: &mut StdRng) -> Fault {
     let part = part(shape, rng);
     match rng.random_range(0..100) {
-        0..60 => Fault::Kill {
+        0..55 => Fault::Kill {
             part,
             outage: ms(rng, OUTAGE_MS),
         },
-        60..70 => Fault::Stop {
+        55..63 => Fault::Stop {
             part,
             time: ms(rng, STOP_MS),
         },
-        70..80 => Fault::Restart { part },
+        63..72 => Fault::Restart { part },
+        72..80 => Fault::Table {
+            dataset: rng.random_range(0..style.datasets),
+            time: ms(rng, TABLE_MS),
+        },
         _ if proxied => Fault::Network(network(shape, rng)),
         _ => Fault::Kill {
             part: Part::ClickHouse,

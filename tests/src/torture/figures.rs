@@ -14,6 +14,8 @@ pub struct Figures {
     pub stops: u64,
     pub restarts: u64,
     pub network: u64,
+    /// Tables renamed away and back.
+    pub tables: u64,
     /// From a restart to the first acknowledged event.
     pub slowest_ready: Duration,
     /// Parts that took longer than they may.
@@ -46,6 +48,7 @@ impl Figures {
         self.stops += other.stops;
         self.restarts += other.restarts;
         self.network += other.network;
+        self.tables += other.tables;
         self.slowest_ready = self.slowest_ready.max(other.slowest_ready);
         self.late.extend(other.late);
         self.tally.add(&other.tally);
@@ -57,12 +60,13 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kills: Vec<String> = self.kills.iter().map(|(part, n)| format!("{part} {n}")).collect();
         let tally = &self.tally;
-        let rows: [(&str, String); 13] = [
+        let rows: [(&str, String); 14] = [
             ("rounds", self.rounds.to_string()),
             ("SIGKILLs", format!("{} ({})", self.killed(), kills.join(", "))),
             ("SIGSTOPs", self.stops.to_string()),
             ("SIGTERMs and restarts", self.restarts.to_string()),
             ("network faults", self.network.to_string()),
+            ("tables renamed away and back", self.tables.to_string()),
             ("events acknowledged", tally.acked.to_string()),
             ("events refused", tally.refused.to_string()),
             (

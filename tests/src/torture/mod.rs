@@ -19,6 +19,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+/// One round in so many has a fault that outlasts the time-outs.
+const LONG_EVERY: u64 = 15;
+
 /// How long, and what.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -52,7 +55,10 @@ pub async fn run(options: Options, mut say: impl FnMut(&str)) -> Outcome {
     let begun = Instant::now();
     let mut outcome = Outcome::default();
     for number in options.first.. {
-        let draw = Draw::of(seed_of(options.seed, number));
+        let mut draw = Draw::of(seed_of(options.seed, number));
+        if number.is_multiple_of(LONG_EVERY) {
+            draw = draw.long();
+        }
         let replay = format!("SEED={} ROUND={number} make torture SECS=1", options.seed);
         match caught(round::play(&draw)).await {
             Ok((figures, mut verdict)) => {
@@ -89,12 +95,13 @@ fn breach(figures: &Figures, verdict: &Verdict) -> Option<String> {
 fn line(number: u64, figures: &Figures) -> String {
     let tally = &figures.tally;
     format!(
-        "round {number}: {} kills, {} stops, {} restarts, {} network faults; acked {} refused {} unknown {} stored {} \
+        "round {number}: {} kills, {} stops, {} restarts, {} network faults, {} tables away; acked {} refused {} unknown {} stored {} \
          lost {} doubled {}; ready again after {:.1} s at most",
         figures.killed(),
         figures.stops,
         figures.restarts,
         figures.network,
+        figures.tables,
         tally.acked,
         tally.refused,
         tally.unknown,

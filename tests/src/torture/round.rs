@@ -4,7 +4,7 @@ use super::draw::{Draw, Fault, Network};
 use super::figures::Figures;
 use crate::oracle::Oracle;
 use crate::oracle::verdict::Verdict;
-use crate::{Deployment, Hop, Part, Plan, Shape};
+use crate::{Deployment, Hop, Part, Plan, Shape, finally};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ const READY_DEADLINE: Duration = Duration::from_secs(10);
 /// After it, nobody waits any longer for what is late already.
 const GIVEN_UP: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(20);
+/// Of the ClickHouse beside Sluice: a table that is away is set aside within a round.
+const PARK_AFTER: &str = "park_after: 1s";
 /// The default dataset, and one with other partitions and another batch.
 const DATASETS: &str = "datasets:
 - &events {name: events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toDate(timestamp),
@@ -27,6 +29,9 @@ const DATASETS: &str = "datasets:
    dedup: {key: [event_id], window: 24h}, batch: {max_age: 500ms, max_rows: 5000}}
 ";
 
+/// Their tables.
+const DATASET_TABLES: [&str; 2] = ["events", "more_events"];
+
 /// A round under way.
 struct Round {
     deployment: Deployment,
@@ -39,9 +44,13 @@ struct Round {
 /// # Panics
 /// Where a part does not get ready, is not asked to end in vain, or nothing drains.
 pub async fn play(draw: &Draw) -> (Figures, Verdict) {
-    let mut plan = Plan::new(draw.shape).tenants(draw.tenants).extra(DATASETS);
+    let mut plan = Plan::new(draw.shape)
+        .tenants(draw.tenants)
+        .small_files(draw.small_files)
+        .extra(DATASETS);
     if draw.proxied {
         plan = hops(draw.shape).iter().fold(plan, |plan, hop| plan.proxied(*hop));
+        plan = plan.clickhouse(PARK_AFTER);
     }
     let deployment = plan.start().await;
     let mut oracle = Oracle::new(&deployment, draw.seed);
@@ -91,7 +100,26 @@ impl Round {
             }
             Fault::Restart { part } => self.restart(*part).await,
             Fault::Network(network) => self.network(network).await,
+            Fault::Table { dataset, time } => self.table(DATASET_TABLES[*dataset], *time).await,
         }
+    }
+
+    /// Renames a table away and back.
+    async fn table(&mut self, table: &str, time: Duration) {
+        self.figures.tables += 1;
+        let away = format!("telemetry.{table}_away");
+        let table = format!("telemetry.{table}");
+        self.rename(&table, &away).await;
+        tokio::time::sleep(time).await;
+        self.rename(&away, &table).await;
+    }
+
+    async fn rename(&self, from: &str, to: &str) {
+        let sql = format!("RENAME TABLE {from} TO {to}");
+        finally(&sql, GIVEN_UP, async || {
+            self.deployment.clickhouse().query(&sql).await
+        })
+        .await;
     }
 
     fn kill(&mut self, part: Part) {

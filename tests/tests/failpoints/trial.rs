@@ -3,8 +3,7 @@
 use super::{ends, part};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use sluice_common::failpoint::Bound;
-use sluice_tests::failpoints::{Action, Case, Failpoints};
+use sluice_tests::failpoints::{Action, Case, Failpoints, SMALL_FILES};
 use sluice_tests::oracle::{self, Oracle};
 use sluice_tests::{Deployment, Part, Shape, eventually};
 use std::os::unix::process::ExitStatusExt as _;
@@ -16,8 +15,6 @@ const FIRED_DEADLINE: Duration = Duration::from_secs(60);
 /// From the restart to the first acknowledged event.
 const READY_DEADLINE: Duration = Duration::from_secs(10);
 const END_DEADLINE: Duration = Duration::from_secs(20);
-/// So that seconds of load roll segments and seal buckets.
-const BOUNDS: [(Bound, u64); 2] = [(Bound::SegmentBytes, 128 << 10), (Bound::RotateMs, 500)];
 const TENANTS: usize = 3;
 const KILL: i32 = 9;
 
@@ -44,7 +41,7 @@ impl Trial {
         let mut points = None;
         let prepare = |dir: &Path| {
             let made = Failpoints::below(dir);
-            made.shrink(&BOUNDS);
+            made.shrink(&SMALL_FILES);
             points = Some(made);
             more(dir);
         };
