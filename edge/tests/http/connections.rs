@@ -1,6 +1,8 @@
 //! Caps on connections, and HTTP/2 connections that attack.
 
-use crate::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RESET, frame, frames, head, preface};
+use crate::frames::{
+    DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY, HEADERS, RESET, frame, frames, head, preface,
+};
 use crate::harness::{
     Fixture, KEY, NARROW, accepted, eventually, read_head, start_accepting, start_as, two_tenants,
 };
@@ -199,9 +201,6 @@ async fn an_http2_connection_over_its_tenants_cap_is_answered_and_ended() {
     ended.expect("it is told to go").unwrap().unwrap();
 }
 
-/// The error code of a GOAWAY to a peer that does too much.
-const ENHANCE_YOUR_CALM: u32 = 11;
-
 /// `streams` requests that are reset at once, in one piece.
 fn resets(streams: u32) -> Vec<u8> {
     let one = |n: u32| {
@@ -214,15 +213,12 @@ fn resets(streams: u32) -> Vec<u8> {
     (0..streams).flat_map(one).collect()
 }
 
-#[tokio::test]
-async fn a_flood_of_streams_that_are_reset_at_once_ends_its_connection_and_no_other() {
-    let fixture = start_accepting().await;
-    let mut attacker = fixture.connect().await;
-    let flood = [preface(), resets(20_000)].concat();
-    let (mut read, mut write) = attacker.split();
+/// Sends a flood; the connection is ended, and it is told why.
+async fn is_told_to_calm_down(client: &mut TcpStream, flood: &[u8]) {
+    let (mut read, mut write) = client.split();
     let mut said = Vec::new();
     let ended = async {
-        let sending = async { write.write_all(&flood).await.ok() };
+        let sending = async { write.write_all(flood).await.ok() };
         tokio::join!(sending, read.read_to_end(&mut said))
     };
     let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
@@ -231,6 +227,14 @@ async fn a_flood_of_streams_that_are_reset_at_once_ends_its_connection_and_no_ot
     let told = said.iter().find(|(kind, ..)| *kind == GOAWAY);
     let (.., told) = told.expect("it is told why");
     assert_eq!(told[4..8], ENHANCE_YOUR_CALM.to_be_bytes());
+}
+
+#[tokio::test]
+async fn a_flood_of_streams_that_are_reset_at_once_ends_its_connection_and_no_other() {
+    let fixture = start_accepting().await;
+    let mut attacker = fixture.connect().await;
+    let flood = [preface(), resets(20_000)].concat();
+    is_told_to_calm_down(&mut attacker, &flood).await;
     assert!(fixture.seen() < 20_000, "{}", fixture.seen());
     let other = fixture.send_once(fixture.events(), b"{}").await;
     assert!(other.status.is_success());
@@ -327,18 +331,7 @@ async fn more_tiny_frames_than_are_read_end_their_connection_and_no_other() {
     for _ in 0..20_000 {
         flood.extend(frame(DATA, 0, 1, b" "));
     }
-    let (mut read, mut write) = client.split();
-    let mut said = Vec::new();
-    let ended = async {
-        let sending = async { write.write_all(&flood).await.ok() };
-        tokio::join!(sending, read.read_to_end(&mut said))
-    };
-    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
-    assert!(ended.is_ok(), "the connection is ended");
-    let said = frames(&said);
-    let told = said.iter().find(|(kind, ..)| *kind == GOAWAY);
-    let (.., told) = told.expect("it is told why");
-    assert_eq!(told[4..8], ENHANCE_YOUR_CALM.to_be_bytes());
+    is_told_to_calm_down(&mut client, &flood).await;
     let other = fixture.send_once(fixture.events(), b"{}").await;
     assert_eq!(other.status, 202);
     eventually("nothing is held", || fixture.edge.held_bytes() == 0).await;

@@ -2,6 +2,8 @@
 
 use crate::harness::KEY;
 
+/// The code of a GOAWAY to a peer that asks too much.
+pub const ENHANCE_YOUR_CALM: u32 = 11;
 pub const SETTINGS: u8 = 4;
 pub const HEADERS: u8 = 1;
 pub const DATA: u8 = 0;

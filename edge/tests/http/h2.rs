@@ -1,8 +1,8 @@
 //! HTTP/2 from clients that send what no sound one would: ambiguous requests, huge heads, too many streams.
 
 use crate::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, field, frame,
-    frames, head, preface,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY, HEADERS, PING, RESET, SETTINGS,
+    field, frame, frames, head, preface,
 };
 use crate::harness::{Fixture, start_accepting};
 use sluice_common::limits::{MAX_H2_STREAMS, MAX_HEADER_BYTES};
@@ -14,7 +14,6 @@ use tokio::time::timeout;
 const TAKEN: &[u8] = &[0x48, 0x82, 0x10, 0x05];
 const HEAD_TOO_LARGE: &[u8] = &[0x48, 0x83, 0x69, 0x90, 0xff];
 const REFUSED_STREAM: u32 = 7;
-const ENHANCE_YOUR_CALM: u32 = 11;
 const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
 
 type Frame<'a> = (u8, u32, &'a [u8]);

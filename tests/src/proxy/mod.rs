@@ -19,6 +19,9 @@ use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::{JoinHandle, JoinSet};
 
+/// How an insert into the default dataset's table is announced, in the request's address: a marker.
+pub const EVENTS_INSERT: &str = "INSERT+INTO+%60telemetry%60.%60events%60";
+
 /// A direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {

@@ -3,6 +3,7 @@
 use super::draw::{Draw, Fault, Network};
 use super::figures::Figures;
 use crate::oracle::Oracle;
+use crate::oracle::request::DATASETS;
 use crate::oracle::verdict::Verdict;
 use crate::{Deployment, Hop, Part, Plan, Shape, finally};
 use rustix::process::Signal;
@@ -15,8 +16,8 @@ const GIVEN_UP: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(20);
 /// Of the ClickHouse beside Sluice: a table that is away is set aside within a round.
 const PARK_AFTER: &str = "park_after: 1s";
-/// The default dataset, and one with other partitions and another batch.
-const DATASETS: &str = "datasets:
+/// The oracle's datasets: the default one, and one with other partitions and another batch.
+const CONFIG: &str = "datasets:
 - &events {name: events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toDate(timestamp),
    fields: [{name: event_id, type: string, required: true}, {name: timestamp, type: datetime64(3), required: true, epoch: ms},
      {name: service, type: low_cardinality(string)}, {name: attributes, type: \"map(string, string)\"},
@@ -28,9 +29,6 @@ const DATASETS: &str = "datasets:
      {name: size_bytes, type: nullable(uint64), from: size_kib, unit: {from: KiBy, to: By}}],
    dedup: {key: [event_id], window: 24h}, batch: {max_age: 500ms, max_rows: 5000}}
 ";
-
-/// Their tables.
-const DATASET_TABLES: [&str; 2] = ["events", "more_events"];
 
 /// A round under way.
 struct Round {
@@ -47,7 +45,7 @@ pub async fn play(draw: &Draw) -> (Figures, Verdict) {
     let mut plan = Plan::new(draw.shape)
         .tenants(draw.tenants)
         .small_files(draw.small_files)
-        .extra(DATASETS);
+        .extra(CONFIG);
     if draw.proxied {
         plan = hops(draw.shape).iter().fold(plan, |plan, hop| plan.proxied(*hop));
         plan = plan.clickhouse(PARK_AFTER);
@@ -100,7 +98,7 @@ impl Round {
             }
             Fault::Restart { part } => self.restart(*part).await,
             Fault::Network(network) => self.network(network).await,
-            Fault::Table { dataset, time } => self.table(DATASET_TABLES[*dataset], *time).await,
+            Fault::Table { dataset, time } => self.table(DATASETS[*dataset], *time).await,
         }
     }
 

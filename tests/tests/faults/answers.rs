@@ -1,8 +1,8 @@
 //! ClickHouse stores rows and says something else: no such answer is believed, and rows are counted.
 
-use super::trial::{ROWS, SOON, Trial};
+use super::trial::{SOON, Trial};
 use bytes::Bytes;
-use sluice_tests::proxy::{Act, Rule};
+use sluice_tests::proxy::{Act, EVENTS_INSERT, Rule};
 use sluice_tests::{Hop, Part, Plan, Shape, eventually};
 
 /// Row 9: each is an answer to an insert that was carried out.
@@ -19,11 +19,11 @@ async fn whatever_is_answered_in_place_of_a_clean_200_is_verified_and_rows_are_o
     let mut trial = Trial::start(Plan::new(Shape::AllInOne).proxied(Hop::ToClickHouse)).await;
     trial.acked(0, 10).await;
     trial.until_rows(10).await;
-    trial.deployment.proxy(Hop::ToClickHouse).count(ROWS);
+    trial.deployment.proxy(Hop::ToClickHouse).count(EVENTS_INSERT);
     for (n, answer) in (1..).zip(ANSWERS) {
         let proxy = trial.deployment.proxy(Hop::ToClickHouse);
         let answer = Bytes::from_static(answer.as_bytes());
-        proxy.set(Rule::on(ROWS, Act::Answer(answer)).times(1));
+        proxy.set(Rule::on(EVENTS_INSERT, Act::Answer(answer)).times(1));
         trial.acked(0, 10).await;
         eventually("the rows are found", SOON, async || {
             let backlog = trial

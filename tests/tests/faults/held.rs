@@ -1,8 +1,8 @@
 //! Requests and answers that the network holds back: whoever waits for them gives up, asks the server what it has,
 //! and rows are there once, whatever arrives later.
 
-use super::trial::{ROWS, SOON, Trial};
-use sluice_tests::proxy::{Act, Rule, Way};
+use super::trial::{SOON, Trial};
+use sluice_tests::proxy::{Act, EVENTS_INSERT, Rule, Way};
 use sluice_tests::{Hop, Part, Plan, Shape, eventually};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ async fn start() -> Trial {
     let trial = Trial::start(Plan::new(Shape::AllInOne).proxied(Hop::ToClickHouse)).await;
     trial.acked(0, 10).await;
     trial.until_rows(10).await;
-    trial.deployment.proxy(Hop::ToClickHouse).count(ROWS);
+    trial.deployment.proxy(Hop::ToClickHouse).count(EVENTS_INSERT);
     trial
 }
 
@@ -30,7 +30,7 @@ async fn caught(trial: &Trial, times: u64) {
 async fn an_answer_held_past_the_time_out_is_verified_and_no_second_insert_is_sent() {
     let mut trial = start().await;
     let proxy = trial.deployment.proxy(Hop::ToClickHouse);
-    proxy.set(Rule::on(ROWS, Act::HoldAnswer).times(1));
+    proxy.set(Rule::on(EVENTS_INSERT, Act::HoldAnswer).times(1));
     trial.acked(0, 20).await;
     caught(&trial, 1).await;
     trial.until_rows(30).await;
@@ -56,7 +56,7 @@ async fn an_answer_held_past_the_time_out_is_verified_and_no_second_insert_is_se
 async fn a_held_request_that_arrives_after_its_retry_has_won_stores_nothing() {
     let mut trial = start().await;
     let proxy = trial.deployment.proxy(Hop::ToClickHouse);
-    proxy.set(Rule::on(ROWS, Act::HoldRequest).times(1));
+    proxy.set(Rule::on(EVENTS_INSERT, Act::HoldRequest).times(1));
     trial.acked(0, 20).await;
     caught(&trial, 1).await;
     assert_eq!(trial.rows().await, Some(10));
@@ -68,7 +68,7 @@ async fn a_held_request_that_arrives_after_its_retry_has_won_stores_nothing() {
 async fn two_held_requests_that_arrive_after_a_third_attempt_store_nothing() {
     let mut trial = start().await;
     let proxy = trial.deployment.proxy(Hop::ToClickHouse);
-    proxy.set(Rule::on(ROWS, Act::HoldRequest).times(2));
+    proxy.set(Rule::on(EVENTS_INSERT, Act::HoldRequest).times(2));
     trial.acked(0, 20).await;
     caught(&trial, 1).await;
     trial.deployment.proxy(Hop::ToClickHouse).leave_clients();
@@ -111,7 +111,7 @@ async fn a_held_request_that_arrives_past_the_token_window_doubles_and_the_oracl
         .await
         .expect("altered");
     let proxy = trial.deployment.proxy(Hop::ToClickHouse);
-    proxy.set(Rule::on(ROWS, Act::HoldRequest).times(1));
+    proxy.set(Rule::on(EVENTS_INSERT, Act::HoldRequest).times(1));
     trial.acked(0, 20).await;
     caught(&trial, 1).await;
     trial.deployment.proxy(Hop::ToClickHouse).leave_clients();

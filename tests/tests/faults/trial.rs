@@ -8,8 +8,6 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Deployments that run at once: more would starve each other.
 static TURNS: Semaphore = Semaphore::const_new(3);
-/// How an insert into the dataset's table is announced, in the request's address.
-pub const ROWS: &str = "INSERT+INTO+%60telemetry%60.%60events%60";
 /// For what must happen soon.
 pub const SOON: Duration = Duration::from_secs(30);
 

@@ -3,7 +3,7 @@
 
 use super::load::{Ended, Load};
 use super::{all_arrived, books_agree};
-use sluice_tests::proxy::{Act, Rule};
+use sluice_tests::proxy::{Act, EVENTS_INSERT, Rule};
 use sluice_tests::{Deployment, Hop, Part, Plan, Shape, eventually, now_ms};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +11,6 @@ use std::time::Duration;
 
 /// How long each piece of an insert's body (up to 64 KiB) is held up: at most some 6 MB/s are drained.
 const SLOW: Duration = Duration::from_millis(10);
-/// How an insert into the dataset's table is announced, in the request's address.
-const ROWS: &str = "INSERT+INTO+%60telemetry%60.%60events%60";
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two requests of the modest tenant.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -29,7 +27,7 @@ async fn a_greedy_tenant_is_held_to_its_share_of_the_drain_and_a_modest_one_is_n
     let greedy = Arc::new(Load::new(deployment.tenant(0)));
     assert_eq!(greedy.send().await, Ended::Acked);
     let proxy = deployment.proxy(Hop::ToClickHouse);
-    proxy.set(Rule::on(ROWS, Act::Delay(SLOW)));
+    proxy.set(Rule::on(EVENTS_INSERT, Act::Delay(SLOW)));
 
     let done = Arc::new(AtomicBool::new(false));
     let modest = tokio::spawn(modest(Arc::clone(&deployment), Arc::clone(&done)));
