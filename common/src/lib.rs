@@ -20,6 +20,7 @@ pub mod process;
 pub mod record;
 pub mod reload;
 pub mod replace;
+pub mod replay;
 pub mod secret;
 pub mod serve;
 pub mod servers;

@@ -8,6 +8,7 @@ use sluice_common::ids::LogId;
 use sluice_common::record::Record;
 use sluice_common::wire::sink::{Range, RangeRecord, SinkCall, SinkRequest, Steps, WhichServers};
 use sluice_common::wire::transport::Call as _;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -48,6 +49,7 @@ pub fn write(dir: &Path) {
         records: vec![RangeRecord { record, fates }],
         ledger: Vec::new(),
         quarantined: Vec::new(),
+        instead: BTreeMap::new(),
         trace: Default::default(),
     });
     for (name, call) in [

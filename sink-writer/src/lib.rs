@@ -23,6 +23,7 @@ pub mod limiter;
 pub mod observe;
 pub mod pace;
 pub mod place;
+mod replay;
 pub mod report;
 mod route;
 pub mod servers;

@@ -10,7 +10,7 @@ use crate::servers::{AtServer, Server, Servers};
 use crate::settle::Settler;
 use crate::survey::Survey;
 use crate::tables::DescribeError;
-use crate::{horizon, ledger, letters, pace, report, survey};
+use crate::{horizon, ledger, letters, pace, replay, report, survey};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream;
@@ -21,9 +21,9 @@ use sluice_common::limits::CLICKHOUSE_SLOTS_MAX;
 use sluice_common::metrics::Metrics;
 use sluice_common::reload::Part;
 use sluice_common::telemetry;
-use sluice_common::wire::sink::{SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
+use sluice_common::wire::sink::{RangeRecord, SinkCall, SinkReply, SinkRequest, SubReport, SubTask, Verdict};
 use sluice_common::wire::transport::Seam;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -184,6 +184,10 @@ impl SinkWriter {
                 Err(reason) => SinkReply::Failed { reason },
             },
             SinkRequest::Servers(_) => SinkReply::Servers(self.servers.seen().await),
+            SinkRequest::Replay(call) => match replay::answer(&self.servers, call).await {
+                Ok(told) => SinkReply::Replay(told),
+                Err(reason) => SinkReply::Failed { reason },
+            },
         }
     }
 
@@ -199,7 +203,7 @@ impl SinkWriter {
         let source = Source {
             log: call.log,
             partition: call.partition,
-            records: call.records,
+            records: redirected(call.records, &call.instead),
             ledger: call.ledger,
             quarantined: call.quarantined,
             tasks: call.tasks.clone(),
@@ -298,6 +302,16 @@ fn held_by(call: &SinkCall) -> usize {
     columns.fold(call.record_bytes(), usize::saturating_add)
 }
 
+/// Records whose rows go to other tables than they name.
+fn redirected(mut records: Vec<RangeRecord>, instead: &BTreeMap<Name, Name>) -> Vec<RangeRecord> {
+    for one in &mut records {
+        if let Some(other) = instead.get(&one.record.meta.table) {
+            one.record.meta.table = other.clone();
+        }
+    }
+    records
+}
+
 /// What the pump must have kept: records of this log, inside the range, with a fate a row.
 fn check(call: &SinkCall) -> Result<(), String> {
     for one in &call.records {
@@ -365,6 +379,7 @@ fn span(request: &SinkRequest) -> tracing::Span {
         SinkRequest::Letters(_) => tracing::info_span!("letters"),
         SinkRequest::Parts(_) => tracing::debug_span!("parts"),
         SinkRequest::Servers(_) => tracing::debug_span!("servers"),
+        SinkRequest::Replay(call) => tracing::info_span!("replay", id = %call.id),
     }
 }
 

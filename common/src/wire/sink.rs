@@ -9,11 +9,13 @@ use crate::ids::{LogId, Name, Offset};
 use crate::letters::{LettersCall, LettersTold};
 use crate::limits::SINK_CALL_BYTES;
 use crate::record::{self, Record};
+use crate::replay::{ReplayCall, SinkTold};
 use crate::servers::{ServerId, ServersSeen};
 use crate::trace::TraceContext;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Record offsets `[a, b)` of one partition.
@@ -138,6 +140,8 @@ pub struct SinkCall {
     pub ledger: Vec<LedgerRow>,
     /// Rows of the records that are written as dead letters; their fate is to be dropped otherwise.
     pub quarantined: Vec<RefusedRows>,
+    /// Tables that are written in place of those that the records name: a replay's.
+    pub instead: BTreeMap<Name, Name>,
     pub trace: TraceContext,
 }
 
@@ -236,6 +240,7 @@ pub enum SinkRequest {
     Letters(LettersCall),
     Parts(PartsQuery),
     Servers(WhichServers),
+    Replay(ReplayCall),
 }
 
 /// All that it answers.
@@ -250,6 +255,7 @@ pub enum SinkReply {
     /// The parts of those tables that there are.
     Parts(Vec<PartsLine>),
     Servers(ServersSeen),
+    Replay(SinkTold),
     /// Over its byte budget; nothing was begun. Over HTTP: 429.
     Busy {
         retry_after_ms: u64,
@@ -272,7 +278,8 @@ impl SinkReply {
             | Self::Books(_, _)
             | Self::Letters(_, _)
             | Self::Parts(_)
-            | Self::Servers(_) => "the sink-writer answers another question".into(),
+            | Self::Servers(_)
+            | Self::Replay(_) => "the sink-writer answers another question".into(),
         }
     }
 }
@@ -293,7 +300,8 @@ impl Answer for SinkReply {
             | Self::Books(_, _)
             | Self::Letters(_, _)
             | Self::Parts(_)
-            | Self::Servers(_) => StatusCode::OK,
+            | Self::Servers(_)
+            | Self::Replay(_) => StatusCode::OK,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -315,12 +323,15 @@ enum Head {
         ledger: Vec<LedgerRow>,
         #[serde(default)]
         quarantined: Vec<RefusedRows>,
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        instead: BTreeMap<Name, Name>,
     },
     Horizon(Horizon),
     Books(BooksQuery),
     Letters(LettersCall),
     Parts(PartsQuery),
     Servers(WhichServers),
+    Replay(ReplayCall),
 }
 
 impl SinkCall {
@@ -344,15 +355,19 @@ impl Call for SinkRequest {
             Self::Letters(call) => call.timeout,
             Self::Parts(query) => query.timeout,
             Self::Servers(asked) => asked.timeout,
+            Self::Replay(call) => call.timeout,
         }
     }
 
     fn trace(&self) -> TraceContext {
         match self {
             Self::Write(call) => call.trace,
-            Self::Horizon(_) | Self::Books(_) | Self::Letters(_) | Self::Parts(_) | Self::Servers(_) => {
-                TraceContext::default()
-            }
+            Self::Horizon(_)
+            | Self::Books(_)
+            | Self::Letters(_)
+            | Self::Parts(_)
+            | Self::Servers(_)
+            | Self::Replay(_) => TraceContext::default(),
         }
     }
 
@@ -364,6 +379,7 @@ impl Call for SinkRequest {
             Self::Letters(call) => (Head::Letters(call), Vec::new()),
             Self::Parts(query) => (Head::Parts(query), Vec::new()),
             Self::Servers(asked) => (Head::Servers(asked), Vec::new()),
+            Self::Replay(call) => (Head::Replay(call), Vec::new()),
         };
         let head = serde_json::to_vec(&head).expect("the head has no map with other keys than text");
         let frames: usize = records.iter().map(|record| record.frame().len()).sum();
@@ -394,6 +410,10 @@ impl Call for SinkRequest {
                 Ok(Self::Letters(call))
             }
             Head::Servers(_) => Ok(Self::Servers(WhichServers { timeout })),
+            Head::Replay(mut call) => {
+                call.timeout = timeout;
+                Ok(Self::Replay(call))
+            }
             Head::Write {
                 log,
                 partition,
@@ -405,6 +425,7 @@ impl Call for SinkRequest {
                 fates,
                 ledger,
                 quarantined,
+                instead,
             } => {
                 let mut records = Vec::with_capacity(fates.len());
                 for fates in fates {
@@ -427,6 +448,7 @@ impl Call for SinkRequest {
                     records,
                     ledger,
                     quarantined,
+                    instead,
                     trace,
                 }))
             }
@@ -446,6 +468,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
         records,
         ledger,
         quarantined,
+        instead,
         ..
     } = call;
     let (records, fates) = records.into_iter().map(|one| (one.record, one.fates)).unzip();
@@ -461,6 +484,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
             fates,
             ledger,
             quarantined,
+            instead,
         },
         records,
     )

@@ -386,7 +386,8 @@ mod tests {
                     | SinkRequest::Books(_)
                     | SinkRequest::Letters(_)
                     | SinkRequest::Parts(_)
-                    | SinkRequest::Servers(_) => {
+                    | SinkRequest::Servers(_)
+                    | SinkRequest::Replay(_) => {
                         let seen = ServerSeen {
                             id: server(),
                             up: true,
@@ -420,6 +421,7 @@ mod tests {
             log: LogId(1),
             partition: 0,
             sink,
+            instead: BTreeMap::new(),
         };
         let metrics = Metrics::detached();
         let retries = Retries::new(Arc::new(ManualClock::at(0)), metrics.clone(), dice());

@@ -6,13 +6,14 @@ use crate::progress::settle::Settling;
 use crate::runtime::{self, Instant};
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::failpoint::{self, Point};
-use sluice_common::ids::LogId;
+use sluice_common::ids::{LogId, Name};
 use sluice_common::servers::ServerId;
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::{
     Horizon, HorizonTold, Range, RangeRecord, SinkCall, SinkReply, SinkRequest, SubReport, SubTask,
 };
 use sluice_common::wire::transport::Seam;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tower::ServiceExt as _;
 
@@ -22,6 +23,8 @@ pub struct Caller {
     pub log: LogId,
     pub partition: u16,
     pub sink: Seam<SinkRequest>,
+    /// Tables that are written in place of those that the records name: a replay's.
+    pub instead: BTreeMap<Name, Name>,
 }
 
 /// What the calls of one settling have in common.
@@ -120,6 +123,7 @@ impl Caller {
             tasks: plan.tasks,
             ledger,
             quarantined,
+            instead: self.instead.clone(),
             trace: occasion.trace,
         }
     }

@@ -46,6 +46,7 @@ use sluice_common::servers::ServerId;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::{RangeRecord, SinkRequest};
 use sluice_common::wire::transport::Seam;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -160,6 +161,7 @@ impl Pump {
             log: log.id(),
             partition: PARTITION,
             sink,
+            instead: BTreeMap::new(),
         };
         let driver = Driver {
             servers: Servers::new(caller.sink.clone()),

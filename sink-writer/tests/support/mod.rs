@@ -15,6 +15,7 @@ use sluice_common::wire::sink::{
     Range, RangeRecord, SinkCall, SinkReply, SinkRequest, Steps, SubReport, SubTask,
 };
 use sluice_sink_writer::{SinkWriter, Target};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,6 +161,7 @@ pub fn call(
         records,
         ledger: Vec::new(),
         quarantined: Vec::new(),
+        instead: BTreeMap::new(),
         trace: TraceContext::default(),
     }
 }
@@ -173,6 +175,7 @@ pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
         | SinkReply::Letters(_, _)
         | SinkReply::Parts(_)
         | SinkReply::Servers(_)
+        | SinkReply::Replay(_)
         | SinkReply::Busy { .. }
         | SinkReply::Failed { .. }) => {
             panic!("not written: {other:?}")
