@@ -257,6 +257,24 @@ pub const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Back-off after a range that could not be settled: last wait.
 pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(10);
 
+// ---- replay ----
+
+/// Events a second that a replay writes at most, where its order does not say otherwise: about what leaves half of two
+/// cores to the live path.
+pub const REPLAY_EVENTS_PER_SECOND: u64 = 300_000;
+/// Rows of one range of a replay, or one record: a call of the live path waits for less than half a second behind it.
+pub const REPLAY_RANGE_ROWS: usize = 100_000;
+/// While the live backlog is older, a replay waits.
+pub const REPLAY_BACKLOG_AGE: Duration = Duration::from_secs(2);
+/// After so much trouble with one range, or with what was under way at a promotion, a replay stops and says why.
+pub const REPLAY_PATIENCE: Duration = Duration::from_secs(60);
+/// How long after its last step the log keeps what a replay may still ask for.
+pub const REPLAY_PIN_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Part of `log.max_bytes` by which the log grows larger at most for the sake of a replay.
+pub const REPLAY_PIN_PART: u64 = 4;
+/// Plans that may be run; older ones are forgotten.
+pub const REPLAY_PLANS: usize = 16;
+
 // ---- processes ----
 
 /// From SIGTERM to the end: what was taken is finished within it, then the process exits.

@@ -72,6 +72,8 @@ names! {
         GenerationBumps = "sluice_token_generation_bumps_total", "Tokens given up because the server had recorded them without their rows.";
         /// `reason`.
         DeadLetters = "sluice_dead_letters_total", "Events written to dead_letters.";
+        /// `outcome` written, left_out.
+        ReplayEvents = "sluice_replay_events_total", "Events that replays have read.";
         /// `outcome` done, failed, late, crowded_out, plain_http.
         TlsHandshakes = "sluice_tls_handshakes_total", "TLS handshakes by how they ended.";
         /// `certificate` edge, internal, clickhouse; `outcome` applied, refused.

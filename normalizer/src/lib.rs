@@ -9,6 +9,7 @@ pub mod admin;
 pub mod append;
 pub mod dedup;
 mod dlq;
+mod framed;
 pub mod grant;
 pub mod intake;
 pub mod key_cap;
@@ -17,6 +18,7 @@ pub mod log;
 pub mod parked;
 pub mod progress;
 pub mod pump;
+mod replay;
 mod runtime;
 pub mod service;
 #[cfg(test)]

@@ -15,8 +15,9 @@ use crate::parked::file::FileError;
 use crate::progress::store::{Store, StoreError};
 use crate::pump::batching::{Settings, SharedSettings};
 use crate::pump::{Parts, Pump, PumpError, retries};
+use crate::replay::{self, Replays};
 use crate::service::{IntakeService, RejectMarks};
-use crate::state::{State, StateOptions};
+use crate::state::{State, StateOptions, secret_check};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sluice_common::admin::Readiness;
@@ -124,10 +125,15 @@ impl Running {
         let intake = Intake::new(&loaded.config.datasets, secret)
             .map_err(|problems| loaded.source.refuse(&problems))?
             .with_copy_budget(loaded.config.dead_letters.bytes_per_second.0);
-        Ok(Self::assemble(loaded, environment, state, intake))
+        Self::assemble(loaded, environment, state, intake)
     }
 
-    fn assemble(loaded: &Loaded, environment: Environment, state: State, intake: Intake) -> Self {
+    fn assemble(
+        loaded: &Loaded,
+        environment: Environment,
+        state: State,
+        intake: Intake,
+    ) -> Result<Self, StartError> {
         let State {
             log,
             store,
@@ -176,18 +182,39 @@ impl Running {
             park_after: Duration::from_millis(loaded.config.clickhouse.park_after.ms()),
             dice: retries::dice(),
         };
+        let (stop, shelf) = (parts.stop.clone(), parts.shelf.clone());
         let pump = Pump::new(parts);
-        let control = questions_to(&service, pump.progress(), questions, loaded);
+        // Whoever writes to live tables besides the pump takes turns.
+        let orders = Arc::new(Semaphore::new(1));
+        let replays = Replays::open(replay::Parts {
+            dir: Dir::from(replay_dir(loaded).as_path()),
+            log: Arc::clone(&log),
+            progress: pump.progress(),
+            shelf,
+            sink: questions.clone(),
+            settings: Arc::clone(&settings),
+            letters: Arc::clone(&orders),
+            dedup_at: dedup_beside(loaded, &log),
+            clock: Arc::clone(&service.clock),
+            metrics: service.metrics.clone(),
+            stop,
+        });
+        let replays = replays.map_err(|error| StartError::DataDir {
+            dir: replay_dir(loaded),
+            error,
+        })?;
+        let control = questions_to(&service, pump.progress(), (questions, orders), loaded);
         let pump = tokio::spawn(watched(pump.run(), builder));
-        Self {
-            control: control.merge(routes),
+        replays.go_on();
+        Ok(Self {
+            control: control.merge(routes).merge(replay::routes(replays)),
             intake: Arc::clone(&service).seam(),
             ready: readiness(Arc::clone(&log)),
             pump,
             log,
             service,
             settings,
-        }
+        })
     }
 
     /// Follows the config: schemas for requests that come from now on, the cap of keys, and what the pump
@@ -223,7 +250,7 @@ impl Running {
 fn questions_to(
     service: &Arc<IntakeService>,
     progress: Arc<Mutex<Store>>,
-    sink: Seam<SinkRequest>,
+    (sink, orders): (Seam<SinkRequest>, Arc<Semaphore>),
     loaded: &Loaded,
 ) -> axum::Router {
     let ledger = Ledger {
@@ -238,7 +265,7 @@ fn questions_to(
         sink,
         service: Arc::clone(service),
         progress,
-        gate: Semaphore::new(1),
+        gate: orders,
     };
     admin::routes(Arc::clone(service), loaded.config.clickhouse.database.clone())
         .merge(ledger.routes())
@@ -303,6 +330,20 @@ fn dedup_options(loaded: &Loaded, disk: &Disk, (log, secret_check): (LogId, u64)
             (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
         ),
     }
+}
+
+fn replay_dir(loaded: &Loaded) -> PathBuf {
+    loaded.data_dir.join("replay")
+}
+
+/// Dedup states of replays: as the pump's, but for place and memory.
+fn dedup_beside(loaded: &Loaded, log: &EmbeddedLog) -> replay::DedupAt {
+    let options = dedup_options(loaded, &Disk::default(), (log.id(), secret_check(log)));
+    Arc::new(move |dir| DedupOptions {
+        dir,
+        memory_bytes: options.memory_bytes / 4,
+        ..options.clone()
+    })
 }
 
 fn key_cap(loaded: &Loaded, dedup: &Dedup, now: UnixMs) -> KeyCap {

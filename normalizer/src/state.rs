@@ -122,6 +122,7 @@ fn match_store(
     Ok(store)
 }
 
-fn secret_check(log: &EmbeddedLog) -> u64 {
+/// A hash of the log's secret: state that was made under another one is told by it.
+pub fn secret_check(log: &EmbeddedLog) -> u64 {
     xxhash_rust::xxh3::xxh3_64(&log.hash_secret())
 }

@@ -53,6 +53,8 @@
 //! | `letter.stored` | the row of a dead letter that is tried again is in its table, the books do not say so | unknown |
 //! | `letter.booked` | the books say so, the letter is there | unknown |
 //! | `letter.deleted` | the letter is gone, the caller was not told | unknown |
+//! | `replay.persist`, `replay.persisted` | around the state of a replay | it stops, and can be resumed |
+//! | `replay.act`, `replay.acted` | around what a replay has done to tables | the same |
 //!
 //! # The safeties
 //! | name | what it keeps | without it |
@@ -148,6 +150,10 @@ named! {
         LetterStored = "letter.stored",
         LetterBooked = "letter.booked",
         LetterDeleted = "letter.deleted",
+        ReplayPersist = "replay.persist",
+        ReplayPersisted = "replay.persisted",
+        ReplayAct = "replay.act",
+        ReplayActed = "replay.acted",
     }
 }
 

@@ -42,7 +42,7 @@ pub struct DeadLetters {
     pub service: Arc<IntakeService>,
     pub progress: Arc<Mutex<Store>>,
     /// One order at a time: two would settle the same letter at once.
-    pub gate: Semaphore,
+    pub gate: Arc<Semaphore>,
 }
 
 /// The answer of the list.

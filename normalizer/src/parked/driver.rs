@@ -47,6 +47,15 @@ pub struct Drivers {
     room: Arc<Semaphore>,
 }
 
+/// A unit of a line is worked on as long as this is there.
+struct Working<'a>(&'a Shelf, &'a Line);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.worked(self.1);
+    }
+}
+
 /// How an attempt at a unit ended.
 enum Ended {
     Settled,
@@ -111,13 +120,16 @@ impl Drivers {
     async fn line(&self, line: &Line) -> Result<(), FileError> {
         let table = &line.1;
         let mut troubles = 0;
-        while let Some((id, unit)) = self.shelf.next(line) {
+        while let Some((id, unit)) = self.shelf.take(line) {
+            let working = Working(&self.shelf, line);
             // Before there were several servers there was one: it is named first.
             let Some(server) = unit.server.or_else(|| self.servers.first()) else {
+                drop(working);
                 self.pause(&mut 0).await;
                 continue;
             };
             if !self.servers.is_unknown(&server) && !self.servers.answers(&server) {
+                drop(working);
                 self.pause(&mut 0).await;
                 continue;
             }
@@ -127,6 +139,7 @@ impl Drivers {
                 };
                 self.unit(&id, unit.mend, server).await
             };
+            drop(working);
             match ended {
                 Ok(Ended::Settled) => {
                     troubles = 0;

@@ -21,6 +21,7 @@
 //! what it lists counts. A unit that does not
 //! check out is an error and stops the start: acknowledged rows are in it.
 
+use crate::framed::{self, PREFIX_BYTES, frame, unframe};
 use crate::progress::Marks;
 use serde::{Deserialize, Serialize};
 use sluice_common::books::{BooksLine, LedgerRow};
@@ -44,7 +45,6 @@ const MARKS_MAGIC: [u8; 4] = *b"SLM1";
 /// 2: a unit names its server, and may be of our own tables. Without that it is as 1 was.
 const VERSION: u16 = 2;
 const OLDEST_VERSION: u16 = 1;
-const PREFIX_BYTES: usize = 16;
 
 /// Which unit: units of one table are settled in this order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,7 +188,7 @@ pub fn read_head(dir: &Dir, id: &UnitId) -> Result<(Head, u64), FileError> {
     let mut bytes = vec![0; PREFIX_BYTES];
     file.read_exact(&mut bytes)
         .map_err(|error| damaged(&path, error.to_string()))?;
-    let length = word(&bytes, 8) as u64;
+    let length = framed::length(&bytes) as u64;
     if length > size {
         return Err(damaged(&path, "it is cut short".into()));
     }
@@ -300,38 +300,12 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn framed(magic: [u8; 4], text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(PREFIX_BYTES + text.len());
-    bytes.extend_from_slice(&magic);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bytes.extend_from_slice(&[0; 2]);
-    let length = u32::try_from(text.len()).expect("a head is under 4 GiB");
-    bytes.extend_from_slice(&length.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes), text);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    bytes.extend_from_slice(text);
-    bytes
+    frame(magic, VERSION, text)
 }
 
 /// The checked text, and what follows it.
 fn unframed(magic: [u8; 4], bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
-    if bytes.len() < PREFIX_BYTES || bytes[..4] != magic {
-        return Err("it does not begin as such a file does".into());
-    }
-    let version = u16::from_le_bytes([bytes[4], bytes[5]]);
-    let end = PREFIX_BYTES + word(bytes, 8) as usize;
-    let text = bytes.get(PREFIX_BYTES..end).ok_or("it is cut short")?;
-    if crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), text) != word(bytes, 12) {
-        return Err("its checksum is another".into());
-    }
-    if !(OLDEST_VERSION..=VERSION).contains(&version) {
-        return Err(format!("layout {version} is a later release's: start that"));
-    }
-    Ok((text, &bytes[end..]))
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
-    word.map_or(0, u32::from_le_bytes)
+    unframe(magic, OLDEST_VERSION..=VERSION, bytes)
 }
 
 fn damaged(path: &Path, reason: String) -> FileError {

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::Notify;
 
+/// Why a held table's rows are set aside.
+const HELD: &str = "a replay is being promoted: its partitions are replaced";
 /// What a row of the books weighs here: its share of the head.
 const BOOKS_ROW_BYTES: u64 = 256;
 
@@ -45,6 +47,10 @@ struct State {
     full: BTreeSet<Name>,
     /// Units of ranges below are committed, and may be settled.
     committed: Offset,
+    /// Tables whose partitions are being replaced: nothing is written to them meanwhile.
+    held: BTreeSet<Name>,
+    /// Lines of which a unit is being worked on.
+    driven: BTreeSet<Line>,
 }
 
 /// What waits in one line: units of a server, by name, and table. Empty for what names no server.
@@ -135,7 +141,53 @@ impl Shelf {
                 .map_or(String::new(), |(_, unit)| unit.reason.clone())
         };
         let here = state.broken.iter().filter(|(name, _)| *name == server.name);
-        here.map(|line| (line.1.clone(), reason(line))).collect()
+        let mut broken: BTreeMap<Name, String> = here.map(|line| (line.1.clone(), reason(line))).collect();
+        let held = state.held.iter().map(|table| (table.clone(), HELD.to_owned()));
+        broken.extend(held);
+        broken
+    }
+
+    /// From now on nothing is written to these tables: what comes for them is set aside, and nothing of it goes in.
+    pub fn hold(&self, tables: &[Name]) {
+        self.0.state.lock().held.extend(tables.iter().cloned());
+    }
+
+    /// They take rows again.
+    pub fn release(&self, tables: &[Name]) {
+        self.0.state.lock().held.retain(|table| !tables.contains(table));
+        self.0.changed.notify_one();
+    }
+
+    /// Whether a table is held.
+    #[must_use]
+    pub fn is_held(&self, table: &Name) -> bool {
+        self.0.state.lock().held.contains(table)
+    }
+
+    /// Whether a unit of one of these tables is being worked on.
+    #[must_use]
+    pub fn is_driven(&self, tables: &[Name]) -> bool {
+        let state = self.0.state.lock();
+        state.driven.iter().any(|(_, table)| tables.contains(table))
+    }
+
+    /// Work on the oldest unit of a line begins: `None` where there is none, or its table is held. It ends with
+    /// [`Self::worked`].
+    #[must_use]
+    pub fn take(&self, line: &Line) -> Option<(UnitId, Unit)> {
+        let mut state = self.0.state.lock();
+        let mut of_line = state.drivable().filter(|(id, unit)| unit.line(id) == *line);
+        let taken = of_line.next().map(|(id, unit)| (id.clone(), unit.clone()));
+        drop(of_line);
+        if taken.is_some() {
+            state.driven.insert(line.clone());
+        }
+        taken
+    }
+
+    /// Work on a line's unit has ended, for now.
+    pub fn worked(&self, line: &Line) {
+        self.0.state.lock().driven.remove(line);
     }
 
     /// Makes one table's share of a range durable here. Blocks for the disk.
@@ -223,14 +275,6 @@ impl Shelf {
     pub fn lines_to_drive(&self) -> BTreeSet<Line> {
         let state = self.0.state.lock();
         state.drivable().map(|(id, unit)| unit.line(id)).collect()
-    }
-
-    /// The oldest unit of a line that can be worked on.
-    #[must_use]
-    pub fn next(&self, line: &Line) -> Option<(UnitId, Unit)> {
-        let state = self.0.state.lock();
-        let mut of_line = state.drivable().filter(|(id, unit)| unit.line(id) == *line);
-        of_line.next().map(|(id, unit)| (id.clone(), unit.clone()))
     }
 
     /// Reads a unit with what was decided of it. Blocks for the disk.
@@ -392,9 +436,9 @@ impl State {
     /// Committed units that may settle by being sent, or were ordered to.
     fn drivable(&self) -> impl Iterator<Item = (&UnitId, &Unit)> {
         let committed = self.committed;
-        self.units
-            .iter()
-            .filter(move |(id, unit)| id.b <= committed && (unit.heals || unit.mend))
+        self.units.iter().filter(move |(id, unit)| {
+            id.b <= committed && (unit.heals || unit.mend) && !self.held.contains(&id.table)
+        })
     }
 
     /// A unit whose server is lost says nothing of its table.

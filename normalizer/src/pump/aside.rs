@@ -122,7 +122,11 @@ impl Driver {
     }
 
     /// What comes for tables that take nothing is set aside without being tried.
-    pub(super) fn set_aside_broken(&self, way: &mut Way<'_>, marks: &mut Marks) -> Result<(), DriveError> {
+    pub(super) async fn set_aside_broken(
+        &self,
+        way: &mut Way<'_>,
+        marks: &mut Marks,
+    ) -> Result<(), DriveError> {
         for (table, reason) in self.shelf.broken(&way.occasion.server) {
             let is_here = |table: &Name| {
                 let mut records = way.closed.records.iter();
@@ -144,13 +148,22 @@ impl Driver {
             if !is_here(&table) {
                 continue;
             }
-            match block_in_place(|| self.set_aside(way, &*marks, &table, &trouble)) {
-                Ok(()) => {
-                    marks.forget(&table);
-                    way.aside.insert(table);
+            loop {
+                match block_in_place(|| self.set_aside(way, &*marks, &table, &trouble)) {
+                    Ok(()) => {
+                        marks.forget(&table);
+                        way.aside.insert(table);
+                        break;
+                    }
+                    // No room: then it is tried like any other, but for a table to which nothing may be written.
+                    Err(error) => {
+                        let reason = only_io(error)?.to_string();
+                        if !self.shelf.is_held(&table) {
+                            break;
+                        }
+                        self.wait(way, RETRY_BACKOFF_MAX, &reason, true).await;
+                    }
                 }
-                // No room: then it is tried like any other.
-                Err(error) => drop(only_io(error)?),
             }
         }
         Ok(())
@@ -176,6 +189,10 @@ impl Driver {
 
     fn say_aside(&self, table: &Name, trouble: &Trouble) {
         let (why, reason) = (trouble.why.label(), &trouble.reason);
+        if self.shelf.is_held(table) {
+            tracing::info!(%table, reason, "the table's rows are set aside for a moment");
+            return;
+        }
         tracing::error!(
             %table, why, reason,
             "the table's rows are set aside, and others go on: mend the cause (`ingestctl parked list`)"

@@ -16,6 +16,8 @@ pub type SharedSettings = Arc<ArcSwap<Settings>>;
 pub struct Settings {
     pub batching: Batching,
     pub tables: Vec<Name>,
+    /// Each dataset with its table.
+    pub datasets: Vec<(Name, Name)>,
     /// The widest dedup window of all datasets.
     pub max_window_ms: u64,
 }
@@ -27,6 +29,11 @@ impl Settings {
         Self {
             batching: Batching::new(config),
             tables: config.datasets.iter().map(|one| one.table().clone()).collect(),
+            datasets: config
+                .datasets
+                .iter()
+                .map(|one| (one.name.clone(), one.table().clone()))
+                .collect(),
             max_window_ms: config.max_window_ms(),
         }
     }

@@ -191,7 +191,7 @@ impl Driver {
         let found_closing = marks.closing;
         self.own_found(&mut way);
         if !marks.closing {
-            self.set_aside_broken(&mut way, &mut marks)?;
+            self.set_aside_broken(&mut way, &mut marks).await?;
             let work = left(closed, &way.aside);
             let settling = self.begin(&work, start, &marks);
             marks = self.settle_stage(&mut way, &Stage::Rows, settling).await?;

@@ -6,7 +6,7 @@ use super::segment::{Previous, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::tail_cache::{CachedFrame, TailCache};
 use sluice_common::clock::UnixMs;
 use sluice_common::ids::{LogId, Offset};
-use sluice_common::limits::WATERMARK_REOPEN_PERCENT;
+use sluice_common::limits::{REPLAY_PIN_PART, WATERMARK_REOPEN_PERCENT};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Index entries of a segment lie at least this part of it apart: 256 KiB of 64 MiB.
@@ -46,6 +46,8 @@ pub struct Catalogue {
     sealed: Offset,
     max_bytes: u64,
     closed: Option<FullReason>,
+    /// A replay reads from here on.
+    pinned: Option<Offset>,
 }
 
 /// Where a read finds its records.
@@ -135,6 +137,7 @@ impl Catalogue {
             sealed: 0,
             max_bytes,
             closed: None,
+            pinned: None,
         }
     }
 
@@ -325,12 +328,25 @@ impl Catalogue {
         (next.base <= self.committed.min(self.sealed)).then_some(first.base)
     }
 
+    /// Keeps what is at or above `offset`, within a bound of disk.
+    pub fn pin(&mut self, offset: Option<Offset>) {
+        self.pinned = offset;
+    }
+
     /// [`Self::deletable`], if it is out of `retain_ms` at `now` or `wanted` more bytes would be too many.
     pub fn expired(&self, now: UnixMs, retain_ms: u64, wanted: u64) -> Option<Offset> {
         let base = self.deletable()?;
         let newest_ms = self.segments.get(1)?.floor_ms;
-        let old = newest_ms.saturating_add(retain_ms) <= now;
-        (old || self.disk_bytes() + wanted > self.max_bytes).then_some(base)
+        let pinned = self
+            .pinned
+            .is_some_and(|pinned| self.segments.get(1).is_some_and(|next| pinned < next.base));
+        let old = newest_ms.saturating_add(retain_ms) <= now && !pinned;
+        let more = if pinned {
+            self.max_bytes / REPLAY_PIN_PART
+        } else {
+            0
+        };
+        (old || self.disk_bytes() + wanted > self.max_bytes.saturating_add(more)).then_some(base)
     }
 
     /// Forgets the oldest segment, before its file is deleted.

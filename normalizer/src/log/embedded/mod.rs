@@ -309,6 +309,13 @@ impl EmbeddedLog {
         }
     }
 
+    /// Keeps records from `offset` on for a replay, though they are stored and old: until it is called again, within a
+    /// bound of disk, and never where the volume's reserve needs the room.
+    pub fn pin(&self, offset: Option<Offset>) {
+        self.shared.catalogue.lock().pin(offset);
+        self.shared.spare.nudge();
+    }
+
     /// An offset at or below the first record appended at `ms` or later: the beginning of its segment.
     #[must_use]
     pub fn first_offset_appended_at_or_after(&self, ms: UnixMs) -> Offset {

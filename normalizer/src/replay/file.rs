@@ -1,0 +1,176 @@
+//! A replay's state on disk.
+//!
+//! # Constraints
+//! A start must find every replay as it was last made durable: what is declared is proven or sent again under
+//! the tokens it had, and a table whose rows are set aside for a promotion stays so. Few and small: tens of
+//! files of some KiB, each replaced a few times a second at most.
+//!
+//! # Bytes
+//! `replay/ID.state`: magic `SLRP`, version, length, checksum ([`crate::framed`]), then [`State`] as JSON.
+//!
+//! # Write
+//! Replaced whole: a fresh file beside it is synced and renamed, then the directory is synced. A failure leaves the
+//! old one or the new one, and nobody knows which: the replay stops, and what the disk has is what a start goes
+//! on from.
+//!
+//! # Delete
+//! Of replays that ended (promoted and discarded, or discarded) the newest 100 are kept for the list.
+//!
+//! # Recovery
+//! `ID.state.new` is what a crash left, and is removed. A file that does not check out is told and left alone: nothing
+//! acknowledged is in it. Directories `ID.dedup` are of no use after a stop, and are removed.
+
+use crate::framed::{frame, unframe};
+use crate::progress::Intent;
+use serde::{Deserialize, Serialize};
+use sluice_common::disk::Dir;
+use sluice_common::failpoint::{self, Point};
+use sluice_common::ids::{Name, Offset};
+use sluice_common::replace::{OWNER_ONLY, replace_on};
+use sluice_common::replay::{Decisions, Phase, ReplayId, ReplayTold};
+use sluice_common::servers::ServerId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+
+const MAGIC: [u8; 4] = *b"SLRP";
+const VERSION: u16 = 1;
+const SUFFIX: &str = ".state";
+const DEDUP_SUFFIX: &str = ".dedup";
+/// Replays that are kept in the list after they ended.
+const MAX_ENDED: usize = 100;
+
+/// All that a start goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// What is told of it; comparisons are not kept.
+    pub told: ReplayTold,
+    /// Records below are read: the plan's end, later that of what is caught up.
+    pub end: Offset,
+    /// How it is known which rows are repeats, by live table.
+    pub decisions: BTreeMap<Name, Decisions>,
+    /// The widest dedup window of the records.
+    pub window_ms: u64,
+    /// Where all of it happens.
+    pub server: ServerId,
+    /// What is declared of the shadow, and not proven.
+    #[serde(default)]
+    pub intent: Option<Intent>,
+    #[serde(default)]
+    pub promotion: Option<Promotion>,
+}
+
+/// How far a promotion is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    pub row_wise: bool,
+    /// Partitions by live table that are kept beside it: they may be replaced from now on.
+    pub saved: BTreeSet<(Name, String)>,
+    pub swapped: BTreeSet<(Name, String)>,
+}
+
+impl State {
+    /// The live tables.
+    pub fn tables(&self) -> impl Iterator<Item = &Name> {
+        self.decisions.keys()
+    }
+
+    /// Whether nothing is left to be done but to show it.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        match self.told.phase {
+            Phase::Promoted | Phase::Discarded => true,
+            Phase::Running | Phase::Paused | Phase::Failed | Phase::Done | Phase::Promoting => false,
+        }
+    }
+}
+
+/// Makes a state durable. Blocks for the disk.
+///
+/// # Errors
+/// Nobody knows then which of the two is there.
+pub fn write(dir: &Dir, state: &State) -> io::Result<()> {
+    let mut kept = state.clone();
+    (kept.told.diff, kept.told.comparing) = (None, false);
+    let text = serde_json::to_vec(&kept).map_err(io::Error::other)?;
+    let path = dir.join(format!("{}{SUFFIX}", state.told.id));
+    let fresh = dir.join(format!("{}{SUFFIX}.new", state.told.id));
+    let owner_only = Permissions::from_mode(OWNER_ONLY);
+    failpoint::hit(Point::ReplayPersist)?;
+    replace_on(
+        &dir.disk,
+        (&fresh, &path),
+        &frame(MAGIC, VERSION, &text),
+        owner_only,
+    )?;
+    failpoint::hit(Point::ReplayPersisted)
+}
+
+/// All states of a directory, which is made where it is missing. Leftovers are removed, and of those that ended
+/// the oldest.
+///
+/// # Errors
+/// Any of the directory.
+pub fn list(dir: &Dir) -> io::Result<Vec<State>> {
+    dir.disk.make_dir(&dir.path, 0o777)?;
+    dir.sync()?;
+    let mut states = Vec::new();
+    for entry in std::fs::read_dir(&dir.path)? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if name.ends_with(DEDUP_SUFFIX) {
+            std::fs::remove_dir_all(&path)?;
+        } else if name.ends_with(".new") {
+            dir.disk.remove(&path)?;
+        } else if name.ends_with(SUFFIX) {
+            match read(&std::fs::read(&path)?) {
+                Ok(state) => states.push(state),
+                Err(reason) => {
+                    tracing::error!(path = %path.display(), reason, "the state of a replay cannot be used: it is left alone");
+                }
+            }
+        }
+    }
+    states.sort_by_key(|state| std::cmp::Reverse(state.told.begun_ms));
+    let old: Vec<ReplayId> = states
+        .iter()
+        .filter(|state| state.has_ended())
+        .skip(MAX_ENDED)
+        .map(|state| state.told.id)
+        .collect();
+    for id in old {
+        remove(dir, id)?;
+        states.retain(|state| state.told.id != id);
+    }
+    Ok(states)
+}
+
+/// Removes a replay that never began, or is not to be shown any more.
+///
+/// # Errors
+/// Any of the disk.
+pub fn remove(dir: &Dir, id: ReplayId) -> io::Result<()> {
+    match dir.disk.remove(&dir.join(format!("{id}{SUFFIX}"))) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => dir.sync(),
+    }
+}
+
+/// Where a replay's own dedup state is.
+#[must_use]
+pub fn dedup_dir(dir: &Dir, id: ReplayId) -> Dir {
+    Dir {
+        disk: dir.disk.clone(),
+        path: dir.join(format!("{id}{DEDUP_SUFFIX}")),
+    }
+}
+
+fn read(bytes: &[u8]) -> Result<State, String> {
+    let (text, _) = unframe(MAGIC, VERSION..=VERSION, bytes)?;
+    serde_json::from_slice(text).map_err(|error| error.to_string())
+}

@@ -1,0 +1,341 @@
+//! Running a replay: ranges of records are decided, declared, written to the shadow tables and proven, as the live
+//! path does it, with a state file in the place of the progress.
+
+use super::decide::{DecideError, Decider};
+use super::file::State;
+use super::scan::{Wanted, touch, walk};
+use super::{Replays, Running};
+use crate::log::ReadError;
+use crate::progress::closing::{self, Aside, Work};
+use crate::progress::plan::{Next, Rules};
+use crate::progress::settle::Settling;
+use crate::progress::{Intent, Marks};
+use crate::pump::PARTITION;
+use crate::pump::call::{Caller, Occasion};
+use crate::runtime::{Instant, block_in_place, sleep};
+use sluice_common::ids::{Name, Offset};
+use sluice_common::limits::{
+    MAX_RANGE_BYTES, MAX_RANGE_FRAME_BYTES, REPLAY_BACKLOG_AGE, REPLAY_PATIENCE, REPLAY_RANGE_ROWS,
+    VERIFY_ONE_IN,
+};
+use sluice_common::metrics::Counter;
+use sluice_common::record::Record;
+use sluice_common::replay::{Beside, Phase, Touched};
+use sluice_common::trace::TraceContext;
+use sluice_common::wire::sink::{Range, RangeRecord};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Between two looks at the live path while it is behind.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Why a replay stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Told to.
+    #[error("it was told to stop")]
+    Told,
+    #[error("reading the log: {0}: what it still has can be replayed by a new plan")]
+    Log(#[from] ReadError),
+    #[error(transparent)]
+    Decide(#[from] DecideError),
+    #[error("keeping its state: {0}; mend the disk, then resume it")]
+    State(#[from] std::io::Error),
+    #[error("{0}")]
+    Sink(String),
+    #[error(
+        "the range {a}..{b} does not come out as it was declared: the live table was changed while it was replayed. \
+         Discard this replay and begin another"
+    )]
+    Differs { a: Offset, b: Offset },
+}
+
+/// Records of one range, and what they become.
+struct Cut {
+    range: Range,
+    records: Vec<Record>,
+}
+
+impl Replays {
+    /// Reads and writes until `state.end` is reached.
+    ///
+    /// # Errors
+    /// [`RunError`]; the state says how far it came.
+    pub(super) async fn run(&self, running: &Running) -> Result<(), RunError> {
+        let mut decider = {
+            let state = running.state.lock();
+            let (log, sink) = (self.shared_log(), self.sink(state.told.id));
+            Decider::new((log, sink), &state, self.dir(), self.dedup_at())
+        };
+        let ran = self.ranges(running, &mut decider).await;
+        decider.close();
+        ran
+    }
+
+    async fn ranges(&self, running: &Running, decider: &mut Decider) -> Result<(), RunError> {
+        let mut ranges = 0;
+        loop {
+            self.pace(running).await?;
+            let begun = Instant::now();
+            let state = running.state.lock().clone();
+            if state.told.next >= state.end && state.intent.is_none() {
+                return Ok(());
+            }
+            let cut = self.cut(&state).await?;
+            let touched = cut.records.clone();
+            let decided = decider.decide(cut.range, cut.records).await?;
+            let events: u64 = touched.iter().map(|record| u64::from(record.rows())).sum();
+            let work = redirected(&state, decided);
+            if work.proof.rows > 0 {
+                let verify = ranges % VERIFY_ONE_IN == 0;
+                self.write(running, (cut.range, &work), verify).await?;
+            }
+            ranges += 1;
+            self.count(work.proof.rows, events);
+            running.change(|state| {
+                state.intent = None;
+                state.told.next = cut.range.b;
+                state.told.written += work.proof.rows;
+                state.told.left_out += events - work.proof.rows;
+                state.told.reason = None;
+                // What a promotion catches up was not planned.
+                if state.promotion.is_none() {
+                    let read = of_partition(&mut state.told.read);
+                    touched.iter().for_each(|record| touch(read, record));
+                }
+            });
+            self.keep(running)?;
+            running.owe(events, begun);
+        }
+    }
+
+    fn count(&self, written: u64, events: u64) {
+        let add = |outcome, n| {
+            self.metrics()
+                .add(Counter::ReplayEvents, n, &[("outcome", outcome)])
+        };
+        add("written", written);
+        add("left_out", events - written);
+    }
+
+    /// The next range: the declared one, or as many records as one may have.
+    async fn cut(&self, state: &State) -> Result<Cut, RunError> {
+        let (from, to) = match &state.intent {
+            Some(intent) => (intent.range.a, intent.range.b),
+            None => (state.told.next, state.end),
+        };
+        let wanted = Wanted {
+            tenant: state.told.plan.tenant.clone(),
+            dataset: state.told.plan.dataset.clone(),
+        };
+        let (mut b, mut records) = (from, Vec::new());
+        let mut size = Size::default();
+        walk(self.log(), (from, to), |record| {
+            let is_one = wanted.has(&record) && state.decisions.contains_key(&record.meta.table);
+            if is_one && !size.takes(&record) && state.intent.is_none() {
+                return false;
+            }
+            b = record.place.offset + 1;
+            if is_one {
+                records.push(record);
+            }
+            true
+        })
+        .await?;
+        let range = Range { a: from, b };
+        Ok(Cut { range, records })
+    }
+
+    /// Declares a range and has it written and proven.
+    async fn write(
+        &self,
+        running: &Running,
+        (range, work): (Range, &Work),
+        verify: bool,
+    ) -> Result<(), RunError> {
+        let state = running.state.lock().clone();
+        let (rules, instead) = (Rules::TELLING, instead(&state));
+        let mut settling = match state.intent {
+            Some(intent) if intent.proof != work.proof => {
+                return Err(RunError::Differs {
+                    a: range.a,
+                    b: range.b,
+                });
+            }
+            Some(intent) => Settling::found(work.proof, rules, intent.marks),
+            None => {
+                running.change(|state| {
+                    state.intent = Some(Intent {
+                        range,
+                        proof: work.proof,
+                        server: Some(state.server.clone()),
+                        marks: Marks::default(),
+                    });
+                });
+                self.keep(running)?;
+                Settling::declared(work.proof, rules, verify)
+            }
+        };
+        let caller = Caller {
+            log: self.log().id(),
+            partition: PARTITION,
+            sink: self.seam(),
+            instead,
+        };
+        let occasion = Occasion::now(range, state.server, TraceContext::default());
+        self.settle(running, (&caller, &occasion), work, &mut settling)
+            .await
+    }
+
+    async fn settle(
+        &self,
+        running: &Running,
+        (caller, occasion): (&Caller, &Occasion),
+        work: &Work,
+        settling: &mut Settling,
+    ) -> Result<(), RunError> {
+        loop {
+            match settling.advance() {
+                Next::Proven => return Ok(()),
+                Next::Call(plan) => {
+                    caller.call(occasion, work, plan, settling).await;
+                }
+                Next::Persist(marks) => {
+                    running.change(|state| {
+                        if let Some(intent) = &mut state.intent {
+                            intent.marks = marks;
+                        }
+                    });
+                    self.keep(running)?;
+                }
+                // The rules do not ask for it.
+                Next::Park(_) => {}
+                Next::Wait { delay, reason, .. } => {
+                    if occasion.begun.elapsed() > REPLAY_PATIENCE {
+                        return Err(RunError::Sink(reason));
+                    }
+                    running.change(|state| state.told.reason = Some(reason));
+                    running.wait(delay).await?;
+                }
+            }
+        }
+    }
+
+    /// Waits for what the cap allows, and as long as the live path is behind.
+    async fn pace(&self, running: &Running) -> Result<(), RunError> {
+        running.wait(running.owed()).await?;
+        while self.backlog_age() > REPLAY_BACKLOG_AGE {
+            running.change(|state| state.told.reason = Some("the live path is behind: it goes first".into()));
+            running.wait(LOOK).await?;
+        }
+        Ok(())
+    }
+
+    fn backlog_age(&self) -> Duration {
+        let oldest = self.log().stats().oldest_backlog_append_ms;
+        let now = self.now_ms();
+        Duration::from_millis(oldest.map_or(0, |oldest| now.saturating_sub(oldest)))
+    }
+
+    /// Makes the state durable.
+    ///
+    /// # Errors
+    /// Any of the disk.
+    pub(super) fn keep(&self, running: &Running) -> std::io::Result<()> {
+        running.change(|state| state.told.changed_ms = self.now_ms());
+        let state = running.state.lock().clone();
+        block_in_place(|| super::file::write(self.dir(), &state))
+    }
+}
+
+/// How large a range is.
+#[derive(Default)]
+struct Size {
+    rows: usize,
+    columns: usize,
+    frames: usize,
+}
+
+impl Size {
+    /// Whether a record fits too; the first one always does.
+    fn takes(&mut self, record: &Record) -> bool {
+        let is_first = self.rows == 0;
+        self.rows += record.rows() as usize;
+        self.columns += record.column_bytes();
+        self.frames += record.frame().len();
+        is_first
+            || (self.rows <= REPLAY_RANGE_ROWS
+                && self.columns <= MAX_RANGE_BYTES
+                && self.frames <= MAX_RANGE_FRAME_BYTES)
+    }
+}
+
+impl Running {
+    /// Sleeps, unless it is told to stop.
+    ///
+    /// # Errors
+    /// [`RunError::Told`].
+    pub(super) async fn wait(&self, delay: Duration) -> Result<(), RunError> {
+        let told = self.stop();
+        tokio::select! {
+            biased;
+            () = told.cancelled() => Err(RunError::Told),
+            () = sleep(delay) => Ok(()),
+        }
+    }
+
+    /// Takes note of what was just read: the cap makes what comes wait for it.
+    fn owe(&self, events: u64, begun: Instant) {
+        let rate = self.state.lock().told.plan.events_per_second.max(1);
+        #[expect(clippy::cast_precision_loss, reason = "a wait")]
+        let worth = Duration::from_secs_f64(events as f64 / rate as f64);
+        *self.until.lock() = Some(begun + worth);
+    }
+
+    fn owed(&self) -> Duration {
+        let until = *self.until.lock();
+        until.map_or(Duration::ZERO, |until| {
+            until.saturating_duration_since(Instant::now())
+        })
+    }
+}
+
+/// The shadow tables by live table.
+fn instead(state: &State) -> BTreeMap<Name, Name> {
+    let id = state.told.id;
+    state
+        .tables()
+        .map(|table| (table.clone(), id.table(table, Beside::Shadow)))
+        .collect()
+}
+
+/// What goes to the shadow tables.
+fn redirected(state: &State, mut decided: Vec<RangeRecord>) -> Work {
+    let instead = instead(state);
+    for one in &mut decided {
+        if let Some(shadow) = instead.get(&one.record.meta.table) {
+            one.record.meta.table = shadow.clone();
+        }
+    }
+    closing::rows(&decided, &Aside::new())
+}
+
+/// What was read of the one partition.
+fn of_partition(read: &mut Vec<Touched>) -> &mut Touched {
+    if read.is_empty() {
+        read.push(Touched {
+            partition: PARTITION,
+            ..Touched::default()
+        });
+    }
+    &mut read[0]
+}
+
+/// Whether a phase is one in which a task works.
+#[must_use]
+pub fn is_at_work(phase: Phase) -> bool {
+    match phase {
+        Phase::Running | Phase::Promoting => true,
+        Phase::Paused | Phase::Failed | Phase::Done | Phase::Promoted | Phase::Discarded => false,
+    }
+}

@@ -1,0 +1,72 @@
+//! Reading the log for a replay: which records are meant, and what was touched.
+
+use crate::log::{EmbeddedLog, ReadError};
+use crate::runtime::block_in_place;
+use sluice_common::ids::{Name, Offset, TenantId};
+use sluice_common::record::{Holds, Record};
+use sluice_common::replay::Touched;
+
+/// Record bytes read from the log at once.
+const READ_BYTES: usize = 4 * 1024 * 1024;
+
+/// Which records of a span are replayed: those with events of this tenant and dataset.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    pub tenant: Option<TenantId>,
+    pub dataset: Option<Name>,
+}
+
+impl Wanted {
+    /// Whether a record is.
+    #[must_use]
+    pub fn has(&self, record: &Record) -> bool {
+        let meta = &record.meta;
+        record.rows() > 0
+            && meta.holds == Holds::Events
+            && self.tenant.as_ref().is_none_or(|tenant| *tenant == meta.tenant)
+            && self
+                .dataset
+                .as_ref()
+                .is_none_or(|dataset| *dataset == meta.dataset)
+    }
+}
+
+/// Counts a record.
+pub fn touch(touched: &mut Touched, record: &Record) {
+    let (events, place, meta) = (u64::from(record.rows()), record.place, &record.meta);
+    touched.first = touched.first.or(Some(place.offset));
+    touched.last = Some(place.offset);
+    touched.records += 1;
+    touched.events += events;
+    touched.bytes += record.frame().len() as u64;
+    touched.first_append_ms = touched.first_append_ms.or(Some(place.append_ms));
+    touched.last_append_ms = Some(place.append_ms);
+    *touched.tenants.entry(meta.tenant.clone()).or_default() += events;
+    *touched.datasets.entry(meta.dataset.clone()).or_default() += events;
+    *touched.tables.entry(meta.table.clone()).or_default() += events;
+}
+
+/// Hands records `[from, to)` to `each` in order until it returns `false`. Between two reads others have their
+/// turn; the disk is waited for.
+///
+/// # Errors
+/// The log's.
+pub async fn walk(
+    log: &EmbeddedLog,
+    (from, to): (Offset, Offset),
+    mut each: impl FnMut(Record) -> bool,
+) -> Result<(), ReadError> {
+    let mut at = from;
+    while at < to {
+        let records = block_in_place(|| log.read(at, READ_BYTES))?;
+        for record in records {
+            let offset = record.place.offset;
+            if offset >= to || !each(record) {
+                return Ok(());
+            }
+            at = offset + 1;
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
