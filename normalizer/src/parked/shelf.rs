@@ -528,6 +528,28 @@ mod tests {
     }
 
     #[test]
+    fn of_a_held_table_nothing_goes_in_and_what_comes_is_set_aside() {
+        let (_root, shelf) = shelf(1 << 20);
+        shelf.committed(3);
+        let (a, b) = (Name::new("a").unwrap(), Name::new("b").unwrap());
+        let line = shelf.lines_to_drive().pop_first().unwrap();
+        let taken = shelf.take(&line);
+        assert!(taken.is_some() && shelf.is_driven(&[a.clone()]) && !shelf.is_driven(&[b.clone()]));
+        shelf.hold(&[a.clone(), b.clone()]);
+        assert!(shelf.is_driven(&[a.clone()]), "it is waited for");
+        shelf.worked(&line);
+        assert!(!shelf.is_driven(&[a.clone()]));
+        assert!(shelf.take(&line).is_none() && shelf.lines_to_drive().is_empty());
+        let other = ServerId {
+            name: "z:8123".into(),
+            uuid: None,
+        };
+        assert!(shelf.broken(&other).keys().eq([&a, &b]), "at any server");
+        shelf.release(&[a, b]);
+        assert!(shelf.take(&line).is_some() && shelf.broken(&other).is_empty());
+    }
+
+    #[test]
     fn a_dataset_that_has_set_aside_as_much_as_it_may_is_full_and_no_other() {
         assert!(!shelf(1 << 20).1.is_full("a"));
         let (_root, small) = shelf(100);

@@ -30,7 +30,7 @@ use crate::parked::shelf::Shelf;
 use crate::progress::store::Store;
 use crate::pump::batching::SharedSettings;
 use crate::pump::servers::Servers;
-use crate::runtime::block_in_place;
+use crate::runtime::{Instant, block_in_place};
 use file::{Promotion, State};
 use http::StatusCode;
 use parking_lot::Mutex;
@@ -50,6 +50,7 @@ use sluice_common::wire::sink::SinkRequest;
 use sluice_common::wire::transport::Seam;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// What replays stand on.
@@ -92,8 +93,8 @@ pub(crate) struct Running {
     state: Mutex<State>,
     /// Tells its task to stop; another one for each task.
     told: Mutex<Stop>,
-    /// Until when what was read last is enough.
-    until: Mutex<Option<crate::runtime::Instant>>,
+    /// When the last range was begun, and how long its events last at the cap.
+    debt: Mutex<Option<(Instant, Duration)>>,
 }
 
 impl Running {
@@ -101,7 +102,7 @@ impl Running {
         Self {
             state: Mutex::new(state),
             told: Mutex::new(Stop::new()),
-            until: Mutex::new(None),
+            debt: Mutex::new(None),
         }
     }
 
@@ -621,7 +622,7 @@ impl Running {
     }
 }
 
-fn ms(duration: std::time::Duration) -> u64 {
+fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

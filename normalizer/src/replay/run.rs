@@ -289,13 +289,13 @@ impl Running {
         let rate = self.state.lock().told.plan.events_per_second.max(1);
         #[expect(clippy::cast_precision_loss, reason = "a wait")]
         let worth = Duration::from_secs_f64(events as f64 / rate as f64);
-        *self.until.lock() = Some(begun + worth);
+        *self.debt.lock() = Some((begun, worth));
     }
 
     fn owed(&self) -> Duration {
-        let until = *self.until.lock();
-        until.map_or(Duration::ZERO, |until| {
-            until.saturating_duration_since(Instant::now())
+        let debt = *self.debt.lock();
+        debt.map_or(Duration::ZERO, |(begun, worth)| {
+            worth.saturating_sub(begun.elapsed())
         })
     }
 }

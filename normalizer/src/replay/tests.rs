@@ -1,1 +1,266 @@
-//! See `tests/tests/replay/` for the whole of it on a real ClickHouse.
+//! Deciding as dedup did, and the state file. The whole of it on a real ClickHouse: `tests/tests/replay/`.
+
+use super::decide::Decider;
+use super::file::{self, Promotion, State};
+use super::sink::Sink;
+use crate::dedup::{Dedup, DedupOptions, Workers};
+use crate::log::{EmbeddedLog, LogOptions};
+use crate::sim::append::{Clients, TABLES, WINDOW_MS, append};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use sluice_common::clock::ManualClock;
+use sluice_common::disk::Dir;
+use sluice_common::fates::{Fate, Fates};
+use sluice_common::ids::{LogId, Name, Offset};
+use sluice_common::record::Record;
+use sluice_common::replay::{
+    Decisions, KeptRows, Phase, ReplayId, ReplayPlan, ReplayTold, SinkAsk, SinkTold,
+};
+use sluice_common::servers::ServerId;
+use sluice_common::wire::sink::{Range, SinkReply, SinkRequest};
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use tower::util::BoxCloneSyncService;
+
+const NOW: u64 = 1_795_231_830_000;
+
+fn state(id: u32, phase: Phase) -> State {
+    let plan = ReplayPlan {
+        id: ReplayId(id),
+        shadow_tables: Vec::new(),
+        partitions: Vec::new(),
+        from: 3,
+        to: 9,
+        tenant: None,
+        dataset: None,
+        decisions: Some(Decisions::Anew),
+        events_per_second: 5,
+        notes: Vec::new(),
+    };
+    State {
+        told: ReplayTold {
+            id: ReplayId(id),
+            who: "a@b".into(),
+            begun_ms: NOW + u64::from(id),
+            changed_ms: NOW,
+            phase,
+            reason: None,
+            plan,
+            read: Vec::new(),
+            next: 5,
+            written: 6,
+            left_out: 7,
+            comparing: false,
+            diff: None,
+            steps: vec!["one".into()],
+        },
+        end: 9,
+        decisions: TABLES
+            .iter()
+            .map(|table| (Name::new(table).unwrap(), Decisions::All))
+            .collect(),
+        window_ms: WINDOW_MS,
+        server: ServerId {
+            name: "a:8123".into(),
+            uuid: Some("u".into()),
+        },
+        intent: None,
+        promotion: Some(Promotion {
+            row_wise: true,
+            saved: BTreeSet::from([(Name::new("a").unwrap(), "202611".into())]),
+            swapped: BTreeSet::new(),
+        }),
+    }
+}
+
+#[test]
+fn a_state_is_found_as_it_was_written_and_leftovers_go() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = Dir::from(root.path().join("replay").as_path());
+    assert_eq!(file::list(&dir).unwrap(), []);
+    let (old, new) = (state(1, Phase::Promoting), state(2, Phase::Paused));
+    file::write(&dir, &old).unwrap();
+    file::write(&dir, &state(2, Phase::Running)).unwrap();
+    file::write(&dir, &new).unwrap();
+    std::fs::write(dir.join("r00000002.state.new"), "half").unwrap();
+    std::fs::create_dir(dir.join("r00000002.dedup")).unwrap();
+    assert_eq!(file::list(&dir).unwrap(), [new, old.clone()]);
+    let left: BTreeSet<_> = std::fs::read_dir(&dir.path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    // One that does not check out is left alone, and hides no other.
+    let path = dir.join("r00000002.state");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(file::list(&dir).unwrap(), [old]);
+    assert!(path.exists());
+}
+
+#[test]
+fn the_bytes_of_a_state_are_frozen() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = Dir::from(root.path());
+    file::write(&dir, &state(7, Phase::Done)).unwrap();
+    let bytes = std::fs::read(dir.join("r00000007.state")).unwrap();
+    assert_eq!(&bytes[..4], b"SLRP");
+    let told =
+        "a later release must read what is here: a new field needs a default, a new meaning a new version";
+    assert_eq!(
+        crc32c::crc32c(&bytes),
+        GOLDEN,
+        "{told}\n{}",
+        String::from_utf8_lossy(&bytes[16..])
+    );
+}
+
+const GOLDEN: u32 = 0;
+
+#[test]
+fn of_replays_that_ended_the_newest_hundred_are_kept_and_every_other() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = Dir::from(root.path());
+    file::write(&dir, &state(0, Phase::Paused)).unwrap();
+    (1..=103).for_each(|id| file::write(&dir, &state(id, Phase::Discarded)).unwrap());
+    let listed = file::list(&dir).unwrap();
+    let ids: BTreeSet<u32> = listed.iter().map(|state| state.told.id.0).collect();
+    assert_eq!(ids, (4..=103).chain([0]).collect());
+    assert_eq!(file::list(&dir).unwrap().len(), 101);
+}
+
+fn options(dir: Dir, log: LogId) -> DedupOptions {
+    DedupOptions {
+        dir,
+        log,
+        secret_check: 1,
+        memory_bytes: 1 << 20,
+        max_bytes: 1 << 30,
+        active_keys: 256,
+        max_window_ms: WINDOW_MS,
+        rotate_ms: WINDOW_MS / 6,
+        workers: Workers::Caller,
+    }
+}
+
+fn log(dir: &Path, clock: &ManualClock) -> Arc<EmbeddedLog> {
+    let options = LogOptions {
+        dir: dir.join("log"),
+        max_bytes: 64 << 20,
+        retain_ms: u64::MAX,
+        reserve_bytes: Some(0),
+        segment_bytes: 1 << 20,
+        tail_cache_bytes: 1 << 20,
+        queue_bytes: 8 << 20,
+        known_durable: 0,
+    };
+    EmbeddedLog::open(options, Arc::new(clock.clone())).unwrap()
+}
+
+/// What dedup decides as records come: its fates of each.
+fn decided(dir: &Path, log: &EmbeddedLog) -> BTreeMap<Offset, (Record, Fates)> {
+    let mut dedup = Dedup::open(options(Dir::from(dir.join("dedup").as_path()), log.id())).unwrap();
+    let mut all = BTreeMap::new();
+    while let Some(record) = log.read(all.len() as u64, 1).unwrap().into_iter().next() {
+        let fates = dedup.decide(&record).unwrap();
+        dedup.committed(record.place.offset + 1).unwrap();
+        all.insert(record.place.offset, (record, fates));
+    }
+    all
+}
+
+/// A sink-writer that tells which rows live tables have: those that were kept, but for one in ten of `missing`.
+fn sink(log: LogId, live: BTreeMap<Offset, (Record, Fates)>) -> Sink {
+    let seam = BoxCloneSyncService::new(tower::service_fn(move |request| {
+        let SinkRequest::Replay(call) = request else {
+            panic!("{request:?}")
+        };
+        let told = match call.ask {
+            SinkAsk::Kept { table, from, to } => {
+                let span = live
+                    .range(from..to)
+                    .filter(|(_, (record, _))| record.meta.table == table);
+                SinkTold::Kept(
+                    span.filter_map(|(offset, (record, fates))| rows(*offset, record, fates))
+                        .collect(),
+                )
+            }
+            SinkAsk::Letters { .. } => SinkTold::Kept(Vec::new()),
+            other => panic!("{other:?}"),
+        };
+        async move { Ok::<_, Infallible>(SinkReply::Replay(told)) }
+    }));
+    Sink {
+        id: ReplayId(1),
+        log,
+        seam,
+    }
+}
+
+fn rows(offset: Offset, record: &Record, fates: &Fates) -> Option<KeptRows> {
+    let all = (0..u16::try_from(record.rows()).unwrap()).filter(|row| fates.of(*row) == Fate::Keep);
+    let rows: Vec<u16> = all.collect();
+    let last = *rows.last()?;
+    let dense = rows.len() == usize::from(last) + 1;
+    Some(KeptRows {
+        offset,
+        last,
+        rows: if dense { Vec::new() } else { rows },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_provenance_and_anew_from_a_window_earlier_the_rows_that_dedup_kept_are_found_and_no_others() {
+    for seed in 0..12 {
+        let root = tempfile::tempdir().unwrap();
+        let clock = ManualClock::at(NOW);
+        let log = log(root.path(), &clock);
+        let (mut random, mut clients) = (SmallRng::seed_from_u64(seed), Clients::default());
+        for _ in 0..300 {
+            clock.advance(random.random_range(0..WINDOW_MS / 40));
+            let batch: Vec<_> = clients
+                .batch(&mut random)
+                .iter()
+                .map(|draft| draft.content(WINDOW_MS))
+                .collect();
+            append(&log, batch).unwrap();
+        }
+        let all = decided(root.path(), &log);
+        let dropped: usize = all.values().map(|(_, fates)| fates.dropped().len()).sum();
+        assert!(dropped > 50, "{dropped}");
+        let end = all.len() as u64;
+        for how in [Decisions::Provenance, Decisions::Anew] {
+            let mut state = state(1, Phase::Running);
+            state.decisions.values_mut().for_each(|one| *one = how);
+            let id = log.id();
+            let dir = Dir::from(root.path().join("replay").as_path());
+            let dedup_at = Arc::new(move |dir| options(dir, id));
+            let from = random.random_range(end / 2..end - 20);
+            let mut decider = Decider::new((Arc::clone(&log), sink(id, all.clone())), &state, &dir, dedup_at);
+            let mut a = from;
+            while a < end {
+                let b = (a + random.random_range(1..20)).min(end);
+                let records: Vec<Record> = all.range(a..b).map(|(_, (record, _))| record.clone()).collect();
+                for one in decider.decide(Range { a, b }, records).await.unwrap() {
+                    let (_, fates) = &all[&one.record.place.offset];
+                    let kept = |fates: &Fates, row| fates.of(row) == Fate::Keep;
+                    for row in 0..u16::try_from(one.record.rows()).unwrap() {
+                        assert_eq!(
+                            kept(&one.fates, row),
+                            kept(fates, row),
+                            "seed {seed}, {how:?} from {from}: row {row} of record {}",
+                            one.record.place.offset
+                        );
+                    }
+                }
+                a = b;
+            }
+            decider.close();
+            assert!(!dir.join("r00000001.dedup").exists());
+        }
+    }
+}

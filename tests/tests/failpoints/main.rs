@@ -62,6 +62,8 @@ enum Scenario {
     Way,
     Aside,
     Bump,
+    /// In `tests/tests/replay/kills.rs`, at each of its steps.
+    Replay,
 }
 
 fn scenario(point: Point) -> Scenario {
@@ -107,6 +109,9 @@ fn scenario(point: Point) -> Scenario {
         | Point::LetterBooked
         | Point::LetterDeleted => Scenario::Aside,
         Point::BumpPersist | Point::BumpPersisted => Scenario::Bump,
+        Point::ReplayPersist | Point::ReplayPersisted | Point::ReplayAct | Point::ReplayActed => {
+            Scenario::Replay
+        }
     }
 }
 
@@ -153,7 +158,11 @@ fn part(point: Point) -> Part {
         | Point::UnitMarks
         | Point::UnitMarked
         | Point::UnitRemove
-        | Point::UnitRemoved => Part::Normalizer,
+        | Point::UnitRemoved
+        | Point::ReplayPersist
+        | Point::ReplayPersisted
+        | Point::ReplayAct
+        | Point::ReplayActed => Part::Normalizer,
     }
 }
 
@@ -201,7 +210,11 @@ fn ends(point: Point) -> bool {
         | Point::UnitMarks
         | Point::LetterStored
         | Point::LetterBooked
-        | Point::LetterDeleted => false,
+        | Point::LetterDeleted
+        | Point::ReplayPersist
+        | Point::ReplayPersisted
+        | Point::ReplayAct
+        | Point::ReplayActed => false,
     }
 }
 

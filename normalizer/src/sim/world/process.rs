@@ -61,6 +61,7 @@ pub fn open(disk: &Disk, root: &Path, clock: &SharedClock) -> Result<State, Stri
 /// What a pump stands on.
 pub fn parts(state: State, clock: &SharedClock, sink: Seam<SinkRequest>, seed: u64) -> Parts {
     let settings = Settings {
+        datasets: Vec::new(),
         batching: Batching::default(),
         tables: TABLES.iter().map(|table| Name::new(table).unwrap()).collect(),
         max_window_ms: WINDOW_MS,

@@ -62,6 +62,43 @@ fn stored_records_are_kept_for_retain_and_never_deleted_before_they_are_committe
 }
 
 #[test]
+fn what_a_replay_reads_stays_though_it_is_old_until_a_quarter_more_disk_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = ManualClock::at(NOW);
+    let mut options = options(dir.path());
+    options.max_bytes = 40 * SEGMENT;
+    let log = EmbeddedLog::open(options, Arc::new(clock.clone())).unwrap();
+    append(&log, 0..100, 1000).unwrap();
+    let second = segments(dir.path()).remove(1);
+    let second = segment::base_of(second.file_name().unwrap().to_str().unwrap()).unwrap();
+    log.pin(Some(second));
+    clock.advance(3_600_000);
+    log.set_progress(100, 100);
+    until("what lies below goes", || log.first_offset() == second);
+    append(&log, 100..101, 1000).unwrap();
+    log.set_progress(101, 101);
+    assert_eq!(log.first_offset(), second, "the keeper had work, and left it");
+    // What is not stored takes the room in the end.
+    let mut key = 101;
+    while log.first_offset() == second {
+        append(&log, key..key + 20, 1000).unwrap();
+        key += 20;
+        log.set_progress(0, 0);
+        assert!(
+            log.stats().disk_bytes <= 52 * SEGMENT,
+            "{}",
+            log.stats().disk_bytes / SEGMENT
+        );
+        if log.stats().backlog_bytes > 20 * SEGMENT {
+            log.set_progress(u64::try_from(key).unwrap(), u64::try_from(key).unwrap());
+        }
+    }
+    assert!(log.stats().disk_bytes > 45 * SEGMENT);
+    log.pin(None);
+    until("the rest goes", || segments(dir.path()).len() == 1);
+}
+
+#[test]
 fn a_segment_is_deletable_once_all_of_it_is_both_committed_and_sealed() {
     for (committed, sealed, may) in [(1, 1, false), (1, 0, false), (0, 1, false), (0, 0, true)] {
         let dir = tempfile::tempdir().unwrap();
