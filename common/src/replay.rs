@@ -325,7 +325,8 @@ pub enum SinkAsk {
         until_s: u64,
         below: Offset,
     },
-    /// The provenance of the live table's rows of records `[from, to)`.
+    /// The provenance of the live table's rows of records `[from, to)`: at most 100,000 records and 200,000 rows
+    /// fit an answer.
     Kept { table: Name, from: Offset, to: Offset },
     /// The same of dead letters that ClickHouse has refused.
     Letters { from: Offset, to: Offset },
@@ -348,6 +349,10 @@ pub enum SinkAsk {
     Save { table: Name, part: String },
     /// Puts the shadow's partition in the place of the live one.
     Swap { table: Name, part: String },
+    /// Drops the shadows of these tables and keeps what was set aside. After it no [`Self::Swap`] that is still on
+    /// its way can happen, whenever it arrives: its source is gone. To be asked before rows are let into the live
+    /// tables again.
+    Fence { tables: Vec<Name> },
     /// Drops the replay's own tables beside these.
     Drop { tables: Vec<Name> },
 }
@@ -380,14 +385,27 @@ pub struct Facts {
     pub servers: u32,
 }
 
-/// Rows of one record that are there.
+/// Rows of one record that are there. Sent as `[offset, last, rows]`: there are 100,000 in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(Offset, u16, Vec<u16>)", into = "(Offset, u16, Vec<u16>)")]
 pub struct KeptRows {
     pub offset: Offset,
     /// All from 0 to this one, or those of `rows`.
     pub last: u16,
     /// Ascending; empty where all are there.
     pub rows: Vec<u16>,
+}
+
+impl From<(Offset, u16, Vec<u16>)> for KeptRows {
+    fn from((offset, last, rows): (Offset, u16, Vec<u16>)) -> Self {
+        Self { offset, last, rows }
+    }
+}
+
+impl From<KeptRows> for (Offset, u16, Vec<u16>) {
+    fn from(kept: KeptRows) -> Self {
+        (kept.offset, kept.last, kept.rows)
+    }
 }
 
 impl KeptRows {

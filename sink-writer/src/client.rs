@@ -135,7 +135,20 @@ impl Client {
     /// # Errors
     /// [`ServerError`]; also for an answer over [`MAX_INNER_ANSWER_BYTES`].
     pub async fn rows(&self, sql: &str, deadline: Instant) -> Result<Vec<Vec<Value>>, ServerError> {
-        let text = within(deadline, self.fetch(sql, deadline)).await?;
+        self.rows_with(sql, &[], deadline).await
+    }
+
+    /// The same under settings of its own, `query_id` among them.
+    ///
+    /// # Errors
+    /// As [`Self::rows`].
+    pub async fn rows_with(
+        &self,
+        sql: &str,
+        settings: &[(&str, &str)],
+        deadline: Instant,
+    ) -> Result<Vec<Vec<Value>>, ServerError> {
+        let text = within(deadline, self.fetch(sql, settings, deadline)).await?;
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines
             .map(serde_json::from_slice)
@@ -151,8 +164,13 @@ impl Client {
         self.rows(sql, deadline).await.map(|_| ())
     }
 
-    async fn fetch(&self, sql: &str, deadline: Instant) -> Result<Vec<u8>, ServerError> {
-        let query = self
+    async fn fetch(
+        &self,
+        sql: &str,
+        settings: &[(&str, &str)],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, ServerError> {
+        let mut query = self
             .http
             .query_raw(sql)
             .with_setting("wait_end_of_query", "1")
@@ -160,6 +178,9 @@ impl Client {
             .with_setting("max_execution_time", seconds_left(deadline))
             // A list of provenance may be longer than the server's 256 KiB.
             .with_setting("max_query_size", (sql.len() + QUERY_SLACK_BYTES).to_string());
+        for (name, value) in settings {
+            query = query.with_setting(*name, *value);
+        }
         let mut cursor = query
             .fetch_bytes("JSONCompactEachRow")
             .map_err(|error| sort(&error))?;

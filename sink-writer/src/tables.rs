@@ -7,7 +7,7 @@ use crate::place::Placement;
 use parking_lot::Mutex;
 use serde_json::Value;
 use sluice_common::books::LEDGER;
-use sluice_common::config::{Dataset, Period, tables};
+use sluice_common::config::{Dataset, Period, TablePlan, tables};
 use sluice_common::ids::Name;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -209,6 +209,18 @@ impl Tables {
             self.wanted.lock().made.insert(name);
         }
         Ok(())
+    }
+
+    /// The statement that makes `other` as the config would make `table`; none where it knows no such table.
+    #[must_use]
+    pub(crate) fn definition(&self, table: &Name, other: &Name) -> Option<String> {
+        let wanted = self.wanted.lock();
+        let in_list = |list: &[Dataset]| {
+            let plan = tables(list).into_iter().find(|plan| plan.name == table)?;
+            let plan = TablePlan { name: other, ..plan };
+            Some(ddl::table(&plan, self.client.database()))
+        };
+        in_list(&wanted.datasets).or_else(|| in_list(&wanted.retired))
     }
 
     /// Describes a table; where it has not been made yet, makes it now.
