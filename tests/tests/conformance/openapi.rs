@@ -61,6 +61,7 @@ fn the_document_names_every_route_and_no_other() {
         "normalizer/src/ledger.rs",
         "normalizer/src/dlq/mod.rs",
         "normalizer/src/parked/routes.rs",
+        "normalizer/src/replay/routes.rs",
         "common/src/reload.rs",
         "edge/src/handlers/tenants.rs",
     ] {
