@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sluice_common::process::Failure;
-use sluice_common::replay::{PromoteOrder, ReplayAsk, ReplayId, ReplayOrder, ReplayPlan, ReplayTold};
+use sluice_common::replay::{Phase, PromoteOrder, ReplayAsk, ReplayId, ReplayOrder, ReplayPlan, ReplayTold};
 
 const ROUTE: &str = "/admin/v1/replay";
 
@@ -63,6 +63,25 @@ impl Replays {
     /// One of them.
     pub(super) async fn told(&self, id: ReplayId) -> Result<ReplayTold, RemoteError> {
         read(self.0.get(&format!("{ROUTE}/{id}")).await?)
+    }
+
+    /// Stops one that runs; returns once it has stopped.
+    ///
+    /// # Errors
+    /// A refusal, or nobody there for a minute.
+    pub(super) async fn pause(&self, id: ReplayId) -> Result<ReplayTold, Failure> {
+        let told = match self.act(id, Act::Pause).await {
+            // It had ended just before.
+            Err(error) if error.code() == Some("replay_wrong_phase") => return Ok(self.told(id).await?),
+            told => told?,
+        };
+        self.stopped(told).await
+    }
+
+    /// One that was told to stop, once it has.
+    pub(super) async fn stopped(&self, told: ReplayTold) -> Result<ReplayTold, Failure> {
+        self.follow(told, |told| told.phase != Phase::Running, |_| ())
+            .await
     }
 
     /// Tells one of them what to do.

@@ -141,7 +141,9 @@ impl ReplayArgs {
                 Ok(Exit::Good)
             }
             Some(ReplayVerb::Pause(PauseArgs { one })) => {
-                let told = Replays::of(&one.admin)?.act(one.id, Act::Pause).await?;
+                let replays = Replays::of(&one.admin)?;
+                let told = replays.act(one.id, Act::Pause).await?;
+                let told = replays.stopped(told).await?;
                 one.output.print(&told, || picture::ended(&told))?;
                 Ok(Exit::Good)
             }

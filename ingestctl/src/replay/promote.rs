@@ -17,7 +17,7 @@ use sluice_common::replay::{Phase, PromoteOrder, ReplayTold};
 /// each at once. The former rows stay in tables beside. It is refused where the live table has rows that the
 /// shadow does not have: --row-wise copies those into it first.
 ///
-/// A promotion that was cut short is finished by the same command again.
+/// A promotion goes on by itself, after a restart too, whatever becomes of this command.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES)]
 pub(super) struct PromoteArgs {
@@ -111,19 +111,8 @@ impl Steps {
 fn refusal(told: &ReplayTold) -> Failure {
     let id = told.id;
     let reason = told.reason.as_deref().unwrap_or("no reason is told");
-    let next = match told.phase {
-        Phase::Failed => format!("mend that, then `ingestctl replay promote {id}` again"),
-        Phase::Running
-        | Phase::Paused
-        | Phase::Done
-        | Phase::Promoting
-        | Phase::Promoted
-        | Phase::Discarded => {
-            format!("`ingestctl replay show {id}` shows its steps")
-        }
-    };
     Failure::new(format!(
-        "replay {id} was not promoted and is {}: {reason}; {next}",
+        "replay {id} was not promoted and is {}: {reason}",
         phase(told.phase)
     ))
 }
@@ -250,11 +239,6 @@ mod tests {
         assert!(
             message.contains("r00c0ffee was not promoted and is done: the shadow does not have 3"),
             "{message}"
-        );
-        assert!(
-            refusal(&told(Phase::Failed))
-                .to_string()
-                .contains("replay promote r00c0ffee` again")
         );
     }
 }

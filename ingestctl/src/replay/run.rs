@@ -1,6 +1,6 @@
 //! `ingestctl replay --from --to --shadow`: plan, ask, run.
 
-use super::client::{Act, Replays};
+use super::client::Replays;
 use super::follow::Progress;
 use super::picture::{self, events_of, grouped, shadows};
 use super::plan;
@@ -94,7 +94,10 @@ impl RunArgs {
     pub(super) async fn run(self) -> Result<Exit, Failure> {
         let ask = self.ask(SystemClock.now_ms())?;
         let replays = Replays::of(&self.admin)?;
-        let plan = replays.plan(&ask).await?;
+        let mut plan = replays.plan(&ask).await?;
+        if let Some(cap) = self.events_per_second {
+            plan.events_per_second = cap;
+        }
         if self.dry_run || plan.decisions.is_none() {
             self.output.print(&plan, || plan::text(&plan))?;
             return self.not_run();
@@ -213,14 +216,12 @@ pub(super) async fn to_its_end(
         return told;
     }
     eprintln!("pausing replay {id}");
-    match replays.act(id, Act::Pause).await {
-        Ok(told) => Ok(told),
-        // It had ended just before.
-        Err(error) if error.code() == Some("replay_wrong_phase") => Ok(replays.told(id).await?),
-        Err(error) => Err(Failure::new(format!(
-            "replay {id} was not paused and may go on: {error}. Look with `ingestctl replay show {id}`"
-        ))),
-    }
+    let paused = replays.pause(id).await;
+    paused.map_err(|error| {
+        Failure::new(format!(
+            "replay {id} may go on, as it could not be paused: {error}. Look with `ingestctl replay show {id}`"
+        ))
+    })
 }
 
 fn exit(phase: Phase) -> Exit {
