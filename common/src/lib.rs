@@ -16,6 +16,7 @@ pub mod letters;
 pub mod limits;
 pub mod metered;
 pub mod metrics;
+pub mod moment;
 pub mod process;
 pub mod record;
 pub mod reload;

@@ -1,18 +1,18 @@
 //! `ingestctl dlq`: dead letters, looked through and settled by hand.
 
+use crate::confirm::Question;
 use crate::exit::{EXIT_CODES, Exit};
 use crate::output::{OutputArgs, TextTable};
 use crate::remote::{AdminArgs, Remote};
 use clap::{Args, Subcommand};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::letters::{Letter, LetterId, Settled};
 use sluice_common::limits::{MAX_LETTERS_DISCARDED, MAX_LETTERS_LISTED, MAX_LETTERS_RETRIED};
+use sluice_common::moment;
 use sluice_common::process::Failure;
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 /// The reason of an event whose identity is taken by another content.
 const CONFLICT: &str = "idempotency_conflict";
@@ -288,20 +288,13 @@ async fn order_of(remote: &Remote, path: &str, order: &Value) -> Result<Vec<Sett
     Ok(told.letters)
 }
 
-/// Asks a person; where there is none, `--yes` has to be given.
 fn confirm(letters: usize) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        let message = format!("{letters} letters would be deleted for good: say so with --yes");
-        return Err(Failure::new(message));
-    }
-    eprint!("Delete {letters} dead letters for good? [y/N] ");
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Failure::new("nothing was deleted")),
-    }
+    let question = Question {
+        text: &format!("Delete {letters} dead letters for good?"),
+        what: &format!("{letters} letters would be deleted for good"),
+        refused: "nothing was deleted",
+    };
+    question.ask()
 }
 
 fn finish(output: &OutputArgs, settled: &[Settled]) -> Result<Exit, Failure> {
@@ -341,17 +334,10 @@ fn outcomes(settled: &[Settled]) -> String {
 impl<'a> Line<'a> {
     fn of(letter: &'a Letter) -> Self {
         Self {
-            time: time(letter.time_ms),
+            time: moment::text(letter.time_ms),
             letter,
         }
     }
-}
-
-fn time(ms: u64) -> String {
-    let time = i64::try_from(ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    time.map_or_else(|| ms.to_string(), |time| time.to_string())
 }
 
 fn table(letters: &[Letter]) -> String {
@@ -363,7 +349,7 @@ fn table(letters: &[Letter]) -> String {
     ]);
     for letter in letters {
         table.row([
-            time(letter.time_ms),
+            moment::text(letter.time_ms),
             letter.tenant.clone(),
             letter.dataset.clone(),
             letter.stage.clone(),
@@ -379,7 +365,7 @@ fn table(letters: &[Letter]) -> String {
 fn whole(letter: &Letter) -> String {
     let mut lines = vec![
         ("id", letter.id.to_string()),
-        ("time", time(letter.time_ms)),
+        ("time", moment::text(letter.time_ms)),
         ("tenant", letter.tenant.clone()),
         ("dataset", letter.dataset.clone()),
         ("stage", letter.stage.clone()),

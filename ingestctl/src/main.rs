@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use ingestctl::{
-    check, clickhouse, completions, config, dlq, exit, ledger, man, parked, schema, status, tenants, top, up,
+    check, clickhouse, completions, config, dlq, exit, ledger, man, parked, replay, schema, status, tenants,
+    top, up,
 };
 use sluice_common::process::{self, Failure};
 
@@ -38,6 +39,7 @@ enum Verb {
     Man(man::ManArgs),
     Parked(parked::ParkedArgs),
     Dlq(dlq::DlqArgs),
+    Replay(replay::ReplayArgs),
     /// Becomes the ClickHouse of the process that calls it.
     #[command(name = clickhouse::VERB, hide = true)]
     ClickhouseChild(clickhouse::ChildArgs),
@@ -60,6 +62,10 @@ fn main() -> ExitCode {
         Verb::Config(args) => exit::finish(args.run()),
         Verb::Parked(args) => exit::run(args.run()),
         Verb::Dlq(args) => exit::run(args.run()),
+        Verb::Replay(args) => match args.checked() {
+            Ok(args) => exit::run(args.run()),
+            Err(error) => told(&error),
+        },
         Verb::Completions(args) => exit::finish(args.run(CommandLine::command())),
         Verb::Man(args) => exit::finish(args.run(CommandLine::command())),
         Verb::ClickhouseChild(args) => exit::finish(

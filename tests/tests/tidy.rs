@@ -369,6 +369,8 @@ fn every_code_that_a_client_sees_is_in_the_docs_and_no_other() {
             ("Refused::new(status", ","),
             ("refusal", "("),
             ("too_large", "("),
+            ("conflict", "("),
+            ("missing", "("),
             ("AuthError::", " => ("),
         ] {
             problems.extend(words_after(&text, before, after));

@@ -18,11 +18,12 @@ use http_body_util::Limited;
 use std::net::IpAddr;
 
 /// Control routes and the service that has them; for directions in a 404.
-const HOMES: [(&str, &str); 5] = [
+const HOMES: [(&str, &str); 6] = [
     ("tenants", "the edge (`edge.admin`, 127.0.0.1:9464)"),
     ("schema", "the normalizer (`normalizer.admin`, 127.0.0.1:9465)"),
     ("parked", "the normalizer (`normalizer.admin`, 127.0.0.1:9465)"),
     ("dlq", "the normalizer (`normalizer.admin`, 127.0.0.1:9465)"),
+    ("replay", "the normalizer (`normalizer.admin`, 127.0.0.1:9465)"),
     ("ledger", "the normalizer (`normalizer.admin`, 127.0.0.1:9465)"),
 ];
 /// Of an answer that is made into a problem document, what is read.

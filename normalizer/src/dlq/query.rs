@@ -1,11 +1,10 @@
 //! `tenant=&dataset=&reason=&stage=&since=&until=&limit=`: which letters are listed.
 
-use jiff::Timestamp;
 use sluice_common::clock::UnixMs;
-use sluice_common::config::Period;
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::letters::LetterFilter;
 use sluice_common::limits::MAX_LETTERS_LISTED;
+use sluice_common::moment;
 
 const DEFAULT_LIMIT: u32 = 100;
 
@@ -43,16 +42,8 @@ fn name(key: &str, text: &str) -> Result<Name, String> {
     Name::new(text).map_err(|error| format!("`{key}`: {error}"))
 }
 
-/// A time back from now, like `1h`, or a moment, like `2026-11-21T03:00:00Z`.
 fn time(key: &str, text: &str, now_ms: UnixMs) -> Result<UnixMs, String> {
-    if let Ok(period) = text.parse::<Period>() {
-        return Ok(now_ms.saturating_sub(period.ms()));
-    }
-    let moment = text.parse::<Timestamp>().ok();
-    let moment = moment.and_then(|moment| u64::try_from(moment.as_millisecond()).ok());
-    moment.ok_or_else(|| {
-        format!("`{key}` {text:?} is neither a time back from now (1h) nor a moment (2026-11-21T03:00:00Z)")
-    })
+    moment::parse(text, now_ms).map_err(|error| format!("`{key}` {error}"))
 }
 
 fn most(text: &str) -> Result<u32, String> {
