@@ -12,6 +12,7 @@ mod load;
 mod neighbour;
 mod overload;
 mod refusal;
+mod replay;
 mod report;
 mod run;
 mod system;
@@ -56,6 +57,8 @@ enum Verb {
     /// What is left of the peak at three times as much, memory, answers, and the time until all is as before. Needs
     /// two cores.
     Overload(overload::OverloadArgs),
+    /// A replay beside a live load: its speed, what senders and readers notice, and whether the shadow is equal.
+    Replay(replay::ReplayArgs),
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
         Verb::Refusal(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Neighbour(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Overload(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
+        Verb::Replay(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Drip(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
     };
     finish(on_one_thread(all(&ways, &args)), |reports| {

@@ -65,7 +65,10 @@ pub struct State {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promotion {
     pub row_wise: bool,
-    /// Partitions by live table that are kept beside it: they may be replaced from now on.
+    /// Partitions by live table that are to be replaced.
+    #[serde(default)]
+    pub parts: BTreeSet<(Name, String)>,
+    /// Those that are kept beside it: they may be replaced from now on.
     pub saved: BTreeSet<(Name, String)>,
     pub swapped: BTreeSet<(Name, String)>,
 }

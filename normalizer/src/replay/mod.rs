@@ -350,7 +350,7 @@ impl Replays {
     pub fn diff(&self, id: ReplayId) -> Result<ReplayTold, Refused> {
         let running = self.find(id)?;
         let phase = running.state.lock().told.phase;
-        if matches!(phase, Phase::Discarded | Phase::Running | Phase::Promoting) {
+        if matches!(phase, Phase::Discarded | Phase::Running | Phase::Promoting | Phase::Promoted) {
             return Err(wrong_phase(id, phase, "compare once it is done"));
         }
         let already = std::mem::replace(&mut running.state.lock().told.comparing, true);
@@ -500,7 +500,6 @@ impl Replays {
             self.work_to_end(running).await;
         }
         tracing::info!(%id, phase = ?running.state.lock().told.phase, "replay");
-        self.0.known.lock().at_work = None;
         self.pin();
     }
 
@@ -518,11 +517,25 @@ impl Replays {
             Err(RunError::Told) => (Phase::Paused, None),
             Err(error) => (Phase::Failed, Some(error.to_string())),
         };
-        running.change(|state| (state.told.phase, state.told.reason) = (phase, reason));
-        if let Err(error) = self.keep(running) {
+        let ended = |state: &mut State| (state.told.phase, state.told.reason) = (phase, reason);
+        if let Err(error) = self.end(running, ended) {
             tracing::error!(%id, %error, "the state of a replay cannot be kept: after a restart it goes on from an earlier one");
-            running.change(|state| state.told.reason = Some(format!("keeping its state: {error}")));
         }
+    }
+
+    /// Makes a change durable, and shows it together with the turn being free: who sees it may order the next step.
+    fn end(&self, running: &Running, change: impl FnOnce(&mut State)) -> std::io::Result<()> {
+        let mut state = running.state.lock().clone();
+        change(&mut state);
+        state.told.changed_ms = self.now_ms();
+        let kept = block_in_place(|| file::write(self.dir(), &state));
+        if let Err(error) = &kept {
+            state.told.reason = Some(format!("keeping its state: {error}"));
+        }
+        let mut known = self.0.known.lock();
+        running.change(|shown| *shown = state);
+        known.at_work = None;
+        kept
     }
 
     /// Has the log keep what replays may still read: for a while.

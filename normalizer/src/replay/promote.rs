@@ -7,12 +7,13 @@
 //! | the shadow catches up to what is committed | a plain swap would lose the rows past `--to` |
 //! | every live row of the shadow's partitions is in the shadow, by provenance; or is copied there (`--row-wise`) | rows of before `--from`, of other logs or of none |
 //! | partition by partition: the live one is kept beside its table, then replaced | each replacement is atomic in ClickHouse, and can be repeated |
+//! | the shadows are dropped | a replacement whose answer was lost, and that arrives late, finds nothing to put there |
 //! | rows that were set aside go in | each is verified first, as ever |
 //!
 //! Until the first partition is replaced, trouble ends it, and everything is as before. From then on it is tried until
 //! it is done, over restarts too: the state file says what was kept and replaced.
 
-use super::file::Promotion;
+use super::file::{Promotion, State};
 use super::run::RunError;
 use super::sink::{Sink, SinkTrouble};
 use super::{Replays, Running};
@@ -64,19 +65,20 @@ impl Replays {
         };
         self.shelf().hold(&tables);
         let refused = self.until_swapped(running, &tables).await;
-        match refused {
-            Ok(()) => running.change(|state| (state.told.phase, state.told.reason) = (Phase::Promoted, None)),
+        let (phase, reason) = match refused {
+            Ok(()) => (Phase::Promoted, None),
             Err(Refusal::Run(RunError::Told)) if self.stopping() => return,
-            Err(refusal) => running.change(|state| {
-                state.told.phase = Phase::Done;
-                state.told.reason = Some(refusal.to_string());
+            Err(refusal) => (Phase::Done, Some(refusal.to_string())),
+        };
+        let ended = |state: &mut State| {
+            (state.told.phase, state.told.reason) = (phase, reason.clone());
+            if phase == Phase::Done {
                 state.promotion = None;
-            }),
-        }
+            }
+        };
         // Rows stay aside until it is durable that nothing is to be replaced any more.
-        while let Err(error) = self.keep(running) {
-            running.change(|state| state.told.reason = Some(format!("keeping its state: {error}")));
-            tracing::error!(%error, "a promotion is done, and its state cannot be kept: it is tried again");
+        while let Err(error) = self.end(running, ended) {
+            tracing::error!(%error, "a promotion is over, and its state cannot be kept: it is tried again");
             crate::runtime::sleep(RETRY_BACKOFF_MAX).await;
         }
         self.shelf().release(&tables);
@@ -89,6 +91,7 @@ impl Replays {
         if !begun {
             self.settled(running, tables).await?;
             self.catch_up(running, &sink).await?;
+            running.promoted(|promotion| promotion.parts.clear());
             for table in tables {
                 self.cover(running, &sink, table).await?;
             }
@@ -179,6 +182,9 @@ impl Replays {
             sum(&parts, |part| part.uncovered),
         ) {
             (0, 0, 0) => {
+                let shown = parts.iter().filter(|part| part.shadow > 0);
+                let keys = shown.map(|part| (table.clone(), part.part.clone()));
+                running.promoted(|promotion| promotion.parts.extend(keys));
                 let (live, shadow) = (sum(&parts, |part| part.live), sum(&parts, |part| part.shadow));
                 running.step(format!(
                     "table {table}: {shadow} rows of the shadow cover all {live} live ones in {} partitions",
@@ -193,24 +199,22 @@ impl Replays {
     }
 
     async fn swap_all(&self, running: &Running, sink: &Sink, tables: &[Name]) -> Result<(), Refusal> {
-        for table in tables {
-            let parts = sink.covers(table.clone()).await?;
-            for part in parts.into_iter().filter(|part| part.shadow > 0) {
-                let key = (table.clone(), part.part);
-                if !running.promotion().saved.contains(&key) {
-                    sink.save(key.0.clone(), key.1.clone()).await?;
-                    // Durable before it is replaced: what is kept must never be kept again from then on.
-                    running.promoted(|promotion| promotion.saved.insert(key.clone()));
-                    self.keep(running)?;
-                }
-                if !running.promotion().swapped.contains(&key) {
-                    sink.swap(key.0.clone(), key.1.clone()).await?;
-                    running.promoted(|promotion| promotion.swapped.insert(key.clone()));
-                    running.step(format!("table {table}: partition {} is replaced", key.1));
-                    self.keep(running)?;
-                }
+        for key in running.promotion().parts {
+            let (table, part) = key.clone();
+            if !running.promotion().saved.contains(&key) {
+                sink.save(table.clone(), part.clone()).await?;
+                // Durable before it is replaced: what is kept must never be kept again from then on.
+                running.promoted(|promotion| promotion.saved.insert(key.clone()));
+                self.keep(running)?;
+            }
+            if !running.promotion().swapped.contains(&key) {
+                sink.swap(table.clone(), part.clone()).await?;
+                running.promoted(|promotion| promotion.swapped.insert(key.clone()));
+                running.step(format!("table {table}: partition {part} is replaced"));
+                self.keep(running)?;
             }
         }
+        sink.fence(tables.to_vec()).await?;
         Ok(())
     }
 }
@@ -220,7 +224,7 @@ impl Running {
         self.state.lock().promotion.clone().unwrap_or_default()
     }
 
-    fn promoted(&self, change: impl FnOnce(&mut Promotion) -> bool) {
+    fn promoted<T>(&self, change: impl FnOnce(&mut Promotion) -> T) {
         self.change(|state| {
             change(state.promotion.get_or_insert_default());
         });

@@ -75,12 +75,12 @@ impl Replays {
     async fn ranges(&self, running: &Running, decider: &mut Decider) -> Result<(), RunError> {
         let mut ranges = 0;
         loop {
-            self.pace(running).await?;
-            let begun = Instant::now();
             let state = running.state.lock().clone();
             if state.told.next >= state.end && state.intent.is_none() {
                 return Ok(());
             }
+            self.pace(running).await?;
+            let begun = Instant::now();
             let cut = self.cut(&state).await?;
             let touched = cut.records.clone();
             let decided = decider.decide(cut.range, cut.records).await?;

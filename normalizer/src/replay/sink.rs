@@ -154,6 +154,11 @@ impl Sink {
         self.done(SinkAsk::Swap { table, part }).await
     }
 
+    /// From here on no swap that is still on its way can happen: the shadows are gone.
+    pub async fn fence(&self, tables: Vec<Name>) -> Result<(), SinkTrouble> {
+        self.done(SinkAsk::Fence { tables }).await
+    }
+
     /// Drops the replay's tables beside these.
     pub async fn drop_beside(&self, tables: Vec<Name>) -> Result<(), SinkTrouble> {
         self.done(SinkAsk::Drop { tables }).await

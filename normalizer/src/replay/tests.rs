@@ -69,6 +69,7 @@ fn state(id: u32, phase: Phase) -> State {
         intent: None,
         promotion: Some(Promotion {
             row_wise: true,
+            parts: BTreeSet::new(),
             saved: BTreeSet::from([(Name::new("a").unwrap(), "202611".into())]),
             swapped: BTreeSet::new(),
         }),
@@ -167,7 +168,9 @@ fn decided(dir: &Path, log: &EmbeddedLog) -> BTreeMap<Offset, (Record, Fates)> {
     let mut all = BTreeMap::new();
     while let Some(record) = log.read(all.len() as u64, 1).unwrap().into_iter().next() {
         let fates = dedup.decide(&record).unwrap();
-        dedup.committed(record.place.offset + 1).unwrap();
+        if record.place.offset.is_multiple_of(50) {
+            dedup.committed(record.place.offset + 1).unwrap();
+        }
         all.insert(record.place.offset, (record, fates));
     }
     all
@@ -215,12 +218,12 @@ fn rows(offset: Offset, record: &Record, fates: &Fates) -> Option<KeptRows> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn by_provenance_and_anew_from_a_window_earlier_the_rows_that_dedup_kept_are_found_and_no_others() {
-    for seed in 0..12 {
+    for seed in 0..4 {
         let root = tempfile::tempdir().unwrap();
         let clock = ManualClock::at(NOW);
         let log = log(root.path(), &clock);
         let (mut random, mut clients) = (SmallRng::seed_from_u64(seed), Clients::default());
-        for _ in 0..300 {
+        for _ in 0..150 {
             clock.advance(random.random_range(0..WINDOW_MS / 40));
             let batch: Vec<_> = clients
                 .batch(&mut random)
@@ -231,7 +234,7 @@ async fn by_provenance_and_anew_from_a_window_earlier_the_rows_that_dedup_kept_a
         }
         let all = decided(root.path(), &log);
         let dropped: usize = all.values().map(|(_, fates)| fates.dropped().len()).sum();
-        assert!(dropped > 50, "{dropped}");
+        assert!(dropped > 25, "{dropped}");
         let end = all.len() as u64;
         for how in [Decisions::Provenance, Decisions::Anew] {
             let mut state = state(1, Phase::Running);

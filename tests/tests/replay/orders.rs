@@ -138,6 +138,9 @@ async fn what_cannot_be_replayed_is_refused_and_nothing_is_touched() {
         "{clamped}"
     );
     // One at a time.
+    stand.send(0, 100..60_000).await;
+    stand.send(0, 60_000..120_000).await;
+    stand.drained().await;
     let (first, second) = (stand.everything().await, stand.everything().await);
     let id = stand.begin(&first, &json!({"events_per_second": 1})).await;
     let order = json!({"plan": second["id"]});
@@ -146,8 +149,13 @@ async fn what_cannot_be_replayed_is_refused_and_nothing_is_touched() {
         (409, "replay_busy".to_owned())
     );
     let on = |verb: &str| format!("/admin/v1/replay/{id}/{verb}");
-    stand.until(&id, "done").await;
-    for verb in ["pause", "resume"] {
+    for verb in ["diff", "promote", "discard"] {
+        let refused = stand.refused(&on(verb), &json!({})).await;
+        assert_eq!(refused, (409, "replay_wrong_phase".to_owned()), "{verb}");
+    }
+    stand.on(&id, "pause", &json!({})).await;
+    stand.until(&id, "paused").await;
+    for verb in ["pause", "promote"] {
         let refused = stand.refused(&on(verb), &json!({})).await;
         assert_eq!(refused, (409, "replay_wrong_phase".to_owned()), "{verb}");
     }
@@ -163,7 +171,7 @@ async fn what_is_no_longer_in_the_log_is_refused_and_what_is_left_is_said() {
     let prepared = sluice_tests::Deployment::start_prepared(
         3,
         Shape::AllInOne,
-        "log: {retain: 1s, max_bytes: 64MiB}\ndedup: {}",
+        "log: {retain: 1s}",
         |deployment| {
             Failpoints::below(deployment).shrink(&[(Bound::SegmentBytes, 128 << 10), (Bound::RotateMs, 300)])
         },

@@ -14,7 +14,7 @@ async fn live_rows_that_the_shadow_has_not_stop_a_promotion_and_are_kept_row_wis
     stand.drained().await;
     let before = stand.sql(ROWS).await;
     // Rows by other hands, in a partition that is replaced.
-    stand.sql("INSERT INTO telemetry.events (tenant, event_id, timestamp, service) SELECT 'other', toString(number), now64(3), 'x' FROM numbers(5)").await;
+    stand.sql("INSERT INTO telemetry.events (tenant, event_id, timestamp, service, _src_l, _src_o) SELECT 'other', toString(number), now64(3), 'x', 7, number FROM numbers(5)").await;
     stand.sql("ALTER TABLE telemetry.events DELETE WHERE event_id = '77' AND tenant = 't0' SETTINGS mutations_sync = 2").await;
     let told = stand
         .run(
