@@ -7,14 +7,14 @@ use super::plan;
 use crate::confirm::Question;
 use crate::exit::Exit;
 use crate::output::OutputArgs;
-use crate::remote::AdminArgs;
+use crate::remote::{AdminArgs, RemoteError};
 use clap::Args;
 use serde::Serialize;
 use sluice_common::clock::{Clock as _, SystemClock, UnixMs};
 use sluice_common::ids::{Name, TenantId};
 use sluice_common::moment;
 use sluice_common::process::Failure;
-use sluice_common::replay::{End, Phase, ReplayAsk, ReplayOrder, ReplayPlan, ReplayTold, Touched};
+use sluice_common::replay::{End, Phase, ReplayAsk, ReplayId, ReplayOrder, ReplayPlan, ReplayTold, Touched};
 
 /// What is replayed, and how.
 #[derive(Debug, Args)]
@@ -115,7 +115,10 @@ impl RunArgs {
             who: who(),
             events_per_second: self.events_per_second,
         };
-        let told = replays.begin(&order).await?;
+        let told = replays
+            .begin(&order)
+            .await
+            .map_err(|error| begun(plan.id, error))?;
         finish(&replays, told, &self.output).await
     }
 
@@ -143,6 +146,16 @@ impl RunArgs {
             tenant: self.tenant.clone(),
             dataset: self.dataset.clone(),
         })
+    }
+}
+
+/// An order whose answer was lost may have been taken.
+fn begun(id: ReplayId, error: RemoteError) -> Failure {
+    match error {
+        RemoteError::Unreachable { .. } => Failure::new(format!(
+            "{error}. It may have begun: look with `ingestctl replay show {id}`"
+        )),
+        RemoteError::Refused { .. } | RemoteError::NotSluice { .. } => error.into(),
     }
 }
 
