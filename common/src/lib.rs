@@ -23,6 +23,7 @@ pub mod replace;
 pub mod secret;
 pub mod serve;
 pub mod servers;
+pub mod settle;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tenants_file;
