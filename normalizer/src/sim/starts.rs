@@ -169,6 +169,8 @@ fn what_is_stored_is_sealed_and_deleted_before_its_bucket_is_full_or_old_where_i
     let end = *state.log.durable_end().borrow();
     assert!(state.log.stats().backlog_bytes > 128 << 10);
     write(&mut state, end, None);
+    // As a start tells it.
+    state.log.set_progress(end, 0);
     let log = Arc::clone(&state.log);
     let pump = Pump::new(parts(state, &clock, holds(None), 0));
     Virtual::new(|_| {}).run(async {

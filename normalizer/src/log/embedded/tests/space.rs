@@ -134,7 +134,10 @@ fn a_log_shut_on_a_volume_without_room_asks_for_a_seal_of_what_is_stored() {
             break refused;
         }
     };
-    assert_eq!(refused, volume_full());
+    assert_eq!(
+        (refused, append(&log, 0..1, 1000)),
+        (volume_full(), Err(volume_full()))
+    );
     assert!(!log.wants_seal(), "nothing is stored");
     let end = *log.durable_end().borrow();
     log.set_progress(end, 0);
