@@ -86,6 +86,9 @@ impl Fixture {
             let ended = tokio::time::timeout(HANG, stream.read_to_end(&mut answer)).await;
             assert!(ended.is_ok(), "the connection hangs");
         });
-        (answer, std::mem::take(&mut *self.seen.lock().expect("no panic before")))
+        (
+            answer,
+            std::mem::take(&mut *self.seen.lock().expect("no panic before")),
+        )
     }
 }

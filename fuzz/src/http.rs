@@ -42,9 +42,16 @@ fn check(bytes: &[u8], answer: &[u8], seen: &[IntakeRequest]) {
     let keys = count(bytes, KEY.as_bytes());
     assert!(keys > 0 || seen.is_empty(), "let in without the key");
     // HTTP/2 may name a header again that it has sent once; its smallest frame has nine bytes.
-    let most = if bytes.starts_with(b"PRI") { bytes.len() / 9 } else { keys };
+    let most = if bytes.starts_with(b"PRI") {
+        bytes.len() / 9
+    } else {
+        keys
+    };
     assert!(seen.len() <= most, "{} requests of {most}", seen.len());
-    assert!(count(answer, b"HTTP/1.1 202") <= seen.len(), "acknowledged and not passed on");
+    assert!(
+        count(answer, b"HTTP/1.1 202") <= seen.len(),
+        "acknowledged and not passed on"
+    );
     let ids: BTreeSet<_> = seen.iter().map(|one| one.request.0).collect();
     assert_eq!(ids.len(), seen.len(), "two requests with one id");
     for one in seen {

@@ -71,7 +71,11 @@ fn make() -> Vec<(String, Vec<u8>)> {
         let name = path.file_name().expect("a file").to_string_lossy().into_owned();
         (name, fs::read(path).expect("read"))
     };
-    let files: Vec<_> = paths.iter().map(named).filter(|(_, bytes)| !bytes.is_empty()).collect();
+    let files: Vec<_> = paths
+        .iter()
+        .map(named)
+        .filter(|(_, bytes)| !bytes.is_empty())
+        .collect();
     assert_eq!(files.len(), 3, "bucket, filter and manifest");
     files
 }
