@@ -25,6 +25,7 @@ pub mod replay;
 pub mod secret;
 pub mod serve;
 pub mod servers;
+pub mod settle;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tenants_file;

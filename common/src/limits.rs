@@ -151,6 +151,9 @@ pub const GROUP_COMMIT_BYTES: usize = 8 * MIB;
 pub const SEGMENT_BYTES: usize = 64 * MIB;
 /// Newest durable records kept in memory for the reader that follows the tail.
 pub const TAIL_CACHE_BYTES: usize = 64 * MIB;
+/// Least `log.reserve`: a bucket of dedup's state can be sealed in it (R5). Were there no room for that, nothing
+/// could be deleted from a full log, and none would ever come.
+pub const LOG_RESERVE_LEAST: u64 = 128 * MIB as u64;
 /// `log.reserve` where the config is silent: 5 % of the volume within these bounds (R5).
 pub const LOG_RESERVE_MIN: u64 = 512 * MIB as u64;
 /// Upper bound of the default reserve.
@@ -171,6 +174,11 @@ pub const GRANT_TENANTS: usize = 10_000;
 
 /// Keys of the active bucket before it rotates (R8).
 pub const ACTIVE_BUCKET_KEYS: usize = 4_000_000;
+/// Most that a sealed bucket takes on disk: for each key (25.5 measured, filter included), and LMDB's and the
+/// filter's fixed part.
+pub const SEALED_KEY_BYTES: usize = 27;
+/// See [`SEALED_KEY_BYTES`].
+pub const SEALED_BUCKET_BYTES: usize = 64 * KIB;
 /// Sealed buckets probed for one key at most; more are merged (R8).
 pub const MAX_SEALED_BUCKETS: usize = 6;
 /// Longest dedup window of a dataset.
@@ -350,6 +358,8 @@ const _: () = {
     assert!(CLICKHOUSE_SLOTS_MIN >= 1.0 && CLICKHOUSE_SLOTS_MIN <= CLICKHOUSE_SLOTS);
     assert!(CLICKHOUSE_SLOTS <= CLICKHOUSE_SLOTS_MAX);
     assert!(LOG_RESERVE_MIN < LOG_RESERVE_MAX);
+    assert!(LOG_RESERVE_LEAST <= LOG_RESERVE_MIN);
+    assert!((ACTIVE_BUCKET_KEYS * SEALED_KEY_BYTES + SEALED_BUCKET_BYTES) as u64 <= LOG_RESERVE_LEAST);
     assert!(WATERMARK_REOPEN_PERCENT < 100);
     assert!(GRANT_BACKLOG_PERCENT < 100);
     assert!(MAX_HANDSHAKES * 4 <= MAX_CONNECTIONS);

@@ -26,13 +26,13 @@ pub fn run(input: &[u8]) {
         body.len()
     );
     let bytes = [head.as_bytes(), &body].concat();
-    let (answer, seen) = EDGE.with(|edge| edge.get_or_init(Fixture::start).send(&bytes));
+    let (answer, mut seen) = EDGE.with(|edge| edge.get_or_init(Fixture::start).send(&bytes));
     assert!(
         answer.starts_with(b"HTTP/1.1 "),
         "{:?}",
         String::from_utf8_lossy(&answer)
     );
-    let Some(seen) = seen else { return };
+    let Some(seen) = seen.pop() else { return };
     assert!(seen.body.len() <= MAX_BODY_BYTES);
     let expected = unpacked(encoding, &body).expect("what was taken can be unpacked");
     assert_eq!(seen.body, expected);

@@ -1,4 +1,4 @@
-//! A real edge on a socket, before a normalizer that keeps the last body it was given.
+//! A real edge on a socket, before a normalizer that keeps what it was given.
 
 use sha2::{Digest as _, Sha256};
 use sluice_common::config::Loaded;
@@ -23,11 +23,11 @@ const ANSWER: Duration = Duration::from_millis(30);
 /// A connection of which one side is closed is closed by then.
 const HANG: Duration = Duration::from_secs(20);
 
-/// The edge and what reached the normalizer.
+/// The edge and all that reached the normalizer.
 pub struct Fixture {
     runtime: Runtime,
     address: SocketAddr,
-    seen: Arc<Mutex<Option<IntakeRequest>>>,
+    seen: Arc<Mutex<Vec<IntakeRequest>>>,
 }
 
 impl Fixture {
@@ -39,10 +39,10 @@ impl Fixture {
              datasets: [{{name: events, fields: [{{name: a, type: string}}]}}]\n"
         );
         let config = Loaded::parse(&yaml, Path::new("fuzz"), Path::new("/nowhere")).expect("a sound config");
-        let seen = Arc::<Mutex<Option<IntakeRequest>>>::default();
+        let seen = Arc::<Mutex<Vec<IntakeRequest>>>::default();
         let keep = Arc::clone(&seen);
         let seam: Seam<IntakeRequest> = Seam::new(tower::service_fn(move |request: IntakeRequest| {
-            *keep.lock().expect("no panic before") = Some(request);
+            keep.lock().expect("no panic before").push(request);
             let rows = RowsAnswer {
                 accepted: 1,
                 ..RowsAnswer::default()
@@ -71,8 +71,8 @@ impl Fixture {
     }
 
     /// Sends bytes as one connection's, and returns what came back and what reached the normalizer.
-    pub fn send(&self, bytes: &[u8]) -> (Vec<u8>, Option<IntakeRequest>) {
-        self.seen.lock().expect("no panic before").take();
+    pub fn send(&self, bytes: &[u8]) -> (Vec<u8>, Vec<IntakeRequest>) {
+        self.seen.lock().expect("no panic before").clear();
         let mut answer = Vec::new();
         self.runtime.block_on(async {
             let mut stream = TcpStream::connect(self.address).await.expect("it listens");
@@ -86,6 +86,9 @@ impl Fixture {
             let ended = tokio::time::timeout(HANG, stream.read_to_end(&mut answer)).await;
             assert!(ended.is_ok(), "the connection hangs");
         });
-        (answer, self.seen.lock().expect("no panic before").take())
+        (
+            answer,
+            std::mem::take(&mut *self.seen.lock().expect("no panic before")),
+        )
     }
 }

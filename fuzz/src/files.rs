@@ -1,7 +1,7 @@
 //! Files below the data directory, as a disk or a person may leave them: read or refused with a sentence, and
-//! a log that opens opens again with the same records.
+//! a log that opens opens again with the same records. A damaged bucket of dedup: [`sealed`].
 
-use crate::record;
+use crate::{record, sealed};
 use sluice_common::clock::ManualClock;
 use sluice_common::disk::{Dir, Disk};
 use sluice_common::ids::{LogId, Name};
@@ -25,12 +25,13 @@ pub fn run(input: &[u8]) {
     let dir = place
         .map_or_else(TempDir::new, TempDir::new_in)
         .expect("a directory");
-    match choice % 5 {
+    match choice % 6 {
         0 => log_manifest(dir.path(), rest),
         1 => segment(dir.path(), rest),
         2 => progress(dir.path(), rest),
         3 => dedup_manifest(dir.path(), rest),
-        _ => parked(dir.path(), rest),
+        4 => parked(dir.path(), rest),
+        _ => sealed::run(dir.path(), rest),
     }
 }
 
@@ -125,7 +126,12 @@ fn dedup_manifest(dir: &Path, bytes: &[u8]) {
         bytes[8..12].copy_from_slice(&crc.to_le_bytes());
     }
     fs::write(dir.join("manifest"), &bytes).expect("written");
-    drop(Dedup::open(DedupOptions {
+    drop(Dedup::open(dedup_options(dir)));
+}
+
+/// A small state of the log with id 1.
+pub fn dedup_options(dir: &Path) -> DedupOptions {
+    DedupOptions {
         dir: dir.into(),
         log: LogId(1),
         secret_check: 2,
@@ -133,9 +139,9 @@ fn dedup_manifest(dir: &Path, bytes: &[u8]) {
         max_bytes: MIB,
         active_keys: 1_000,
         max_window_ms: 1_000,
-        rotate_ms: 1_000,
+        rotate_ms: 500,
         workers: Workers::Caller,
-    }));
+    }
 }
 
 /// A unit and its marks: the head's length is the first line's, and what follows are the records.

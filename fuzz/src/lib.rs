@@ -13,6 +13,7 @@ pub mod intake;
 pub mod peer;
 pub mod record;
 mod rows;
+mod sealed;
 pub mod seeds;
 
 /// Splits off the first byte, which chooses among the forms of a target.

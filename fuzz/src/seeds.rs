@@ -37,6 +37,19 @@ pub fn write(dir: &Path) {
         "unit",
         &[&[4], head.as_bytes(), b"\n", record.frame()].concat(),
     );
+    // A bit of the bucket, of its filter and of the manifest, and a cut of each.
+    for (name, change) in [("filter", 0u8), ("bucket", 2), ("dedup_state", 4)] {
+        seed(
+            "files",
+            name,
+            &[
+                &[5],
+                &[change, 0x30, 0x11, 0x80][..],
+                &[change | 1, 0x00, 0x20, 0],
+            ]
+            .concat(),
+        );
+    }
     let call = SinkRequest::Write(SinkCall {
         log: LogId(1),
         partition: 0,

@@ -4,10 +4,10 @@
 use crate::admit::Budget;
 use crate::client::ServerError;
 use crate::limiter::Limiter;
-use crate::verify::Found;
 use sluice_common::classify::{Class, classify};
 use sluice_common::limits::SINK_CALL_BYTES;
 use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
+use sluice_common::settle::Found;
 use std::time::Duration;
 
 /// The label of errors that no code came with.

@@ -1,4 +1,5 @@
-//! One sub-batch's steps, from what the pump asked to one verdict (R13, R14).
+//! One sub-batch at one ClickHouse: the asking of it. What follows from the answers is decided in
+//! [`sluice_common::settle`].
 
 use crate::block::{Content, SubBatch};
 use crate::client::{Client, ServerError};
@@ -6,14 +7,13 @@ use crate::insert::{self, Origin};
 use crate::limiter::{Limiter, Slot};
 use crate::observe::Observer;
 use crate::tables::{DescribeError, Table, Tables};
-use crate::verify::{Found, verify};
+use crate::verify::verify;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sluice_common::classify::{
-    Class, QUERY_WITH_SAME_ID_IS_RUNNING, TIME_OUT_OF_RANGE, classify, is_stale_description,
-};
+use sluice_common::classify::{Class, TIME_OUT_OF_RANGE, classify, is_stale_description};
 use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::ids::Name;
+use sluice_common::settle::{self, Attempt, Evidence, Found, Sent};
 use sluice_common::wire::sink::{Steps, SubReport, Verdict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,17 +33,55 @@ pub struct Settler {
     pub failed: Arc<Mutex<BTreeMap<Name, String>>>,
 }
 
-/// What became of the insert itself.
-enum Sent {
-    Clean,
-    Refused {
-        code: u32,
-        message: String,
-        class: Class,
-    },
-    /// Not a byte of it.
-    Unreached(String),
-    Uncertain(String),
+/// One sub-batch that can be sent.
+struct Sendable<'a> {
+    settler: &'a Settler,
+    sub: &'a SubBatch,
+    generation: u32,
+    columns: &'a [String],
+    body: &'a Bytes,
+    table: &'a Table,
+    slot: &'a Slot,
+}
+
+impl Attempt for Sendable<'_> {
+    async fn verify(&self) -> Found {
+        self.settler.verify(self.sub, self.table).await
+    }
+
+    async fn insert(&self) -> Sent {
+        let (settler, sub) = (self.settler, self.sub);
+        let request = (self.columns, self.body.clone(), settler.deadline);
+        let database = settler.client.database();
+        let request = insert::request(database, settler.origin, sub, self.generation, request);
+        let begun = Instant::now();
+        let answer = match failpoint::hit(Point::InsertSend) {
+            Ok(()) => settler.client.insert(request, settler.deadline).await,
+            Err(error) => Err(ServerError::Uncertain(error.to_string())),
+        };
+        let answer = failpoint::hit(Point::InsertAnswered)
+            .map_err(|error| ServerError::Uncertain(error.to_string()))
+            .and(answer);
+        let (took, bytes) = (begun.elapsed(), self.body.len());
+        settler.observer.inserted(sub.rows, bytes, took, &answer);
+        if let Some(error) = self.slot.ended(&answer, begun) {
+            let mut failed = settler.failed.lock();
+            failed.insert(sub.key.table.clone(), error.to_string());
+        }
+        match answer {
+            Ok(()) => Sent::Clean,
+            Err(ServerError::Definite { code, message }) => {
+                settler.note_error(sub, code, &message);
+                Sent::Refused { code, message }
+            }
+            Err(ServerError::Unreached(reason)) => Sent::Unreached(reason),
+            Err(ServerError::Uncertain(reason)) => Sent::Uncertain(reason),
+        }
+    }
+
+    fn is_in_time(&self) -> bool {
+        Instant::now() < self.settler.deadline
+    }
 }
 
 impl Settler {
@@ -86,18 +124,22 @@ impl Settler {
     async fn verdict(&self, sub: &SubBatch, generation: u32, slot: &Slot) -> Verdict {
         match &sub.content {
             Content::Block { columns, body, table } => {
-                let content = (columns.as_slice(), body, table.as_ref());
-                self.write((sub, generation), content, slot).await
+                let attempt = Sendable {
+                    settler: self,
+                    sub,
+                    generation,
+                    columns,
+                    body,
+                    table,
+                    slot,
+                };
+                settle::settle(self.steps, evidence(table), &attempt).await
             }
             Content::Refused { refusal, table } => {
-                let refused = Sent::Refused {
-                    code: refusal.code,
-                    message: refusal.message.clone(),
-                    // The table takes none of these rows, whichever they are.
-                    class: Class::Alarm,
-                };
                 self.tables.forget(&sub.key.table);
-                self.unsent(sub, table, refused).await
+                // The table takes none of these rows, whichever they are.
+                let refused = (refusal.code, refusal.message.clone(), Class::Alarm);
+                settle::refused(self.earlier(sub, table).await, refused)
             }
             Content::Unplaced => Verdict::Refused {
                 code: TIME_OUT_OF_RANGE,
@@ -118,131 +160,14 @@ impl Settler {
         }
     }
 
-    /// Verify first, if asked; then insert, if asked and none is there; then the insert's answer.
-    async fn write(
-        &self,
-        (sub, generation): (&SubBatch, u32),
-        (columns, body, table): (&[String], &Bytes, &Table),
-        slot: &Slot,
-    ) -> Verdict {
-        // Where nothing can be verified, the token alone stands between a repeat and a second row.
-        if self.steps.verify_first && table.verifiable {
-            match self.verify(sub, table).await {
-                Found::None => {}
-                found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => return settled(found),
-            }
-        }
-        if !self.steps.insert {
-            return if self.steps.verify_first && table.verifiable {
-                Verdict::NoneThere
-            } else {
-                Verdict::Unknown {
-                    reason: "its rows cannot be verified, and no insert was asked for".into(),
-                }
-            };
-        }
-        let request = (columns, body.clone(), self.deadline);
-        let request = insert::request(self.client.database(), self.origin, sub, generation, request);
-        let begun = Instant::now();
-        let answer = match failpoint::hit(Point::InsertSend) {
-            Ok(()) => self.client.insert(request, self.deadline).await,
-            Err(error) => Err(ServerError::Uncertain(error.to_string())),
-        };
-        let answer = failpoint::hit(Point::InsertAnswered)
-            .map_err(|error| ServerError::Uncertain(error.to_string()))
-            .and(answer);
-        self.observer
-            .inserted(sub.rows, body.len(), begun.elapsed(), &answer);
-        if let Some(error) = slot.ended(&answer, begun) {
-            self.failed
-                .lock()
-                .insert(sub.key.table.clone(), error.to_string());
-        }
-        let sent = match answer {
-            Ok(()) => Sent::Clean,
-            Err(ServerError::Definite { code, message }) => {
-                self.note_error(sub, code, &message);
-                Sent::Refused {
-                    code,
-                    message,
-                    class: classify(code),
-                }
-            }
-            Err(ServerError::Unreached(reason)) => Sent::Unreached(reason),
-            Err(ServerError::Uncertain(reason)) => Sent::Uncertain(reason),
-        };
-        self.after(sub, table, sent).await
-    }
-
-    /// From the insert's answer to the verdict.
-    async fn after(&self, sub: &SubBatch, table: &Table, sent: Sent) -> Verdict {
-        match sent {
-            // answered clean → done, where that is enough
-            Sent::Clean if !self.steps.verify_after || !table.verifiable => Verdict::Done,
-            // answered clean → poisoned, only where none there is certain
-            Sent::Clean => match self.verify(sub, table).await {
-                Found::None if table.bump_safe => Verdict::CleanButNone,
-                Found::None => Verdict::Unknown {
-                    reason: "none there yet, on a replica that may lag behind".into(),
-                },
-                found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => settled(found),
-            },
-            // still running under the same id → evidence of nothing
-            Sent::Refused {
-                code: QUERY_WITH_SAME_ID_IS_RUNNING,
-                ..
-            } => match self.proven(sub, table).await {
-                Some(done) => done,
-                None => Verdict::Unknown {
-                    reason: "an earlier attempt still runs on the server".into(),
-                },
-            },
-            // refused → refused, only where none there is verified
-            Sent::Refused { code, message, class } => {
-                if !self.steps.verify_after || !table.verifiable {
-                    return Verdict::Unknown {
-                        reason: format!("code {code}: {message}"),
-                    };
-                }
-                match self.verify(sub, table).await {
-                    Found::None => Verdict::Refused { code, message, class },
-                    found @ (Found::All | Found::Some { .. } | Found::Unknown(_)) => settled(found),
-                }
-            }
-            // not sent → nothing new is known
-            Sent::Unreached(reason) => Verdict::Unsent {
-                reason: format!("the server cannot be reached: {reason}"),
-            },
-            // no answer → done where all are there, else nobody knows: it may still arrive
-            Sent::Uncertain(reason) => match self.proven(sub, table).await {
-                Some(done) => done,
-                None => Verdict::Unknown { reason },
-            },
-        }
-    }
-
-    /// A sub-batch that this call cannot send: an earlier attempt may have landed all the same.
-    async fn unsent(&self, sub: &SubBatch, table: &Table, refused: Sent) -> Verdict {
+    /// What an earlier attempt has left of a sub-batch that this call cannot send.
+    async fn earlier(&self, sub: &SubBatch, table: &Table) -> Found {
         let asked = self.steps.verify_first || self.steps.verify_after;
-        let found = if asked && table.verifiable {
+        if asked && table.verifiable {
             self.verify(sub, table).await
         } else {
             Found::None
-        };
-        match (found, refused) {
-            (Found::None, Sent::Refused { code, message, class }) => {
-                Verdict::Refused { code, message, class }
-            }
-            (found, _) => settled(found),
         }
-    }
-
-    /// Done, if verification is asked for and finds all.
-    async fn proven(&self, sub: &SubBatch, table: &Table) -> Option<Verdict> {
-        if !self.steps.verify_after || !table.verifiable || Instant::now() >= self.deadline {
-            return None;
-        }
-        matches!(self.verify(sub, table).await, Found::All).then_some(Verdict::Done)
     }
 
     async fn verify(&self, sub: &SubBatch, table: &Table) -> Found {
@@ -279,11 +204,9 @@ const UNKNOWN_TABLE: u32 = 60;
 const UNPLACEABLE: &str =
     "the time that decides the table's partition is null, before 1970 or after 2106-02-07";
 
-fn settled(found: Found) -> Verdict {
-    match found {
-        Found::All => Verdict::Done,
-        Found::None => Verdict::NoneThere,
-        Found::Some { rows } => Verdict::Between { found: rows },
-        Found::Unknown(reason) => Verdict::Unknown { reason },
+fn evidence(table: &Table) -> Evidence {
+    Evidence {
+        verifiable: table.verifiable,
+        bump_safe: table.bump_safe,
     }
 }

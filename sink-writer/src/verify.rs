@@ -6,36 +6,9 @@ use crate::insert::Origin;
 use crate::tables::Table;
 use serde_json::Value;
 use sluice_common::books::Entry;
+use sluice_common::settle::{Found, Sums};
 use sluice_common::wire::sink::Piece;
 use tokio::time::Instant;
-
-/// What verification found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
-    All,
-    None,
-    Some {
-        rows: u64,
-    },
-    /// Nothing can be said.
-    Unknown(String),
-}
-
-impl Found {
-    /// All labels.
-    pub const LABELS: [&'static str; 4] = ["all", "none", "between", "unknown"];
-
-    /// The label of `sluice_verify_total`.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::All => "all",
-            Self::None => "none",
-            Self::Some { .. } => "between",
-            Self::Unknown(_) => "unknown",
-        }
-    }
-}
 
 /// Counts the rows of `sub` in `table`, on the server that described it.
 pub async fn verify(
@@ -100,11 +73,12 @@ fn judge(row: &[Value], sub: &SubBatch, server: &str) -> Found {
             "verification: another server answered than the one that was written to".into(),
         );
     }
-    match rows {
-        0 => Found::None,
-        _ if (rows, sum_o, sum_o2) == (sub.rows, sub.sum_o, sub.sum_o2) => Found::All,
-        _ => Found::Some { rows },
-    }
+    let asked = Sums {
+        rows: sub.rows,
+        sum_o: sub.sum_o,
+        sum_o2: sub.sum_o2,
+    };
+    Found::of(Sums { rows, sum_o, sum_o2 }, asked)
 }
 
 #[cfg(test)]
@@ -158,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_count_and_sums_are_all() {
+    fn only_the_same_count_and_sums_on_the_same_server_are_all() {
         let found = |row: Value| judge(row.as_array().expect("a row"), &sub(), "u");
         assert_eq!(found(json!(["u", 2, 5, 13])), Found::All);
         assert_eq!(found(json!(["u", 0, 0, 0])), Found::None);

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::json;
 use sluice_common::fates::Fate;
+use sluice_common::limits::MAX_BLOCK_BYTES;
 use sluice_common::wire::sink::{Horizon, SinkReply, SinkRequest, Steps, SubKey, SubTask, Verdict};
 use sluice_sink_writer::admit::Budget;
 use sluice_sink_writer::{ServerError, SinkWriter};
@@ -337,6 +338,67 @@ async fn a_clean_first_attempt_is_done_and_framed_by_its_length() {
             "{setting} in {}",
             seen[0].query
         );
+    }
+}
+
+/// Each decides whether an insert is one block, whether its token counts, or whether its answer says what became of
+/// it; another one on a retry doubles rows.
+const SETTINGS: [(&str, &str); 15] = [
+    ("async_insert", "0"),
+    ("insert_deduplicate", "1"),
+    ("replace_running_query", "0"),
+    ("wait_end_of_query", "1"),
+    ("max_partitions_per_insert_block", "1"),
+    ("throw_on_max_partitions_per_insert_block", "1"),
+    ("max_insert_block_size", "1000000"),
+    ("min_insert_block_size_rows", "1000000"),
+    ("min_insert_block_size_bytes", ""),
+    ("max_insert_threads", "1"),
+    ("input_format_parallel_parsing", "0"),
+    ("input_format_null_as_default", "1"),
+    ("input_format_try_infer_dates", "0"),
+    ("input_format_try_infer_datetimes", "0"),
+    ("input_format_json_read_bools_as_numbers", "0"),
+];
+
+#[tokio::test]
+async fn every_attempt_carries_each_setting_once_and_the_call_s_time_out() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
+    let task = |generation| {
+        let sub = SubKey::whole(name("events"), "all");
+        Some(vec![SubTask { sub, generation }])
+    };
+    let attempts = [
+        (Insert::Clean, Steps::FIRST, None),
+        (Insert::Clean, Steps::FIRST_VERIFIED, None),
+        (TOO_MANY_PARTS, Steps::AGAIN, None),
+        (Insert::HeaderBehind200, Steps::AGAIN, task(0)),
+        (Insert::Clean, Steps::AGAIN, task(1)),
+    ];
+    for (insert, steps, tasks) in attempts {
+        *fake.insert.lock() = insert;
+        write(&writer, call((5, 6), steps, tasks, range())).await;
+    }
+    let seen = fake.seen.lock().clone();
+    assert_eq!(seen.len(), 5);
+    for one in &seen {
+        let all = |name: &str| -> Vec<String> {
+            let pairs = one.query.split('&').filter_map(|pair| pair.split_once('='));
+            let of = pairs.filter(|pair| pair.0 == name);
+            of.map(|pair| pair.1.to_owned()).collect()
+        };
+        for (name, value) in SETTINGS {
+            let found = all(name);
+            assert_eq!(found.len(), 1, "{name} in {}", one.query);
+            assert!(value.is_empty() || found[0] == value, "{name} in {}", one.query);
+        }
+        let number = |name: &str| all(name)[0].parse::<u64>().expect("a number");
+        assert!(number("min_insert_block_size_bytes") >= MAX_BLOCK_BYTES as u64);
+        assert!(
+            (1..=call((5, 6), Steps::FIRST, None, range()).timeout.as_secs())
+                .contains(&number("max_execution_time"))
+        );
+        assert!(number("max_query_size") > 1_024);
     }
 }
 

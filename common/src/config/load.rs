@@ -335,6 +335,13 @@ mod tests {
     }
 
     #[test]
+    fn a_reserve_in_which_no_bucket_can_be_sealed_is_refused() {
+        let text = message("log: {reserve: 127MiB}\n");
+        assert!(text.contains("log.reserve is under 134217728 (128MiB)"), "{text}");
+        assert!(parse("log: {reserve: 128MiB}\n").is_ok());
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_with_its_line() {
         let text = message("edge:\n  lisen: [\"127.0.0.1:1\"]\n");
         assert!(text.contains("lisen") && text.contains('2'), "{text}");

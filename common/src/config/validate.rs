@@ -4,7 +4,7 @@ use super::overrides;
 use super::{Config, Dataset, Field, Kind, LogKind, TablePlan, UnknownFields, quota, tls};
 use crate::books::{DEAD_LETTERS, LEDGER};
 use crate::ids::Name;
-use crate::limits::{MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
+use crate::limits::{LOG_RESERVE_LEAST, MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
 use crate::tenants_file::is_hash;
 use std::collections::HashSet;
 
@@ -81,6 +81,16 @@ fn sizes(config: &Config, found: &mut Vec<String>) {
     if config.log.max_bytes.0 < least {
         found.push(format!(
             "log.max_bytes is under {least}: four segments are the least to work with"
+        ));
+    }
+    if config
+        .log
+        .reserve
+        .is_some_and(|reserve| reserve.0 < LOG_RESERVE_LEAST)
+    {
+        found.push(format!(
+            "log.reserve is under {LOG_RESERVE_LEAST} (128MiB): a bucket of the dedup state is sealed in it, without which \
+             nothing could be deleted from a full log"
         ));
     }
     if config.dead_letters.ttl.ms() < TTL_MARGIN_MS {

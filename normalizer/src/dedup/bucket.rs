@@ -10,6 +10,9 @@
 //!
 //! Written in order (`MDB_APPEND`) in transactions of 16 MB without syncs, then synced once; the
 //! manifest names it only after that. Never `WRITE_MAP`: a full disk is an error, not a SIGBUS.
+//! The manifest keeps the file's checksum, and a start compares it before LMDB sees a byte: LMDB has no checksums,
+//! trusts what a page says of others, and maps the file. A flipped bit could make a new key a repeat, and a page
+//! number gone astray, or a file that was cut, end the process with a signal.
 //! No LMDB lock file: the directory's lock keeps other processes out, and nobody writes once it is read.
 
 use super::entry::{Entry, Seen};
@@ -18,6 +21,8 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RoTxn, WithoutTls};
 use sluice_common::clock::UnixMs;
 use sluice_common::disk::Disk;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 /// Entries of a full block.
@@ -26,6 +31,8 @@ const KEY_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 24;
 /// Blocks of one transaction: 16 MB of dirty pages.
 const TXN_BLOCKS: usize = 4_096;
+/// Bytes of a bucket that are read at once to check it.
+const CHECK_BYTES: usize = 1 << 20;
 /// Map sizes are multiples of this: every page size in use divides it.
 const MAP_STEP: u64 = 1 << 16;
 
@@ -107,12 +114,13 @@ impl BucketWriter {
         Ok(())
     }
 
-    /// Writes what is left, closes the environment and syncs its file. Returns its bytes.
-    pub(super) fn finish(mut self) -> Result<u64, StorageError> {
+    /// Writes what is left, closes the environment and syncs its file. Returns its bytes and their checksum.
+    pub(super) fn finish(mut self) -> Result<(u64, u32), StorageError> {
         self.flush()?;
         let Self { disk, path, env, .. } = self;
         drop(env);
-        disk.sync(&path).map_err(StorageError::io("sync", &path))
+        let bytes = disk.sync(&path).map_err(StorageError::io("sync", &path))?;
+        Ok((bytes, checksum(&path)?))
     }
 }
 
@@ -274,6 +282,34 @@ fn open_env(path: &Path, map_size: usize, flags: EnvFlags) -> Result<Env<Without
     opened.map_err(lmdb("open", path))
 }
 
+/// That the file is, to the bit, the one whose checksum was taken when it was sealed. Reads all of it.
+///
+/// # Errors
+/// [`StorageError`] where it is not, or cannot be read.
+pub(super) fn check(path: &Path, sealed: u32) -> Result<(), StorageError> {
+    if checksum(path)? == sealed {
+        Ok(())
+    } else {
+        Err(StorageError::damaged(path, "its checksum is wrong"))
+    }
+}
+
+/// CRC-32C of a file.
+fn checksum(path: &Path) -> Result<u32, StorageError> {
+    let read = || -> io::Result<u32> {
+        let mut file = File::open(path)?;
+        let (mut piece, mut crc) = (vec![0; CHECK_BYTES], 0);
+        loop {
+            let read = file.read(&mut piece)?;
+            if read == 0 {
+                return Ok(crc);
+            }
+            crc = crc32c::crc32c_append(crc, &piece[..read]);
+        }
+    };
+    read().map_err(StorageError::io("check", path))
+}
+
 /// Address space for `keys` entries: blocks, a tree above them and pages freed between transactions.
 fn map_size(keys: u64) -> usize {
     let blocks = keys.div_ceil(BLOCK_ENTRIES as u64);
@@ -351,7 +387,7 @@ mod tests {
         let path = dir.path().join("b.mdb");
         let mut writer = BucketWriter::create(&Disk::default(), &path, count, 1_000).unwrap();
         (1..=count).for_each(|n| writer.push(entry(n)).unwrap());
-        let bytes = writer.finish().unwrap();
+        let (bytes, _) = writer.finish().unwrap();
         let reader = BucketReader::open(&path, count, 1_000).unwrap();
         (dir, reader, bytes)
     }

@@ -61,6 +61,9 @@ pub(super) struct BucketMeta {
     pub(super) end: Offset,
     /// Bytes of both files.
     pub(super) bytes: u64,
+    /// CRC-32C of the whole LMDB file; none where an earlier release sealed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) crc: Option<u32>,
     /// Events appended in the bucket's range, by tenant (R9).
     pub(super) tenants: BTreeMap<TenantId, u64>,
 }
@@ -148,6 +151,7 @@ mod tests {
             first: numbers[3],
             end: numbers[4],
             bytes: numbers[5],
+            crc: Some(7),
             tenants: BTreeMap::from([(TenantId::new("acme").unwrap(), numbers[0])]),
         };
         Manifest {
@@ -185,8 +189,17 @@ mod tests {
     fn the_layout_is_frozen() {
         let bytes = manifest([1, 2, 3, 4, 5, 6], 1).encode();
         assert_eq!(&bytes[..8], b"SLD1\x01\0\0\0");
-        let body = r#"{"log":1,"secret_check":2,"applied":3,"applied_ms":4,"next_id":5,"buckets":[{"id":0,"keys":1,"min_ms":2,"max_ms":3,"first":4,"end":5,"bytes":6,"tenants":{"acme":1}}]}"#;
+        let body = r#"{"log":1,"secret_check":2,"applied":3,"applied_ms":4,"next_id":5,"buckets":[{"id":0,"keys":1,"min_ms":2,"max_ms":3,"first":4,"end":5,"bytes":6,"crc":7,"tenants":{"acme":1}}]}"#;
         assert_eq!(std::str::from_utf8(&bytes[HEADER_BYTES..]).unwrap(), body);
+    }
+
+    #[test]
+    fn a_bucket_that_was_sealed_before_there_were_checksums_is_read() {
+        let mut before = manifest([1, 2, 3, 4, 5, 6], 1);
+        before.buckets[0].crc = None;
+        let bytes = before.encode();
+        assert!(!bytes.windows(3).any(|window| window == b"crc"));
+        assert_eq!(Manifest::decode(&bytes), Ok(before));
     }
 
     #[test]

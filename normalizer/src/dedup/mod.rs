@@ -9,7 +9,8 @@
 //! the log from its applied offset on repeat every decision.
 //!
 //! # In memory
-//! The *active* bucket takes all copies. It *freezes* when it is `rotate_ms` old or full; at most
+//! The *active* bucket takes all copies. It *freezes* when it is `rotate_ms` old or full, or when the log needs the
+//! room of what it covers; at most
 //! [`MAX_FROZEN`] wait to be sealed, then [`DedupError::Stalled`] stops the pump before anything is
 //! touched. 29.5 bytes a key when full. Where buckets end has no influence on any decision.
 //!
@@ -39,8 +40,8 @@
 //! it spans, as a rule at most half a window. Progress (the manifest) first, unlinking second.
 //!
 //! # Recovery
-//! Orphans are removed, damaged filters rebuilt from their bucket, a damaged manifest or bucket
-//! refuses to open. No manifest means no state: [`Dedup::applied`] is none, and the caller has the log
+//! Every bucket and filter is read once and compared with its checksum. Orphans are removed, damaged filters
+//! rebuilt from their bucket, a damaged manifest or bucket refuses to open. No manifest means no state: [`Dedup::applied`] is none, and the caller has the log
 //! from a window before the committed offset on [absorbed](Dedup::absorb), or refuses to start. Such
 //! a rebuilt state decides as the lost one did, but for conflicts: if the first content of an
 //! `Idempotency-Key` was last seen more than a window ago, its repeats inside the window speak for it.
@@ -330,6 +331,20 @@ impl Dedup {
                 .push_back(Arc::new(std::mem::replace(&mut self.active, fresh)));
         }
         Ok(())
+    }
+
+    /// Freezes the active bucket before its time, unless one waits to be sealed already: the log cannot delete what
+    /// is in neither. Where buckets end has no influence on any decision.
+    pub fn freeze(&mut self) {
+        let Some(next) = self
+            .next
+            .filter(|_| self.frozen.is_empty() && !self.active.is_empty())
+        else {
+            return;
+        };
+        let fresh = MemoryBucket::new(self.options.active_keys, next, self.now_ms);
+        self.frozen
+            .push_back(Arc::new(std::mem::replace(&mut self.active, fresh)));
     }
 
     fn decide_key(&mut self, question: Question, key: u128, print: u32) -> Result<Fate, DedupError> {

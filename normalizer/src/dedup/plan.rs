@@ -60,6 +60,7 @@ mod tests {
             max_ms,
             first: 0,
             end: 0,
+            crc: None,
             bytes: 0,
             tenants: BTreeMap::new(),
         }

@@ -45,7 +45,7 @@ pub(super) fn recover(options: &DedupOptions) -> Result<Recovered, DedupOpenErro
     remove_orphans(dir, &buckets.iter().map(|bucket| bucket.id).collect())?;
     let opened: Result<Vec<Sealed>, StorageError> = buckets
         .iter()
-        .map(|bucket| Sealed::open(dir, bucket.clone()))
+        .map(|bucket| Sealed::check_and_open(dir, bucket.clone()))
         .collect();
     Ok(Recovered {
         lock,

@@ -1,6 +1,6 @@
 //! A sealed bucket with its filter, as the decision probes it, and the files it is made of.
 
-use super::bucket::{BucketReader, BucketScan};
+use super::bucket::{self, BucketReader, BucketScan};
 use super::entry::Seen;
 use super::error::StorageError;
 use super::filter::{Filter, FilterWriter};
@@ -16,6 +16,17 @@ pub(super) struct Sealed {
 }
 
 impl Sealed {
+    /// As [`Self::open`], once every byte of the bucket is known to be as it was sealed.
+    ///
+    /// # Errors
+    /// [`StorageError`], also where it is not.
+    pub(super) fn check_and_open(dir: &Dir, meta: BucketMeta) -> Result<Self, StorageError> {
+        if let Some(sealed) = meta.crc {
+            bucket::check(&data_path(dir, meta.id), sealed)?;
+        }
+        Self::open(dir, meta)
+    }
+
     /// Opens both files of a bucket. A filter that is missing or damaged is made anew.
     ///
     /// # Errors

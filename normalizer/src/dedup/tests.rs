@@ -156,6 +156,8 @@ enum Step {
     Commit(u64),
     /// Commit and wait.
     Settle(u64),
+    /// The log needs room.
+    Freeze,
     /// The process dies.
     Crash,
     /// The process ends in order.
@@ -187,6 +189,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         12 => append,
         3 => (0..3u64).prop_map(Step::Commit),
         2 => (0..2u64).prop_map(Step::Settle),
+        1 => Just(Step::Freeze),
         1 => Just(Step::Crash),
         1 => Just(Step::Close),
     ];
@@ -288,6 +291,7 @@ impl Partition {
                 self.dedup().settle(committed);
                 assert!(self.dedup().stats().buckets <= sluice_common::limits::MAX_SEALED_BUCKETS);
             }
+            Step::Freeze => self.dedup().freeze(),
             Step::Crash => {
                 self.dedup = None;
                 self.reopen();
@@ -610,6 +614,31 @@ fn a_damaged_manifest_or_bucket_refuses_to_open() {
         Dedup::open(options(dir.path())),
         Err(DedupOpenError::Storage(_))
     ));
+}
+
+/// Damage to each kind of page, in each part of it: LMDB would end the process by a signal at some, and at others
+/// take a new key for a repeat.
+#[test]
+fn a_bucket_that_differs_by_a_bit_or_a_cut_is_refused_before_anything_is_read_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    sealed_state(dir.path(), 3);
+    let path = &names(dir.path(), ".mdb")[0];
+    let good = std::fs::read(path).unwrap();
+    let refuses = |bytes: &[u8], what: &str| {
+        std::fs::write(path, bytes).unwrap();
+        let error = Dedup::open(options(dir.path())).err().expect(what);
+        assert!(error.to_string().contains("is damaged"), "{what}: {error}");
+    };
+    for at in (0..good.len()).step_by(97) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        refuses(&bytes, &format!("a bit of byte {at}"));
+    }
+    for length in (0..good.len()).step_by(1_000) {
+        refuses(&good[..length], &format!("cut to {length} bytes"));
+    }
+    std::fs::write(path, &good).unwrap();
+    assert_eq!(open(dir.path()).applied(), Some(2));
 }
 
 #[test]

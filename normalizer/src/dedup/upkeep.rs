@@ -9,13 +9,11 @@ use super::{Dedup, plan};
 use sluice_common::clock::UnixMs;
 use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::Offset;
+use sluice_common::limits::{SEALED_BUCKET_BYTES, SEALED_KEY_BYTES};
 use std::sync::Arc;
 
 /// Most commits that pass between two attempts after failures.
 const MAX_WAIT_COMMITS: u32 = 64;
-/// Upper bound of a sealed bucket's bytes: 25.5 measured a key, and LMDB's and the filter's fixed part.
-const BYTES_PER_KEY: u64 = 27;
-const BYTES_PER_BUCKET: u64 = 64 * 1024;
 
 /// What went wrong lately, and how long to wait.
 #[derive(Debug, Default)]
@@ -101,7 +99,7 @@ impl Dedup {
         let Some(bucket) = self.frozen.front().filter(|bucket| bucket.end() <= committed) else {
             return;
         };
-        let need = bucket.keys() as u64 * BYTES_PER_KEY + BYTES_PER_BUCKET;
+        let need = (bucket.keys() * SEALED_KEY_BYTES + SEALED_BUCKET_BYTES) as u64;
         let stays: u64 = self.live_after(bucket.last_ms()).map(|meta| meta.bytes).sum();
         self.trouble.over_limit = stays + need > self.options.max_bytes;
         if !self.trouble.over_limit {

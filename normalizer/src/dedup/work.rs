@@ -134,6 +134,7 @@ fn seal(dir: &Dir, id: u64, bucket: &MemoryBucket, cancel: &AtomicBool) -> Resul
         first: bucket.first(),
         end: bucket.end(),
         bytes: 0,
+        crc: None,
         tenants: bucket.tenants().clone(),
     };
     write(dir, meta, bucket.sorted().map(Ok), cancel)
@@ -149,6 +150,7 @@ fn merge(dir: &Dir, id: u64, input: &MergeInput, cancel: &AtomicBool) -> Result<
         first: older.first,
         end: newer.end,
         bytes: 0,
+        crc: None,
         tenants: add_tenants(&older.tenants, &newer.tenants),
     };
     let merged = Merged {
@@ -227,7 +229,8 @@ fn write(
         }
     }
     let filter_bytes = filter.finish().map_err(StorageError::io("write", &filter_path))?;
-    meta.bytes = bucket.finish()? + filter_bytes;
+    let (bucket_bytes, crc) = bucket.finish()?;
+    (meta.bytes, meta.crc) = (bucket_bytes + filter_bytes, Some(crc));
     dir.sync()
         .and_then(|()| failpoint::hit(Point::SealWritten))
         .map_err(StorageError::io("sync", &dir.path))?;

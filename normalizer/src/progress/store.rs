@@ -212,6 +212,7 @@ mod tests {
     use sluice_common::ids::{LogId, Name};
     use sluice_common::servers::ServerId;
     use sluice_common::wire::sink::{Range, SubKey, SubTask};
+    use std::os::unix::fs::MetadataExt as _;
 
     fn state(committed: u64) -> Progress {
         let sub = SubKey::whole(Name::new("events").expect("valid"), "20261121");
@@ -277,6 +278,24 @@ mod tests {
                 .expect("is there");
             assert_eq!(read.state(), &state(2), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn both_slots_have_their_room_on_the_disk_before_they_are_used_and_take_no_more() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("progress");
+        let mut store = Store::create(&Disk::default(), &path, state(0)).expect("made");
+        let room = || {
+            let meta = std::fs::metadata(&path).expect("there");
+            (meta.len(), meta.blocks() * 512)
+        };
+        let (length, allocated) = room();
+        assert_eq!(length, 2 * SLOT_BYTES as u64);
+        assert!(allocated >= length, "{allocated} of {length} bytes are allocated");
+        for committed in 1..6 {
+            store.write(state(committed)).expect("written");
+        }
+        assert_eq!(room(), (length, allocated));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod pacing;
 mod range;
 mod recover;
 pub mod retries;
+mod room;
 pub mod servers;
 
 use crate::dedup::{Dedup, DedupError};
@@ -245,6 +246,7 @@ impl Pump {
             self.tell_late();
             self.fill(&mut durable)?;
             self.send_if_ripe()?;
+            self.make_room()?;
             self.wait(&mut durable).await?;
         }
         Ok(())
@@ -343,8 +345,7 @@ impl Pump {
         self.declare(&closed, &server)?;
         let sent = closed.records.iter().filter(|one| sends(one));
         self.pace.written(sent.map(|one| &one.record.meta.table));
-        // R14: the first range after a start, and one in a thousand.
-        let verify = self.ranges.is_multiple_of(VERIFY_ONE_IN);
+        let verify = is_verified(self.ranges);
         self.ranges += 1;
         self.settle(Arc::new(closed), Start::Declared { verify }, server);
         Ok(())
@@ -480,5 +481,21 @@ impl Pump {
         self.live
             .dedup_disk_bytes
             .store(stats.disk_bytes, Ordering::Relaxed);
+    }
+}
+
+/// R14: the first range after a start, and one in [`VERIFY_ONE_IN`].
+fn is_verified(range: u64) -> bool {
+    range.is_multiple_of(VERIFY_ONE_IN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_range_after_a_start_is_verified_and_one_in_a_thousand() {
+        let verified: Vec<u64> = (0..2_500).filter(|range| is_verified(*range)).collect();
+        assert_eq!(verified, [0, 1_000, 2_000]);
     }
 }

@@ -41,7 +41,8 @@ pub enum RecoverError {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "table {table} already holds rows of this log past record {end} (up to {found}): progress went backwards \
-     (an old copy was restored?), and going on would store events twice or lose them. Restore the newest copy"
+     (an old copy was restored?), and going on would store events twice or lose them. Restore the newest copy, and \
+     do not delete those rows to get on"
 )]
 pub struct RowsAhead {
     table: Name,

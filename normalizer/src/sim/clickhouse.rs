@@ -129,13 +129,17 @@ impl Server {
         self.poisoned.contains(token)
     }
 
-    /// How many rows of these places are there.
-    pub fn count<'a>(&self, table: &Name, slots: impl Iterator<Item = &'a Slot>) -> u64 {
-        let Some(stored) = self.stored.get(table) else {
-            return 0;
-        };
-        let found = slots.filter_map(|slot| stored.get(slot));
-        found.map(|rows| rows.len() as u64).sum()
+    /// The rows that are there of these places, each by its place.
+    pub fn count<'a>(
+        &'a self,
+        table: &Name,
+        slots: impl Iterator<Item = &'a Slot>,
+    ) -> impl Iterator<Item = &'a Slot> {
+        let stored = self.stored.get(table);
+        slots.flat_map(move |slot| {
+            let rows = stored.and_then(|stored| stored.get(slot));
+            std::iter::repeat_n(slot, rows.map_or(0, Vec::len))
+        })
     }
 
     pub fn highest(&self, table: &Name) -> Option<u64> {

@@ -1,16 +1,17 @@
-//! A model of the sink-writer, behind the real seam: it splits a call into sub-batches, and works each to a
-//! verdict as the real one does, at the modelled servers.
+//! A model of the sink-writer, behind the real seam: it splits a call into sub-batches, and asks the modelled
+//! servers about each. What follows from their answers is the real one's code ([`sluice_common::settle`]).
 
 use super::clickhouse::{Answer, Insert, Row, Slot};
 use super::time::sleep;
 use super::world::{Switch, World};
 use crate::progress::Proof;
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
-use sluice_common::classify::{Class, classify};
+use sluice_common::classify::QUERY_WITH_SAME_ID_IS_RUNNING;
 use sluice_common::fates::Fate;
 use sluice_common::ids::{Name, source_o};
 use sluice_common::record::Holds;
 use sluice_common::servers::{ServerId, ServerSeen, ServersSeen};
+use sluice_common::settle::{self, Attempt, Evidence, Found, Sent, Sums};
 use sluice_common::wire::sink::{
     Horizon, HorizonTold, Piece, SinkCall, SinkReply, SinkRequest, SubKey, SubReport, SubTask, Verdict,
 };
@@ -18,6 +19,7 @@ use sluice_common::wire::transport::Seam;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tower::util::BoxCloneSyncService;
 
@@ -215,64 +217,60 @@ fn asked(call: &SinkCall) -> Vec<(SubTask, Vec<Row>)> {
     tasks.iter().filter_map(of_task).collect()
 }
 
-fn unknown(reason: &str) -> Verdict {
-    Verdict::Unknown {
-        reason: reason.to_owned(),
+/// One sub-batch's attempt at a modelled server.
+struct Modelled<'a> {
+    world: &'a Arc<World>,
+    place: usize,
+    until: Duration,
+    task: &'a SubTask,
+    rows: &'a [Row],
+    insert: Insert,
+    got_no_answer: AtomicBool,
+}
+
+impl Attempt for Modelled<'_> {
+    async fn verify(&self) -> Found {
+        verify(self.world, self.place, &self.task.sub, self.rows)
+    }
+
+    async fn insert(&self) -> Sent {
+        let sent = send(self.world, (self.place, self.until), self.task, &self.insert).await;
+        let no_answer = matches!(sent, Sent::Uncertain(_));
+        self.got_no_answer.store(no_answer, Ordering::Relaxed);
+        sent
+    }
+
+    fn is_in_time(&self) -> bool {
+        self.world.now() < self.until
     }
 }
 
-/// Verify first, if asked; then insert, if asked and none is there; then the insert's answer.
+/// Works one sub-batch to its verdict.
 async fn settle(
     world: &Arc<World>,
     (call, place, until): (&SinkCall, usize, Duration),
     task: &SubTask,
     rows: &[Row],
 ) -> Verdict {
-    if !world.server_is_up(place) && !call.steps.verify_first {
-        return Verdict::Unsent {
-            reason: "the server cannot be reached".into(),
-        };
+    let attempt = Modelled {
+        world,
+        place,
+        until,
+        task,
+        rows,
+        insert: insert_of(call, task, rows),
+        got_no_answer: AtomicBool::new(false),
+    };
+    let certain = Evidence {
+        verifiable: true,
+        bump_safe: true,
+    };
+    let verdict = settle::settle(call.steps, certain, &attempt).await;
+    let bumps = world.switch == Switch::BumpOnTimeout && call.steps.verify_after;
+    if bumps && attempt.got_no_answer.into_inner() {
+        return Verdict::CleanButNone;
     }
-    if call.steps.verify_first {
-        let found = verify(world, place, &task.sub, rows);
-        if found != Verdict::NoneThere {
-            return found;
-        }
-    }
-    if !call.steps.insert {
-        return Verdict::NoneThere;
-    }
-    let insert = insert_of(call, task, rows);
-    let sent = send(world, (place, until), task, insert).await;
-    let after = |done: bool| call.steps.verify_after && done;
-    match sent {
-        Ok(Answer::Clean) if !call.steps.verify_after => Verdict::Done,
-        Ok(Answer::Clean) => if_none(verify(world, place, &task.sub, rows), Verdict::CleanButNone),
-        Ok(Answer::Error(216)) => {
-            proven(world, place, task, rows, after(true)).unwrap_or_else(|| unknown("it still runs"))
-        }
-        Ok(Answer::Error(code)) if !call.steps.verify_after => unknown(&format!("code {code}")),
-        Ok(Answer::Error(code)) => {
-            let class = if code == 60 { Class::Alarm } else { classify(code) };
-            let message = format!("code {code}");
-            let refused = Verdict::Refused { code, message, class };
-            if_none(verify(world, place, &task.sub, rows), refused)
-        }
-        Err(_) if world.switch == Switch::BumpOnTimeout && call.steps.verify_after => Verdict::CleanButNone,
-        Err(reason) => {
-            let in_time = world.now() < until;
-            proven(world, place, task, rows, after(in_time)).unwrap_or_else(|| unknown(reason))
-        }
-    }
-}
-
-fn if_none(found: Verdict, then: Verdict) -> Verdict {
-    if found == Verdict::NoneThere { then } else { found }
-}
-
-fn proven(world: &World, place: usize, task: &SubTask, rows: &[Row], asked: bool) -> Option<Verdict> {
-    let found = asked.then(|| verify(world, place, &task.sub, rows))?;
-    (found == Verdict::Done).then_some(found)
+    verdict
 }
 
 fn insert_of(call: &SinkCall, task: &SubTask, rows: &[Row]) -> Insert {
@@ -293,23 +291,24 @@ fn insert_of(call: &SinkCall, task: &SubTask, rows: &[Row]) -> Insert {
     }
 }
 
-fn verify(world: &World, place: usize, sub: &SubKey, rows: &[Row]) -> Verdict {
+fn verify(world: &World, place: usize, sub: &SubKey, rows: &[Row]) -> Found {
     if world.switch == Switch::VerifySkipped {
-        return Verdict::Done;
+        return Found::All;
     }
     let now = world.now();
     let mut servers = world.servers();
     let server = &mut servers[place];
     if !server.is_up(now) || world.chance(0.02) {
-        return unknown("it cannot be verified");
+        return Found::Unknown("it cannot be verified".into());
     }
     server.catch_up(now, &world.bad);
     let slots: Vec<Slot> = rows.iter().map(Row::slot).collect();
-    match server.count(&sub.table, slots.iter()) {
-        0 => Verdict::NoneThere,
-        found if found == rows.len() as u64 => Verdict::Done,
-        found => Verdict::Between { found },
-    }
+    Found::of(sums(server.count(&sub.table, slots.iter())), sums(slots.iter()))
+}
+
+fn sums<'a>(slots: impl Iterator<Item = &'a Slot>) -> Sums {
+    let Proof { rows, sum_o, sum_o2 } = Proof::of(slots.map(|slot| slot.0));
+    Sums { rows, sum_o, sum_o2 }
 }
 
 /// One insert's way to a server and its answer's way back.
@@ -317,9 +316,12 @@ async fn send(
     world: &Arc<World>,
     (place, until): (usize, Duration),
     task: &SubTask,
-    insert: Insert,
-) -> Result<Answer, &'static str> {
-    world.check_generation(task, &insert);
+    insert: &Insert,
+) -> Sent {
+    if !world.server_is_up(place) {
+        return Sent::Unreached("no connection".into());
+    }
+    world.check_generation(task, insert);
     world.travel().await;
     let (now, fate) = (world.now(), world.fate(&insert.table));
     let wait = {
@@ -327,16 +329,24 @@ async fn send(
         let server = &mut servers[place];
         server.catch_up(now, &world.bad);
         if !server.is_up(now) {
-            return Err("the connection broke");
+            return Sent::Uncertain("the connection broke".into());
         }
         if server.runs(&insert.query_id) {
-            return Ok(Answer::Error(216));
+            return refused(QUERY_WITH_SAME_ID_IS_RUNNING);
         }
         match fate {
-            Luck::Good => return Ok(server.insert(&insert, &world.bad)),
-            Luck::Refused(code) => return Ok(Answer::Error(code)),
+            Luck::Good => return answered(server.insert(insert, &world.bad)),
+            Luck::Refused(code) => return refused(code),
+            Luck::StoredAndRefused(code) => {
+                let answer = server.insert(insert, &world.bad);
+                return answered(if answer == Answer::Clean {
+                    Answer::Error(code)
+                } else {
+                    answer
+                });
+            }
             Luck::NoAnswer => {
-                server.insert(&insert, &world.bad);
+                server.insert(insert, &world.bad);
                 Duration::ZERO
             }
             Luck::Lost => Duration::ZERO,
@@ -347,13 +357,25 @@ async fn send(
                 Duration::ZERO
             }
             Luck::Held { until: due, works } => {
-                server.hold(now + due, insert, works);
+                server.hold(now + due, insert.clone(), works);
                 until.saturating_sub(now)
             }
         }
     };
     sleep(wait).await;
-    Err("there was no answer")
+    Sent::Uncertain("there was no answer".into())
+}
+
+fn answered(answer: Answer) -> Sent {
+    match answer {
+        Answer::Clean => Sent::Clean,
+        Answer::Error(code) => refused(code),
+    }
+}
+
+fn refused(code: u32) -> Sent {
+    let message = format!("code {code}");
+    Sent::Refused { code, message }
 }
 
 /// What befalls one insert.
@@ -362,6 +384,8 @@ pub enum Luck {
     Good,
     /// It is refused for the table's or the server's sake.
     Refused(u32),
+    /// It is carried out, and answered with an error all the same: a materialized view fails.
+    StoredAndRefused(u32),
     /// It is carried out, and the answer is lost.
     NoAnswer,
     /// It never arrives.

@@ -3,7 +3,8 @@
 use super::append::{Draft, WINDOW_MS, append};
 use super::sink::server_id;
 use super::time::Virtual;
-use super::world::{open, parts};
+use super::world::{open_log_of, parts};
+use crate::log::EmbeddedLog;
 use crate::progress::{Intent, Marks, Progress, Proof};
 use crate::pump::{Pump, PumpError};
 use crate::state::State;
@@ -21,9 +22,13 @@ use tower::util::BoxCloneSyncService;
 
 /// Records of two events each, the same in every test.
 fn filled(records: u64) -> (TempDir, SharedClock, State) {
+    filled_log_of(64 << 20, records)
+}
+
+fn filled_log_of(max_bytes: u64, records: u64) -> (TempDir, SharedClock, State) {
     let root = tempfile::tempdir().unwrap();
     let clock: SharedClock = Arc::new(ManualClock::at(1_700_000_000_000));
-    let state = open(&Disk::default(), root.path(), &clock).unwrap();
+    let state = open_log_of(max_bytes, &Disk::default(), root.path(), &clock).unwrap();
     for record in 0..records {
         let key = u128::from(record) * 2;
         let draft = Draft {
@@ -108,6 +113,78 @@ fn rows_past_the_end_of_what_is_declared_stop_the_partition() {
     assert!(why.contains("rows of this log past record 2 (up to 3)"), "{why}");
 }
 
+/// Has dedup decide all of the log, and seal what it can of it; up to where it has.
+fn seal(state: &mut State) -> Offset {
+    let end = *state.log.durable_end().borrow();
+    let mut at = 0;
+    while at < end {
+        for record in state.log.read(at, 64 << 10).unwrap() {
+            state.dedup.decide(&record).unwrap();
+            at = record.place.offset + 1;
+        }
+    }
+    // One call seals, the next one takes what was sealed.
+    for _ in 0..2 {
+        state.dedup.committed(end).unwrap();
+    }
+    state.dedup.applied().expect("a bucket is sealed")
+}
+
+fn wait_for_deletion(log: &EmbeddedLog, below: Offset) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while log.first_offset() < below {
+        assert!(Instant::now() < until, "no segment is deleted");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_dedup_state_ahead_of_what_is_committed_stops_the_partition() {
+    let (_root, clock, mut state) = filled(200);
+    let applied = seal(&mut state);
+    write(&mut state, applied - 1, None);
+    let why = stops(state, &clock, holds(None));
+    let expected = format!(
+        "the dedup state covers records up to {applied}, but only {} are committed",
+        applied - 1
+    );
+    assert!(why.contains(&expected), "{why}");
+}
+
+#[test]
+fn a_dedup_state_whose_last_record_is_no_more_in_the_log_stops_the_partition() {
+    let (_root, clock, mut state) = filled(200);
+    let applied = seal(&mut state);
+    let end = *state.log.durable_end().borrow();
+    write(&mut state, end, None);
+    state.log.set_progress(end, end);
+    wait_for_deletion(&state.log, applied + 1);
+    let why = stops(state, &clock, holds(None));
+    let expected = format!("dedup needs the log from record {applied}, and it begins at ");
+    assert!(why.contains(&expected), "{why}");
+}
+
+/// All is stored, and nothing comes any more: no record is there that lets the bucket grow full or old.
+#[test]
+fn what_is_stored_is_sealed_and_deleted_before_its_bucket_is_full_or_old_where_it_takes_half_of_the_log() {
+    let (_root, clock, mut state) = filled_log_of(256 << 10, 120);
+    let end = *state.log.durable_end().borrow();
+    assert!(state.log.stats().backlog_bytes > 128 << 10);
+    write(&mut state, end, None);
+    // As a start tells it.
+    state.log.set_progress(end, 0);
+    let log = Arc::clone(&state.log);
+    let pump = Pump::new(parts(state, &clock, holds(None), 0));
+    Virtual::new(|_| {}).run(async {
+        tokio::select! {
+            biased;
+            ended = pump.run() => panic!("it ends: {ended:?}"),
+            () = super::time::sleep(Duration::from_secs(10)) => {}
+        }
+    });
+    wait_for_deletion(&log, end - 20);
+}
+
 #[test]
 fn a_declared_range_that_comes_out_otherwise_stops_the_partition() {
     let (_root, clock, mut state) = filled(4);
@@ -133,11 +210,7 @@ fn a_lost_dedup_state_that_a_short_log_cannot_rebuild_stops_the_partition() {
     write(&mut state, end, None);
     // Whatever is stored goes at once; dedup, which has sealed nothing, is said to have.
     state.log.set_progress(end, end);
-    let until = Instant::now() + Duration::from_secs(20);
-    while state.log.first_offset() == 0 {
-        assert!(Instant::now() < until, "no segment is deleted");
-        std::thread::yield_now();
-    }
+    wait_for_deletion(&state.log, 1);
     let why = stops(state, &clock, holds(None));
     assert!(why.contains("dedup needs the log from record 0"), "{why}");
 }

@@ -9,8 +9,8 @@ const MIB: u64 = 1 << 20;
 /// ClickHouse without data needs about 60 MiB of it.
 const CLICKHOUSE_VOLUME: u64 = 400 * MIB;
 /// Segments are 32 MiB then, and two of them are there from the start.
-const LOG: &str = "log: {max_bytes: 256MiB, reserve: 8MiB}\n";
-const LOG_VOLUME: u64 = 320 * MIB;
+const LOG: &str = "log: {max_bytes: 256MiB, reserve: 128MiB}\n";
+const LOG_VOLUME: u64 = 440 * MIB;
 /// Events of one request, and bytes of each: about 1 MB.
 const LARGE: (usize, usize) = (64, 16_000);
 
@@ -56,7 +56,7 @@ async fn a_log_without_room_answers_503_leaves_no_mark_and_takes_the_retry() {
         .extra(LOG);
     let mut trial = Trial::start(plan).await;
     trial.acked(0, 10).await;
-    for spare in [0, 4 << 10, 9 * MIB] {
+    for spare in [0, 4 << 10, 129 * MIB] {
         let ballast = trial.deployment.data_volume().fill(spare);
         let refused = fill(&trial).await;
         // Small ones of others are refused as well, and each says when to come again.

@@ -248,16 +248,30 @@ impl Catalogue {
     /// Bytes of frames at or above the committed offset; where that lies deep on disk, up to one gap of
     /// the index too many.
     pub fn backlog_bytes(&self) -> u64 {
+        self.bytes_from(self.committed)
+    }
+
+    /// Whether records that are stored, and cannot be deleted because they are not sealed, take half of
+    /// `max_bytes`, or keep the log shut on a volume without room.
+    pub fn wants_seal(&self) -> bool {
+        let stored = self
+            .bytes_from(self.sealed.min(self.committed))
+            .saturating_sub(self.backlog_bytes());
+        let shut = self.closed == Some(FullReason::VolumeReserve) && self.deletable().is_none();
+        stored > self.max_bytes / 2 || (shut && stored > 0)
+    }
+
+    fn bytes_from(&self, from: Offset) -> u64 {
         let end = self
             .segments
             .back()
             .map_or(0, |last| last.address + last.frames());
-        if self.committed >= self.durable_end {
+        if from >= self.durable_end {
             return 0;
         }
-        let start = self.tail.address_of(self.committed).or_else(|| {
-            let segment = &self.segments[self.segment_of(self.committed)?];
-            let (_, entry) = segment.nearest(self.committed);
+        let start = self.tail.address_of(from).or_else(|| {
+            let segment = &self.segments[self.segment_of(from)?];
+            let (_, entry) = segment.nearest(from);
             Some(segment.address + entry.position - SEGMENT_HEADER_BYTES as u64)
         });
         end - start.unwrap_or_else(|| self.segments.front().map_or(0, |first| first.address))

@@ -314,6 +314,11 @@ impl EmbeddedLog {
     pub fn pin(&self, offset: Option<Offset>) {
         self.shared.catalogue.lock().pin(offset);
         self.shared.spare.nudge();
+    /// Whether what is stored should be sealed now, so that it can be deleted: it takes half of `max_bytes`, or the
+    /// log is shut on a volume without room.
+    #[must_use]
+    pub fn wants_seal(&self) -> bool {
+        self.shared.catalogue.lock().wants_seal()
     }
 
     /// An offset at or below the first record appended at `ms` or later: the beginning of its segment.

@@ -23,7 +23,8 @@ const SMALLEST_DEFAULT_SEGMENT: u64 = (MAX_FRAME_BYTES + SEGMENT_HEADER_BYTES) a
 pub struct LogOptions {
     pub dir: PathBuf,
     /// Bytes of frames at or above the committed offset at which the log stops taking more; over it,
-    /// stored records are deleted first. Files may exceed it by two segments and one batch.
+    /// stored records are deleted first. Files may exceed it by two segments and one batch, and by the stored
+    /// records that dedup has not sealed: half of it, and what comes until they are.
     pub max_bytes: u64,
     /// How long stored records are kept for replay, where space allows.
     pub retain_ms: u64,

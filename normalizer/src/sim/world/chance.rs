@@ -88,6 +88,7 @@ impl World {
                 until: Duration::from_millis(inner.random.random_range(1..200_000)),
                 works: inner.random.random(),
             },
+            9 => Luck::StoredAndRefused(6),
             _ => Luck::Good,
         }
     }

@@ -26,11 +26,16 @@ const PARK_AFTER: Duration = Duration::from_secs(20);
 
 /// All that a process keeps below `root`, which it makes where there is none.
 pub fn open(disk: &Disk, root: &Path, clock: &SharedClock) -> Result<State, String> {
+    open_log_of(64 << 20, disk, root, clock)
+}
+
+/// The same with a log of so many bytes.
+pub fn open_log_of(max_bytes: u64, disk: &Disk, root: &Path, clock: &SharedClock) -> Result<State, String> {
     let data = root.join("data");
     let log = LogOptions {
         segment_bytes: 8 << 10,
         reserve_bytes: Some(0),
-        ..LogOptions::new(data.join("log"), 64 << 20, 0)
+        ..LogOptions::new(data.join("log"), max_bytes, 0)
     };
     let dedup = |log, secret_check| DedupOptions {
         dir: Dir {

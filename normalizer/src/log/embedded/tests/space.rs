@@ -163,6 +163,28 @@ fn a_volume_at_its_reserve_refuses_and_takes_again_when_there_is_room() {
 }
 
 #[test]
+fn a_log_shut_on_a_volume_without_room_asks_for_a_seal_of_what_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, faults, _) = open_faulty(options(dir.path()));
+    faults.no_space.store(true, Ordering::SeqCst);
+    let refused = loop {
+        if let Err(refused) = append(&log, 0..1, 1000) {
+            break refused;
+        }
+    };
+    assert_eq!(
+        (refused, append(&log, 0..1, 1000)),
+        (volume_full(), Err(volume_full()))
+    );
+    assert!(!log.wants_seal(), "nothing is stored");
+    let end = *log.durable_end().borrow();
+    log.set_progress(end, 0);
+    assert!(log.wants_seal());
+    log.set_progress(end, end);
+    assert!(!log.wants_seal(), "all of it is sealed");
+}
+
+#[test]
 fn a_segment_is_made_only_where_the_reserve_stays_free_beside_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = options(dir.path());
