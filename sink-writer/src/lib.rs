@@ -5,6 +5,8 @@
 //! tables are; [`block`] reads the records' columns, splits the range's rows by (table, ClickHouse partition) with [`place`], and builds
 //! each block's columns with [`assemble`] as far as they fit ([`adapt`]); [`settle`] works each sub-batch to
 //! one verdict with [`insert`] and [`verify`], as many at once as the server bears ([`limiter`]). [`client`] alone speaks to ClickHouse.
+//!
+//! Beside that path, `replay` makes shadow tables, compares them with live ones, and puts one in the other's place.
 
 pub mod adapt;
 pub mod admit;

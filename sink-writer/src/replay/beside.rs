@@ -80,8 +80,7 @@ pub(super) async fn make(site: &Site<'_>, table: &Name, other: &Name) -> Result<
             .definition(table, other)
             .ok_or_else(|| format!("table {table} does not exist: create it first"))?,
     };
-    site.act((&doing, "CREATE TABLE, SHOW COLUMNS"), &sql, &[])
-        .await?;
+    site.act((&doing, "CREATE TABLE, SELECT"), &sql, &[]).await?;
     site.server.tables.forget(other);
     match live {
         Some(_) => columns::must_agree(site, table, other).await,

@@ -144,7 +144,7 @@ pub(super) async fn fill(site: &Site<'_>, table: &Name) -> Result<u64, String> {
     }
     if left > 0 {
         return Err(format!(
-            "{left} rows came into table {table} while rows were copied: try again"
+            "{left} rows of table {table} are still not in {shadow}: they came in while others were copied, or expire: try again"
         ));
     }
     Ok(missing)

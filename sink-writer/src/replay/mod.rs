@@ -135,7 +135,7 @@ impl Site<'_> {
             Ok(described) => Ok(Some(described)),
             Err(DescribeError::Missing(_)) => Ok(None),
             Err(DescribeError::Server(error)) => {
-                Err(sentence(&format!("looking at table {table}"), "SHOW", &error))
+                Err(sentence(&format!("looking at table {table}"), "SELECT", &error))
             }
         }
     }
@@ -227,7 +227,7 @@ fn sentence(doing: &str, grant: &str, error: &ServerError) -> String {
     match error {
         ServerError::Definite { code: 497, message } => format!(
             "{doing}: ClickHouse code 497: {message}; GRANT {grant} ON the database to the account in `clickhouse.user` \
-             (docs/operations.md, what a replay may do)"
+             (docs/operations.md, \"What the account in ClickHouse must be allowed\")"
         ),
         ServerError::Definite { code: 216, .. } => {
             format!("{doing}: an earlier try of it still runs (ClickHouse code 216): try again in a while")
