@@ -314,6 +314,8 @@ impl EmbeddedLog {
     pub fn pin(&self, offset: Option<Offset>) {
         self.shared.catalogue.lock().pin(offset);
         self.shared.spare.nudge();
+    }
+
     /// Whether what is stored should be sealed now, so that it can be deleted: it takes half of `max_bytes`, or the
     /// log is shut on a volume without room.
     #[must_use]
