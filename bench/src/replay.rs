@@ -210,7 +210,11 @@ impl Bench<'_> {
     }
 
     /// What the load and the probes see while `work` goes on.
-    async fn beside(&self, seen: &mut Seen, work: impl AsyncFnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    async fn beside(
+        &self,
+        seen: &mut Seen,
+        work: impl AsyncFnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let over = Rc::new(Cell::new(false));
         let probes: Vec<_> = (0..PROBES)
             .map(|_| {
@@ -323,19 +327,27 @@ impl Bench<'_> {
     }
 
     async fn discard(&self, id: &str) -> Result<(), Failure> {
-        self.remote.post(&format!("/admin/v1/replay/{id}/discard"), &json!({})).await?;
+        self.remote
+            .post(&format!("/admin/v1/replay/{id}/discard"), &json!({}))
+            .await?;
         Ok(())
     }
 
     async fn diff(&self, id: &str) -> Result<(u64, u64, bool), Failure> {
-        self.remote.post(&format!("/admin/v1/replay/{id}/diff"), &json!({})).await?;
+        self.remote
+            .post(&format!("/admin/v1/replay/{id}/diff"), &json!({}))
+            .await?;
         let told = self.until(id, |told| told["comparing"] == false).await?;
         let empty = Vec::new();
         let lines = told["diff"][0]["lines"].as_array().unwrap_or(&empty);
         let sum = |name: &str| lines.iter().filter_map(|line| line[name].as_u64()).sum();
         let off = ["only_live", "only_shadow", "differing", "doubled"].map(|name| -> u64 { sum(name) });
         let same = lines.iter().all(|line| line["live_sum"] == line["shadow_sum"]);
-        Ok((sum("live"), sum("shadow"), same && off == [0; 4] && !lines.is_empty()))
+        Ok((
+            sum("live"),
+            sum("shadow"),
+            same && off == [0; 4] && !lines.is_empty(),
+        ))
     }
 }
 
@@ -353,12 +365,21 @@ impl Report {
             ));
         }
         if self.during.refused > 0 {
-            complaints.push(format!("{} requests were refused beside a replay", self.during.refused));
+            complaints.push(format!(
+                "{} requests were refused beside a replay",
+                self.during.refused
+            ));
         }
         if self.slowest() < speed {
-            complaints.push(format!("a replay of {:.0} events/s, under {speed}", self.slowest()));
+            complaints.push(format!(
+                "a replay of {:.0} events/s, under {speed}",
+                self.slowest()
+            ));
         }
-        for (what, found) in [("ack p99", self.ack_p99_ratio), ("freshness p95", self.freshness_p95_ratio)] {
+        for (what, found) in [
+            ("ack p99", self.ack_p99_ratio),
+            ("freshness p95", self.freshness_p95_ratio),
+        ] {
             if found > ratio {
                 complaints.push(format!("{what} is {found:.2} times that of before, over {ratio}"));
             }
@@ -375,7 +396,11 @@ impl Report {
             self.speeds.len(),
             self.live,
             self.shadow,
-            if self.equal { "equal by count and sums" } else { "NOT equal" },
+            if self.equal {
+                "equal by count and sums"
+            } else {
+                "NOT equal"
+            },
         );
         for (name, one) in [("before", &self.before), ("during", &self.during)] {
             text += &format!(

@@ -272,6 +272,8 @@ pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub const REPLAY_EVENTS_PER_SECOND: u64 = 300_000;
 /// Rows of one range of a replay, or one record: a call of the live path waits for less than half a second behind it.
 pub const REPLAY_RANGE_ROWS: usize = 100_000;
+/// Records of one range of a replay, those that it does not want included: what is known of their rows fits one answer.
+pub const REPLAY_RANGE_RECORDS: u64 = 10_000;
 /// While the live backlog is older, a replay waits.
 pub const REPLAY_BACKLOG_AGE: Duration = Duration::from_secs(2);
 /// After so much trouble with one range, or with what was under way at a promotion, a replay stops and says why.

@@ -328,7 +328,7 @@ pub enum SinkAsk {
     /// The provenance of the live table's rows of records `[from, to)`: at most 100,000 records and 200,000 rows
     /// fit an answer.
     Kept { table: Name, from: Offset, to: Offset },
-    /// The same of dead letters that ClickHouse has refused.
+    /// The same of dead letters of acknowledged events.
     Letters { from: Offset, to: Offset },
     /// Makes shadow tables like their live ones.
     Prepare { tables: Vec<Name> },
@@ -347,8 +347,14 @@ pub enum SinkAsk {
     Fill { table: Name },
     /// Keeps what a live partition holds beside it.
     Save { table: Name, part: String },
-    /// Puts the shadow's partition in the place of the live one.
-    Swap { table: Name, part: String },
+    /// Puts the shadow's partition in the place of the live one, if both have as many rows as when they were compared,
+    /// or it has been done already.
+    Swap {
+        table: Name,
+        part: String,
+        live: u64,
+        shadow: u64,
+    },
     /// Drops the shadows of these tables and keeps what was set aside. After it no [`Self::Swap`] that is still on
     /// its way can happen, whenever it arrives: its source is gone. To be asked before rows are let into the live
     /// tables again.

@@ -154,10 +154,20 @@ fn save(table: &str, part: &str) -> SinkAsk {
     }
 }
 
-fn swap(table: &str, part: &str) -> SinkAsk {
+/// As both sides are now.
+async fn swap(engine: &Engine, table: &str, part: &str) -> SinkAsk {
+    let rows = async |table: String| {
+        let sql = format!(
+            "SELECT sum(rows) FROM system.parts WHERE active AND database = 's' AND table = '{table}' AND partition_id = '{}' FORMAT TSV",
+            part.replace('\\', "").replace('\'', "")
+        );
+        engine.sql(&sql).await.parse().expect("a number")
+    };
     SinkAsk::Swap {
         table: name(table),
         part: part.into(),
+        live: rows(table.to_owned()).await,
+        shadow: rows(format!("{table}_shadow_r00000007")).await,
     }
 }
 
@@ -491,10 +501,15 @@ async fn a_partition_is_kept_and_replaced_and_no_swap_comes_after_the_fence() {
         .await;
     let part = "20261121";
     engine
-        .refused(swap("events", "20261120"), "no rows in partition 20261120")
+        .refused(
+            swap(&engine, "events", "20261120").await,
+            "no rows in partition 20261120",
+        )
         .await;
     for bad in ["'", "", "x y"] {
-        engine.refused(swap("events", bad), "no id of a partition").await;
+        engine
+            .refused(swap(&engine, "events", bad).await, "no id of a partition")
+            .await;
         engine.refused(save("events", bad), "no id of a partition").await;
     }
     let offsets = async |table: &str| {
@@ -507,7 +522,7 @@ async fn a_partition_is_kept_and_replaced_and_no_swap_comes_after_the_fence() {
         assert_eq!(offsets(BEFORE).await, "[2]");
     }
     for _ in 0..2 {
-        engine.done(swap("events", part)).await;
+        engine.done(swap(&engine, "events", part).await).await;
         assert_eq!(offsets("s.events").await, "[1,2,3]");
         // What was there before the swap stays what was there before.
         engine.done(save("events", part)).await;
@@ -532,7 +547,9 @@ async fn a_partition_is_kept_and_replaced_and_no_swap_comes_after_the_fence() {
     for _ in 0..2 {
         engine.done(SinkAsk::Fence { tables: tables() }).await;
     }
-    engine.refused(swap("events", part), "was dropped").await;
+    engine
+        .refused(swap(&engine, "events", part).await, "was dropped")
+        .await;
     assert_eq!(
         (offsets("s.events").await, offsets(BEFORE).await),
         ("[1,2,3]".into(), "[2]".into())
@@ -571,12 +588,12 @@ async fn tables_without_partitions_and_with_a_ttl_are_replaced_too() {
     let records = || vec![record(1, "events", rows(&[now, now]), &[])];
     engine.write((1, 2), records(), true).await;
     engine.done(save("events", "all")).await;
-    engine.done(swap("events", "all")).await;
+    engine.done(swap(&engine, "events", "all").await).await;
     assert_eq!(engine.sql("SELECT count() FROM s.events").await, "2");
     assert_eq!(engine.sql(&format!("SELECT count() FROM {BEFORE}")).await, "0");
     engine.sql("ALTER TABLE s.events ADD COLUMN extra UInt8").await;
     engine
-        .refused(swap("events", "all"), "differ in columns (extra)")
+        .refused(swap(&engine, "events", "all").await, "differ in columns (extra)")
         .await;
     engine.refused(fill("events"), "differ in columns (extra)").await;
     engine
@@ -590,7 +607,7 @@ async fn tables_without_partitions_and_with_a_ttl_are_replaced_too() {
     engine.sql("ALTER TABLE s.events DROP COLUMN extra").await;
     engine.sql("ALTER TABLE s.events DROP INDEX _src_o_range").await;
     engine
-        .refused(swap("events", "all"), "are not alike any more")
+        .refused(swap(&engine, "events", "all").await, "are not alike any more")
         .await;
 }
 

@@ -6,12 +6,14 @@
 //! | [`Decisions::Anew`] | a dedup state of the replay's own reads the log from one window earlier on | a decision is a function of one window of log (R7) |
 //! | [`Decisions::All`] | all | the books of these minutes know of no repeats |
 //!
-//! Where rows are missing from the live table, those that ClickHouse refused are told apart by their dead letters.
+//! Where rows are missing from the live table, those that are dead letters are told apart by these, and rows that are set
+//! aside are left out: they are in flight. A row that the live table has was kept, whatever speaks against it.
 
 use super::file::{self, State};
 use super::sink::{Sink, SinkTrouble};
 use crate::dedup::{Dedup, DedupError, DedupOpenError, DedupOptions};
 use crate::log::{EmbeddedLog, ReadError};
+use crate::parked::shelf::Shelf;
 use crate::runtime::{block_in_place, sleep};
 use sluice_common::clock::UnixMs;
 use sluice_common::disk::Dir;
@@ -19,13 +21,16 @@ use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::{Name, Offset};
 use sluice_common::record::Record;
 use sluice_common::replay::{Decisions, KeptRows};
+use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::{Range, RangeRecord};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Record bytes read from the log at once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
+/// Ranges whose provenance is asked for at once.
+const RANGES_AHEAD: u64 = 8;
 /// Between two looks whether a bucket has been sealed.
 const SEAL_WAIT: Duration = Duration::from_millis(20);
 
@@ -43,6 +48,12 @@ pub enum DecideError {
     Open(#[from] DedupOpenError),
     #[error("{0}")]
     Sink(#[from] SinkTrouble),
+    #[error("told to stop")]
+    Told,
+    #[error(
+        "the log no longer reaches back one dedup window: which rows are repeats cannot be decided any more; plan anew"
+    )]
+    WindowLost,
     #[error("{0}")]
     Directory(#[from] std::io::Error),
 }
@@ -53,11 +64,26 @@ pub struct Decider {
     sink: Sink,
     decisions: BTreeMap<Name, Decisions>,
     anew: Option<Anew>,
+    /// By live table.
+    ahead: HashMap<Name, Ahead>,
+    /// Records are asked for up to here.
+    end: Offset,
+    /// Live tables without rows.
+    empty: BTreeSet<Name>,
+    /// What waits in it is in flight, and goes in by itself.
+    shelf: Shelf,
+    told: Stop,
     /// The widest of the records that are replayed.
     window_ms: u64,
     /// For [`Decisions::Anew`]: where its state is kept.
     dir: Dir,
     dedup_at: DedupAt,
+}
+
+/// Rows that a live table has of some records.
+struct Ahead {
+    span: Range,
+    rows: HashMap<Offset, KeptRows>,
 }
 
 /// A dedup state of the replay's own.
@@ -69,12 +95,22 @@ struct Anew {
 impl Decider {
     /// Nothing is read yet; `dir` is the replays'.
     #[must_use]
-    pub fn new((log, sink): (Arc<EmbeddedLog>, Sink), state: &State, dir: &Dir, dedup_at: DedupAt) -> Self {
+    pub fn new(
+        (log, sink, shelf): (Arc<EmbeddedLog>, Sink, Shelf),
+        state: &State,
+        (dir, dedup_at): (&Dir, DedupAt),
+        told: Stop,
+    ) -> Self {
         Self {
+            empty: state.empty.clone(),
+            shelf,
+            told,
             log,
             sink,
             decisions: state.decisions.clone(),
             anew: None,
+            ahead: HashMap::new(),
+            end: state.end,
             window_ms: state.window_ms,
             dir: file::dedup_dir(dir, state.told.id),
             dedup_at,
@@ -89,43 +125,75 @@ impl Decider {
     pub async fn decide(
         &mut self,
         range: Range,
-        records: Vec<Record>,
+        records: &[Record],
     ) -> Result<Vec<RangeRecord>, DecideError> {
-        let mut kept = HashMap::new();
-        for table in self.tables_of(&records, Decisions::Provenance) {
-            let rows = self.sink.kept(table, range).await?;
-            kept.extend(rows.into_iter().map(|rows| (rows.offset, rows)));
+        let anew = self.tables_of(records, |how| how != Decisions::Provenance);
+        for table in self.tables_of(records, |_| true) {
+            if !anew.contains(&table) || !self.empty.contains(&table) {
+                self.look_ahead(table, range).await?;
+            }
         }
         let mut refused = HashMap::new();
-        let without = [Decisions::Anew, Decisions::All].map(|how| self.tables_of(&records, how).is_empty());
-        if without.contains(&false) {
+        if !anew.is_empty() {
             let letters = self.sink.letters(range).await?;
             refused.extend(letters.into_iter().map(|rows| (rows.offset, rows)));
         }
-        let anew = self.anew(range, &records).await?;
-        let decided = records.into_iter().map(|record| {
-            let (offset, how) = (record.place.offset, self.decisions.get(&record.meta.table));
-            let stays = |row: u16| match how {
-                Some(Decisions::Provenance) => has(&kept, offset, row),
-                Some(Decisions::Anew) => {
-                    let keeps = |fates: &Fates| fates.of(row) == Fate::Keep;
-                    anew.get(&offset).is_some_and(keeps) && !has(&refused, offset, row)
-                }
-                Some(Decisions::All) => !has(&refused, offset, row),
-                None => false,
+        let anew = self.anew(range, records).await?;
+        let aside = self.shelf.units();
+        let decided = records.iter().map(|record| {
+            let (offset, table) = (record.place.offset, &record.meta.table);
+            let how = self.decisions.get(table);
+            let live = self.ahead.get(table).and_then(|ahead| ahead.rows.get(&offset));
+            let waits = aside
+                .iter()
+                .any(|(id, _)| id.table == *table && (id.a..id.b).contains(&offset));
+            let found = |row: u16| match how {
+                Some(Decisions::Provenance) | None => false,
+                Some(_) if waits || has(&refused, offset, row) => false,
+                Some(Decisions::Anew) => anew.get(&offset).is_some_and(|fates| fates.of(row) == Fate::Keep),
+                Some(Decisions::All) => true,
             };
-            let fates = fates_of(&record, stays);
+            // What is there was kept, whatever speaks against it.
+            let fates = fates_of(record, |row| live.is_some_and(|rows| rows.has(row)) || found(row));
+            let record = record.clone();
             RangeRecord { record, fates }
         });
         Ok(decided.collect())
     }
 
-    fn tables_of(&self, records: &[Record], how: Decisions) -> Vec<Name> {
+    /// Tables of some records that are decided in such a way.
+    fn tables_of(&self, records: &[Record], is_so: impl Fn(Decisions) -> bool) -> Vec<Name> {
         let mut tables: Vec<Name> = records.iter().map(|record| record.meta.table.clone()).collect();
         tables.sort();
         tables.dedup();
-        tables.retain(|table| self.decisions.get(table) == Some(&how));
+        tables.retain(|table| self.decisions.get(table).is_some_and(|how| is_so(*how)));
         tables
+    }
+
+    /// Knows which rows of a range its live table has. A question costs the server a look at the whole column, so it
+    /// is asked for several ranges at once, and for one where that is more than an answer holds.
+    async fn look_ahead(&mut self, table: Name, range: Range) -> Result<(), SinkTrouble> {
+        let knows = |ahead: &Ahead| ahead.span.a <= range.a && range.b <= ahead.span.b;
+        if self.ahead.get(&table).is_some_and(knows) {
+            return Ok(());
+        }
+        let far = range
+            .a
+            .saturating_add((range.b - range.a).saturating_mul(RANGES_AHEAD));
+        let mut span = Range {
+            a: range.a,
+            b: far.min(self.end).max(range.b),
+        };
+        let rows = match self.sink.kept(table.clone(), span).await {
+            Err(_) if span != range => {
+                span = range;
+                self.sink.kept(table.clone(), span).await?
+            }
+            rows => rows?,
+        };
+        let rows = rows.into_iter().map(|rows| (rows.offset, rows)).collect();
+        self.ahead.insert(table, Ahead { span, rows });
+        Ok(())
     }
 
     /// Fates of the records that are decided anew; what lies before them is read first.
@@ -134,7 +202,7 @@ impl Decider {
         range: Range,
         records: &[Record],
     ) -> Result<HashMap<Offset, Fates>, DecideError> {
-        let wanted = self.tables_of(records, Decisions::Anew);
+        let wanted = self.tables_of(records, |how| how == Decisions::Anew);
         if wanted.is_empty() {
             return Ok(HashMap::new());
         }
@@ -144,6 +212,9 @@ impl Decider {
         };
         let mut fates = HashMap::new();
         while state.next < range.b {
+            if self.told.is_cancelled() {
+                return Err(DecideError::Told);
+            }
             let read = block_in_place(|| self.log.read(state.next, READ_BYTES))?;
             for record in read {
                 let offset = record.place.offset;
@@ -152,8 +223,11 @@ impl Decider {
                 }
                 let of_record = loop {
                     match block_in_place(|| state.dedup.decide(&record)) {
-                        Err(DedupError::Stalled { .. }) => {
+                        Err(stalled @ DedupError::Stalled { .. }) => {
                             block_in_place(|| state.dedup.committed(offset))?;
+                            if state.dedup.stats().over_limit {
+                                return Err(stalled.into());
+                            }
                             sleep(SEAL_WAIT).await;
                         }
                         decided => break decided?,
@@ -173,6 +247,9 @@ impl Decider {
 
     fn open(&self, records: &[Record]) -> Result<Anew, DecideError> {
         let oldest = records.first().map_or(0, |record| record.place.append_ms);
+        if !reaches_back(&self.log, oldest, self.window_ms)? {
+            return Err(DecideError::WindowLost);
+        }
         match std::fs::remove_dir_all(&self.dir.path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             Ok(()) | Err(_) => {}

@@ -20,6 +20,7 @@
 //! `ID.state.new` is what a crash left, and is removed. A file that does not check out is told and left alone: nothing
 //! acknowledged is in it. Directories `ID.dedup` are of no use after a stop, and are removed.
 
+use super::sink::Part;
 use crate::framed::{frame, unframe};
 use crate::progress::Intent;
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,12 @@ pub struct State {
     pub decisions: BTreeMap<Name, Decisions>,
     /// The widest dedup window of the records.
     pub window_ms: u64,
+    /// The log is asked for from here on, if dedup has to decide anew.
+    #[serde(default)]
+    pub needs: Offset,
+    /// Live tables without a row: they may be gone.
+    #[serde(default)]
+    pub empty: BTreeSet<Name>,
     /// Where all of it happens.
     pub server: ServerId,
     /// What is declared of the shadow, and not proven.
@@ -65,18 +72,34 @@ pub struct State {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promotion {
     pub row_wise: bool,
-    /// Partitions by live table that are to be replaced.
+    /// Partitions by live table that are to be replaced, in this order.
     #[serde(default)]
-    pub parts: BTreeSet<(Name, String)>,
-    /// Those that are kept beside it: they may be replaced from now on.
-    pub saved: BTreeSet<(Name, String)>,
-    pub swapped: BTreeSet<(Name, String)>,
+    pub parts: Vec<(Name, Part)>,
+    /// How many of them are kept beside their table: these may be replaced from now on.
+    #[serde(default)]
+    pub saved: usize,
+    /// How many of them are replaced.
+    #[serde(default)]
+    pub swapped: usize,
+    /// It was given up after some were replaced, and the shadow is gone.
+    #[serde(default)]
+    pub given_up: bool,
 }
 
 impl State {
     /// The live tables.
     pub fn tables(&self) -> impl Iterator<Item = &Name> {
         self.decisions.keys()
+    }
+
+    /// Whether a replacement of a live partition may be on its way.
+    #[must_use]
+    pub fn is_replacing(&self) -> bool {
+        let saved = self
+            .promotion
+            .as_ref()
+            .is_some_and(|promotion| promotion.saved > 0);
+        saved && self.told.phase == Phase::Promoting
     }
 
     /// Whether nothing is left to be done but to show it.

@@ -44,7 +44,9 @@ use sluice_common::disk::Dir;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::{REPLAY_PIN_AGE, REPLAY_PLANS};
 use sluice_common::metrics::Metrics;
-use sluice_common::replay::{Phase, PromoteOrder, ReplayId, ReplayOrder, ReplayTold, TableDiff};
+use sluice_common::replay::{
+    Decisions, Phase, PromoteOrder, ReplayId, ReplayOrder, ReplayPlan, ReplayTold, TableDiff,
+};
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::SinkRequest;
 use sluice_common::wire::transport::Seam;
@@ -97,6 +99,16 @@ pub(crate) struct Running {
     debt: Mutex<Option<(Instant, Duration)>>,
 }
 
+/// The turn of one replay, which ends with this.
+struct Turn<'a>(&'a Replays, ReplayId);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut known = self.0.0.known.lock();
+        known.at_work.take_if(|id| *id == self.1);
+    }
+}
+
 impl Running {
     fn new(state: State) -> Self {
         Self {
@@ -131,7 +143,8 @@ impl Replays {
     /// Any of the directory.
     pub fn open(parts: Parts) -> std::io::Result<Self> {
         let states = file::list(&parts.dir)?;
-        for state in states.iter().filter(|state| state.told.phase == Phase::Promoting) {
+        // What was declared before is verified as ever, unless a replacement may be on its way.
+        for state in states.iter().filter(|state| state.is_replacing()) {
             let tables: Vec<Name> = state.tables().cloned().collect();
             parts.shelf.hold(&tables);
         }
@@ -156,8 +169,9 @@ impl Replays {
     pub fn go_on(&self) {
         let known = self.0.known.lock();
         let at_work = |one: &&Arc<Running>| is_at_work(one.state.lock().told.phase);
-        let found: Vec<Arc<Running>> = known.replays.values().filter(at_work).cloned().collect();
+        let mut found: Vec<Arc<Running>> = known.replays.values().filter(at_work).cloned().collect();
         drop(known);
+        found.sort_by_key(|one| one.state.lock().told.phase != Phase::Promoting);
         for running in found {
             if self.begin(&running).is_err() {
                 tracing::error!("two replays were at work: the second waits to be resumed");
@@ -210,15 +224,22 @@ impl Replays {
         };
         let running = Arc::new(Running::new(self.fresh(planned, order).await?));
         self.take_turn(&running)?;
-        let begun = self.prepare(&running).await;
-        if let Err(refused) = begun {
-            self.0.known.lock().at_work = None;
-            return Err(refused);
-        }
-        let id = running.state.lock().told.id;
-        self.0.known.lock().replays.insert(id, Arc::clone(&running));
-        self.0.known.lock().plans.retain(|one| one.plan.id != id);
-        self.spawn(&running);
+        // In a task: whoever asked may go away.
+        let (all, begins) = (self.clone(), Arc::clone(&running));
+        let begun = tokio::spawn(async move {
+            let turn = Turn(&all, begins.id());
+            all.prepare(&begins).await?;
+            all.0
+                .known
+                .lock()
+                .replays
+                .insert(begins.id(), Arc::clone(&begins));
+            all.0.known.lock().plans.retain(|one| one.plan.id != begins.id());
+            std::mem::forget(turn);
+            all.spawn(&begins);
+            Ok(())
+        });
+        begun.await.unwrap_or_else(|error| Err(stopped(&error)))?;
         Ok(running.told_now())
     }
 
@@ -227,6 +248,7 @@ impl Replays {
             mut plan,
             decisions,
             window_ms,
+            empty,
         } = planned;
         if plan.decisions.is_none() {
             return Err(conflict("replay_undecidable", plan.notes.join("; ")));
@@ -242,6 +264,8 @@ impl Replays {
         let now = self.now_ms();
         Ok(State {
             end: plan.to,
+            needs: self.needs(&plan, window_ms),
+            empty,
             decisions,
             window_ms,
             server: self.server().await?,
@@ -264,6 +288,17 @@ impl Replays {
                 plan,
             },
         })
+    }
+
+    /// Where dedup has to begin to read, to decide anew.
+    fn needs(&self, plan: &ReplayPlan, window_ms: u64) -> Offset {
+        if plan.decisions != Some(Decisions::Anew) {
+            return plan.from;
+        }
+        let firsts = plan.partitions.iter().filter_map(|one| one.first_append_ms);
+        let first_ms = firsts.min().unwrap_or_default();
+        self.log()
+            .first_offset_appended_at_or_after(first_ms.saturating_sub(window_ms))
     }
 
     async fn server(&self) -> Result<sluice_common::servers::ServerId, Refused> {
@@ -327,6 +362,9 @@ impl Replays {
         let running = self.find(id)?;
         let phase = running.state.lock().told.phase;
         match phase {
+            Phase::Failed if running.state.lock().promotion.is_some() => {
+                return Err(wrong_phase(id, phase, "its promotion was given up: discard it"));
+            }
             Phase::Paused | Phase::Failed => {}
             Phase::Running => return Ok(running.told_now()),
             Phase::Done | Phase::Promoting | Phase::Promoted | Phase::Discarded => {
@@ -350,7 +388,10 @@ impl Replays {
     pub fn diff(&self, id: ReplayId) -> Result<ReplayTold, Refused> {
         let running = self.find(id)?;
         let phase = running.state.lock().told.phase;
-        if matches!(phase, Phase::Discarded | Phase::Running | Phase::Promoting | Phase::Promoted) {
+        if matches!(
+            phase,
+            Phase::Discarded | Phase::Running | Phase::Promoting | Phase::Promoted
+        ) {
             return Err(wrong_phase(id, phase, "compare once it is done"));
         }
         let already = std::mem::replace(&mut running.state.lock().told.comparing, true);
@@ -369,7 +410,10 @@ impl Replays {
         let mut trouble = None;
         for table in state.tables() {
             let span = (plan.from, state.told.next);
-            match sink.compare(table.clone(), plan.tenant.clone(), span).await {
+            match sink
+                .compare(table.clone(), plan.tenant.clone(), span, false)
+                .await
+            {
                 Ok(diff) => all.push(diff),
                 Err(error) => trouble = Some(format!("comparing {table}: {error}")),
             }
@@ -429,24 +473,30 @@ impl Replays {
         if is_at_work(phase) || running.state.lock().told.comparing {
             return Err(wrong_phase(id, phase, "pause it first"));
         }
+        self.take_turn(&running)?;
+        let (all, ends) = (self.clone(), Arc::clone(&running));
+        let discarded = tokio::spawn(async move {
+            let _turn = Turn(&all, id);
+            all.discarded(&ends).await
+        });
+        discarded.await.unwrap_or_else(|error| Err(stopped(&error)))?;
+        self.pin();
+        Ok(running.told_now())
+    }
+
+    async fn discarded(&self, running: &Running) -> Result<(), Refused> {
         let tables: Vec<Name> = running.state.lock().tables().cloned().collect();
-        let dropped = self.sink(id).drop_beside(tables).await;
+        let dropped = self.sink(running.id()).drop_beside(tables).await;
         dropped.map_err(|error| unreachable(&error))?;
         running.change(|state| {
             state.intent = None;
             (state.told.phase, state.told.reason) = (Phase::Discarded, None);
         });
-        if let Err(error) = self.keep(&running) {
+        self.keep(running).map_err(|error| {
             let detail =
                 format!("its tables are dropped, and that cannot be kept: {error}; discard it again");
-            return Err(Refused::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "replay_no_room",
-                detail,
-            ));
-        }
-        self.pin();
-        Ok(running.told_now())
+            Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_no_room", detail)
+        })
     }
 
     /// One replay.
@@ -494,6 +544,8 @@ impl Replays {
             let state = running.state.lock();
             (state.told.id, state.told.phase)
         };
+        // Also where it fails inside.
+        let _turn = Turn(self, id);
         if phase == Phase::Promoting {
             self.promote(running).await;
         } else {
@@ -506,36 +558,50 @@ impl Replays {
     async fn work_to_end(&self, running: &Running) {
         let tables: Vec<Name> = running.state.lock().tables().cloned().collect();
         let id = running.state.lock().told.id;
-        let ran = match self.sink(id).prepare(tables).await {
+        let ran = if running.is_fresh() {
+            // A process may have ended between its state and its tables.
+            let made = self.sink(id).prepare(tables).await;
+            made.map_err(|error| RunError::Sink(error.to_string()))
+        } else {
+            Ok(())
+        };
+        let ran = match ran {
             Ok(()) => self.run(running).await,
-            Err(error) => Err(RunError::Sink(error.to_string())),
+            failed => failed,
         };
         let (phase, reason) = match ran {
-            Ok(()) => (Phase::Done, running.misread()),
+            Ok(()) => match running.misread() {
+                Some(misread) => (Phase::Failed, Some(misread)),
+                None => (Phase::Done, None),
+            },
             // The next start goes on with it.
             Err(RunError::Told) if self.stopping() => return,
             Err(RunError::Told) => (Phase::Paused, None),
             Err(error) => (Phase::Failed, Some(error.to_string())),
         };
-        let ended = |state: &mut State| (state.told.phase, state.told.reason) = (phase, reason);
+        let ended = |state: &mut State| (state.told.phase, state.told.reason) = (phase, reason.clone());
         if let Err(error) = self.end(running, ended) {
             tracing::error!(%id, %error, "the state of a replay cannot be kept: after a restart it goes on from an earlier one");
+            running.change(ended);
         }
     }
 
     /// Makes a change durable, and shows it together with the turn being free: who sees it may order the next step.
+    ///
+    /// # Errors
+    /// Any of the disk; nothing is shown then but the reason, and the turn is kept.
     fn end(&self, running: &Running, change: impl FnOnce(&mut State)) -> std::io::Result<()> {
         let mut state = running.state.lock().clone();
         change(&mut state);
         state.told.changed_ms = self.now_ms();
-        let kept = block_in_place(|| file::write(self.dir(), &state));
-        if let Err(error) = &kept {
-            state.told.reason = Some(format!("keeping its state: {error}"));
+        if let Err(error) = block_in_place(|| file::write(self.dir(), &state)) {
+            running.change(|state| state.told.reason = Some(format!("keeping its state: {error}")));
+            return Err(error);
         }
         let mut known = self.0.known.lock();
         running.change(|shown| *shown = state);
         known.at_work = None;
-        kept
+        Ok(())
     }
 
     /// Has the log keep what replays may still read: for a while.
@@ -547,7 +613,9 @@ impl Replays {
         for running in known.replays.values() {
             let state = running.state.lock();
             if !state.has_ended() && (young(&state) || is_at_work(state.told.phase)) {
-                let needs = state.told.next.min(lowest.unwrap_or(Offset::MAX));
+                let anew = state.decisions.values().any(|how| *how == Decisions::Anew);
+                let needs = if anew { state.needs } else { state.told.next };
+                let needs = needs.min(lowest.unwrap_or(Offset::MAX));
                 lowest = Some(needs);
             }
         }
@@ -625,6 +693,16 @@ impl Running {
         self.state.lock().told.clone()
     }
 
+    fn id(&self) -> ReplayId {
+        self.state.lock().told.id
+    }
+
+    /// Nothing of it is read yet.
+    fn is_fresh(&self) -> bool {
+        let state = self.state.lock();
+        state.told.next == state.told.plan.from && state.intent.is_none()
+    }
+
     /// What was read must be what was planned.
     fn misread(&self) -> Option<String> {
         let state = self.state.lock();
@@ -637,6 +715,11 @@ impl Running {
 
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn stopped(error: &tokio::task::JoinError) -> Refused {
+    let detail = format!("it was cut short: {error}; look at `ingestctl replay list`");
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_unreachable", detail)
 }
 
 fn bad(detail: String) -> Refused {

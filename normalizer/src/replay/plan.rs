@@ -23,14 +23,17 @@ pub struct Planned {
     pub plan: ReplayPlan,
     /// By live table; empty where the plan cannot be run.
     pub decisions: BTreeMap<Name, Decisions>,
+    pub empty: BTreeSet<Name>,
     pub window_ms: u64,
 }
 
 /// What was found in a span of the log.
 #[derive(Debug, Default)]
-struct Found {
-    touched: Touched,
-    window_ms: u64,
+pub(super) struct Found {
+    pub touched: Touched,
+    pub window_ms: u64,
+    /// Datasets by table.
+    written_by: BTreeMap<Name, BTreeSet<Name>>,
     /// Of all records of the span, wanted or not.
     tenants: BTreeSet<TenantId>,
     datasets: BTreeSet<Name>,
@@ -39,6 +42,8 @@ struct Found {
 /// What decides whose rows are repeats.
 pub(super) struct Decided {
     pub by_table: BTreeMap<Name, Decisions>,
+    /// Tables without a row of these minutes.
+    pub empty: BTreeSet<Name>,
     pub notes: Vec<String>,
 }
 
@@ -64,7 +69,7 @@ impl Replays {
         self.check_found(&found, &wanted)?;
         let id = ReplayId(random());
         let sink = self.sink(id);
-        let decided = self.decisions(&sink, &found.touched, found.window_ms).await;
+        let decided = self.decisions(&sink, &found).await;
         let decided = decided.map_err(|error| unreachable(&error))?;
         notes.extend(decided.notes);
         let tables: Vec<Name> = found.touched.tables.keys().cloned().collect();
@@ -87,6 +92,7 @@ impl Replays {
         Ok(Planned {
             plan,
             decisions: decided.by_table,
+            empty: decided.empty,
             window_ms: found.window_ms,
         })
     }
@@ -154,7 +160,7 @@ impl Replays {
         Ok(at)
     }
 
-    async fn look(&self, span: (Offset, Offset), wanted: &Wanted) -> Result<Found, ReadError> {
+    pub(super) async fn look(&self, span: (Offset, Offset), wanted: &Wanted) -> Result<Found, ReadError> {
         let mut found = Found {
             touched: Touched {
                 partition: PARTITION,
@@ -172,6 +178,10 @@ impl Replays {
             }
             if wanted.has(&record) {
                 touch(&mut found.touched, &record);
+                let of_table = found.written_by.entry(meta.table.clone()).or_default();
+                if !of_table.contains(&meta.dataset) {
+                    of_table.insert(meta.dataset.clone());
+                }
                 found.window_ms = found.window_ms.max(meta.window_ms);
             }
             true
@@ -230,18 +240,17 @@ impl Replays {
     ///
     /// # Errors
     /// Where the sink-writer cannot be asked.
-    pub(super) async fn decisions(
-        &self,
-        sink: &Sink,
-        touched: &Touched,
-        window_ms: u64,
-    ) -> Result<Decided, SinkTrouble> {
-        let (mut by_table, mut notes) = (BTreeMap::new(), Vec::new());
+    pub(super) async fn decisions(&self, sink: &Sink, found: &Found) -> Result<Decided, SinkTrouble> {
+        let (mut by_table, mut notes, mut empty) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+        let touched = &found.touched;
         let first_ms = touched.first_append_ms.unwrap_or_default();
-        let reaches = reaches_back(self.log(), first_ms, window_ms);
+        let reaches = reaches_back(self.log(), first_ms, found.window_ms);
         let reaches = reaches.map_err(|error| SinkTrouble(format!("reading the log: {error}")))?;
-        for table in touched.tables.keys() {
-            let facts = self.facts(sink, table, touched).await?;
+        for (table, events) in &touched.tables {
+            let facts = self.facts(sink, table, found).await?;
+            if facts.live == Some(0) {
+                empty.insert(table.clone());
+            }
             if facts.servers > 1 && !facts.shared {
                 notes.push(format!(
                     "rows of table {table} may be on several ClickHouse servers, each with rows of its own: it cannot be \
@@ -250,11 +259,15 @@ impl Replays {
                 continue;
             }
             let whole = facts.live.and_then(|live| i64::try_from(live).ok()) == Some(facts.stored);
-            let decisions = if whole && !self.books_are_aside() {
+            let booked = facts.stored + facts.duplicate + facts.dead_lettered + facts.parked;
+            // Books that were lost with the rows would agree with anything.
+            let books =
+                !self.books_are_aside() && u64::try_from(booked).is_ok_and(|booked| booked >= *events);
+            let decisions = if whole && books {
                 Decisions::Provenance
             } else if reaches {
                 Decisions::Anew
-            } else if facts.duplicate == 0 && facts.stored + facts.dead_lettered > 0 {
+            } else if books && facts.duplicate == 0 {
                 Decisions::All
             } else {
                 notes.push(cannot(table, &facts));
@@ -265,15 +278,20 @@ impl Replays {
             }
             by_table.insert(table.clone(), decisions);
         }
-        Ok(Decided { by_table, notes })
+        Ok(Decided {
+            by_table,
+            empty,
+            notes,
+        })
     }
 
-    async fn facts(&self, sink: &Sink, table: &Name, touched: &Touched) -> Result<Facts, SinkTrouble> {
+    async fn facts(&self, sink: &Sink, table: &Name, found: &Found) -> Result<Facts, SinkTrouble> {
+        let touched = &found.touched;
         let minute = |ms: UnixMs| ms / MINUTE_MS * (MINUTE_MS / 1_000);
         let since_s = minute(touched.first_append_ms.unwrap_or_default());
         let until_s = minute(touched.last_append_ms.unwrap_or_default()) + MINUTE_MS / 1_000;
         let mut datasets = self.datasets_of(table);
-        datasets.extend(touched.datasets.keys().cloned());
+        datasets.extend(found.written_by.get(table).into_iter().flatten().cloned());
         datasets.sort();
         datasets.dedup();
         sink.facts((table.clone(), datasets), (since_s, until_s), self.committed())

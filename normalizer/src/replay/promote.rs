@@ -3,24 +3,26 @@
 //! | step | why |
 //! |---|---|
 //! | orders about dead letters wait | `dlq retry` writes to live tables |
+//! | the shadow catches up, and both are compared for those who watch | so that the next steps are short |
 //! | the tables' rows are set aside, what is under way is settled | nothing is written to a live table from here on |
-//! | the shadow catches up to what is committed | a plain swap would lose the rows past `--to` |
+//! | the shadow catches up to what was settled | a plain swap would lose the rows past `--to` |
 //! | every live row of the shadow's partitions is in the shadow, by provenance; or is copied there (`--row-wise`) | rows of before `--from`, of other logs or of none |
 //! | partition by partition: the live one is kept beside its table, then replaced | each replacement is atomic in ClickHouse, and can be repeated |
 //! | the shadows are dropped | a replacement whose answer was lost, and that arrives late, finds nothing to put there |
 //! | rows that were set aside go in | each is verified first, as ever |
 //!
-//! Until the first partition is replaced, trouble ends it, and everything is as before. From then on it is tried until
-//! it is done, over restarts too: the state file says what was kept and replaced.
+//! Until the first partition is kept, trouble ends it, and everything is as before. From then on it is tried for
+//! `REPLAY_PATIENCE` of trouble, over restarts too; then it is given up: the shadows are dropped first, so that the
+//! rows that were set aside can go in safely, and what is replaced by then is told.
 
 use super::file::{Promotion, State};
 use super::run::RunError;
-use super::sink::{Sink, SinkTrouble};
+use super::sink::{Part, Sink, SinkTrouble};
 use super::{Replays, Running};
 use crate::runtime::Instant;
-use sluice_common::ids::Name;
+use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::{REPLAY_PATIENCE, RETRY_BACKOFF_MAX};
-use sluice_common::replay::{PartCover, Phase, Touched};
+use sluice_common::replay::{DiffLine, PartCover, Phase, TableDiff};
 use std::time::Duration;
 
 /// Between two looks whether what was under way is settled.
@@ -55,25 +57,44 @@ pub enum Refusal {
     State(#[from] std::io::Error),
 }
 
+/// How a promotion ended.
+enum Ended {
+    Promoted,
+    /// Nothing was replaced.
+    Refused(Refusal),
+    /// Some partitions were replaced, and the rest will not be.
+    GivenUp(Refusal),
+    /// The process stops: the next one goes on.
+    Stopped,
+}
+
 impl Replays {
-    /// Promotes; returns when it is done, refused or told to stop.
+    /// Promotes; returns when it is over, or the process stops.
     pub(super) async fn promote(&self, running: &Running) {
         let tables: Vec<Name> = running.state.lock().tables().cloned().collect();
         // Orders of dead letters and promotions take turns.
         let Ok(_letters) = self.letters_gate().acquire_owned().await else {
             return;
         };
-        self.shelf().hold(&tables);
-        let refused = self.until_swapped(running, &tables).await;
-        let (phase, reason) = match refused {
-            Ok(()) => (Phase::Promoted, None),
-            Err(Refusal::Run(RunError::Told)) if self.stopping() => return,
-            Err(refusal) => (Phase::Done, Some(refusal.to_string())),
+        let (phase, reason) = match self.until_swapped(running, &tables).await {
+            Ended::Stopped => return,
+            Ended::Promoted => (Phase::Promoted, None),
+            Ended::Refused(refusal) => (Phase::Done, Some(refusal.to_string())),
+            Ended::GivenUp(refusal) => {
+                let promotion = running.promotion();
+                let (swapped, all) = (promotion.swapped, promotion.parts.len());
+                let said = format!(
+                    "{swapped} of {all} partitions are replaced, then it was given up: {refusal}; discard it, and plan anew"
+                );
+                (Phase::Failed, Some(said))
+            }
         };
         let ended = |state: &mut State| {
             (state.told.phase, state.told.reason) = (phase, reason.clone());
-            if phase == Phase::Done {
-                state.promotion = None;
+            match (phase, &mut state.promotion) {
+                (Phase::Failed, Some(promotion)) => promotion.given_up = true,
+                (Phase::Done, promotion) => *promotion = None,
+                _ => {}
             }
         };
         // Rows stay aside until it is durable that nothing is to be replaced any more.
@@ -84,35 +105,61 @@ impl Replays {
         self.shelf().release(&tables);
     }
 
-    async fn until_swapped(&self, running: &Running, tables: &[Name]) -> Result<(), Refusal> {
-        let id = running.state.lock().told.id;
-        let sink = self.sink(id);
-        let mut begun = running.promotion().saved.len() + running.promotion().swapped.len() > 0;
-        if !begun {
-            self.settled(running, tables).await?;
-            self.catch_up(running, &sink).await?;
-            running.promoted(|promotion| promotion.parts.clear());
-            for table in tables {
-                self.cover(running, &sink, table).await?;
-            }
-        }
-        loop {
-            let trouble = match self.swap_all(running, &sink, tables).await {
-                Ok(()) => return Ok(()),
-                Err(trouble) => trouble,
+    async fn until_swapped(&self, running: &Running, tables: &[Name]) -> Ended {
+        let sink = self.sink(running.id());
+        let mut begun = running.promotion().saved > 0;
+        if !begun && let Err(refusal) = self.made_ready(running, &sink, tables).await {
+            return if self.stopping() {
+                Ended::Stopped
+            } else {
+                Ended::Refused(refusal)
             };
-            begun |= !running.promotion().saved.is_empty();
-            if !begun || self.stopping() {
-                return Err(trouble);
+        }
+        self.shelf().hold(tables);
+        let since = Instant::now();
+        loop {
+            let refusal = match self.swap_all(running, &sink, tables).await {
+                Ok(()) => return Ended::Promoted,
+                Err(refusal) => refusal,
+            };
+            if self.stopping() {
+                return Ended::Stopped;
             }
-            tracing::error!(%trouble, "a promotion is half done: it is tried again, and the tables' rows wait");
-            running.change(|state| state.told.reason = Some(trouble.to_string()));
-            running.wait(RETRY_BACKOFF_MAX).await?;
+            begun |= running.promotion().saved > 0;
+            if !begun {
+                return Ended::Refused(refusal);
+            }
+            tracing::error!(%refusal, "a promotion is half done: it is tried again, and the tables' rows wait");
+            running.change(|state| state.told.reason = Some(refusal.to_string()));
+            if since.elapsed() > REPLAY_PATIENCE && sink.fence(tables.to_vec()).await.is_ok() {
+                return Ended::GivenUp(refusal);
+            }
+            if running.wait(RETRY_BACKOFF_MAX / 2).await.is_err() {
+                return Ended::Stopped;
+            }
         }
     }
 
+    /// The shadows hold all that the live tables do, and nothing is written to these.
+    async fn made_ready(&self, running: &Running, sink: &Sink, tables: &[Name]) -> Result<(), Refusal> {
+        self.catch_up(running, sink, self.committed()).await?;
+        for table in tables {
+            let diff = sink.compare(table.clone(), None, (0, 0), true).await?;
+            running.step(compared(table, &diff));
+        }
+        self.shelf().hold(tables);
+        let end = self.settled(running, tables).await?;
+        self.catch_up(running, sink, end).await?;
+        running.promoted(|promotion| promotion.parts.clear());
+        for table in tables {
+            self.cover(running, sink, table).await?;
+        }
+        Ok(())
+    }
+
     /// What was declared before the tables were held is settled, and no rows of them are on their way.
-    async fn settled(&self, running: &Running, tables: &[Name]) -> Result<(), Refusal> {
+    /// Records below the answer may be in them, and none at or past it.
+    async fn settled(&self, running: &Running, tables: &[Name]) -> Result<Offset, Refusal> {
         let (begun, end) = (Instant::now(), self.declared_end());
         while self.committed() < end || self.shelf().is_driven(tables) {
             if begun.elapsed() > REPLAY_PATIENCE {
@@ -120,29 +167,29 @@ impl Replays {
             }
             running.wait(LOOK).await?;
         }
-        running.step(format!("rows from record {} on are set aside", self.committed()));
-        Ok(())
+        running.step(format!("rows from record {end} on are set aside"));
+        Ok(end)
     }
 
-    /// The shadow takes what was committed since.
-    async fn catch_up(&self, running: &Running, sink: &Sink) -> Result<(), Refusal> {
-        let (from, to) = (running.state.lock().end, self.committed());
-        let wanted = running.wanted();
-        let mut touched = Touched::default();
-        let mut window_ms = 0;
+    /// The shadow takes what was committed since, up to `to`.
+    async fn catch_up(&self, running: &Running, sink: &Sink, to: Offset) -> Result<(), Refusal> {
+        // What was begun is decided as it was.
+        self.run(running).await?;
+        let from = running.state.lock().told.next;
+        if from >= to {
+            return Ok(());
+        }
         let known = running.state.lock().decisions.clone();
-        super::scan::walk(self.log(), (from, to), |record| {
-            if wanted.has(&record) && known.contains_key(&record.meta.table) {
-                super::scan::touch(&mut touched, &record);
-                window_ms = record.meta.window_ms.max(window_ms);
-            }
-            true
-        })
-        .await
-        .map_err(|error| Refusal::Behind(error.to_string()))?;
-        if touched.records > 0 {
-            let decided = self.decisions(sink, &touched, window_ms).await?;
-            let lacking = touched
+        let mut found = self
+            .look((from, to), &running.wanted())
+            .await
+            .map_err(RunError::Log)?;
+        found.touched.tables.retain(|table, _| known.contains_key(table));
+        let events: u64 = found.touched.tables.values().sum();
+        if events > 0 {
+            let decided = self.decisions(sink, &found).await?;
+            let lacking = found
+                .touched
                 .tables
                 .keys()
                 .find(|table| !decided.by_table.contains_key(*table));
@@ -151,15 +198,15 @@ impl Replays {
             }
             running.change(|state| {
                 state.decisions.extend(decided.by_table);
-                state.window_ms = state.window_ms.max(window_ms);
+                state.empty = decided.empty;
+                state.window_ms = state.window_ms.max(found.window_ms);
             });
         }
         running.change(|state| state.end = to);
         self.keep(running)?;
         self.run(running).await?;
         running.step(format!(
-            "the shadow is caught up to record {to}: {} events more",
-            touched.events
+            "the shadow is caught up to record {to}: {events} events more"
         ));
         Ok(())
     }
@@ -183,7 +230,17 @@ impl Replays {
         ) {
             (0, 0, 0) => {
                 let shown = parts.iter().filter(|part| part.shadow > 0);
-                let keys = shown.map(|part| (table.clone(), part.part.clone()));
+                let keys = shown.map(|part| {
+                    let (live, shadow) = (part.live, part.shadow);
+                    (
+                        table.clone(),
+                        Part {
+                            id: part.part.clone(),
+                            live,
+                            shadow,
+                        },
+                    )
+                });
                 running.promoted(|promotion| promotion.parts.extend(keys));
                 let (live, shadow) = (sum(&parts, |part| part.live), sum(&parts, |part| part.shadow));
                 running.step(format!(
@@ -199,22 +256,35 @@ impl Replays {
     }
 
     async fn swap_all(&self, running: &Running, sink: &Sink, tables: &[Name]) -> Result<(), Refusal> {
-        for key in running.promotion().parts {
-            let (table, part) = key.clone();
-            if !running.promotion().saved.contains(&key) {
-                sink.save(table.clone(), part.clone()).await?;
+        let Promotion {
+            parts,
+            saved,
+            swapped,
+            ..
+        } = running.promotion();
+        for (at, (table, part)) in parts.iter().enumerate() {
+            if at >= saved {
+                sink.save(table.clone(), part.id.clone()).await?;
                 // Durable before it is replaced: what is kept must never be kept again from then on.
-                running.promoted(|promotion| promotion.saved.insert(key.clone()));
-                self.keep(running)?;
+                self.note(running, |promotion| promotion.saved = at + 1)?;
             }
-            if !running.promotion().swapped.contains(&key) {
+            if at >= swapped {
                 sink.swap(table.clone(), part.clone()).await?;
-                running.promoted(|promotion| promotion.swapped.insert(key.clone()));
-                running.step(format!("table {table}: partition {part} is replaced"));
-                self.keep(running)?;
+                self.note(running, |promotion| promotion.swapped = at + 1)?;
+                running.step(format!("table {table}: partition {} is replaced", part.id));
             }
         }
         sink.fence(tables.to_vec()).await?;
+        Ok(())
+    }
+
+    /// Makes a step durable, and counts on it only then.
+    fn note(&self, running: &Running, change: impl FnOnce(&mut Promotion)) -> std::io::Result<()> {
+        let mut state = running.state.lock().clone();
+        change(state.promotion.get_or_insert_default());
+        state.told.changed_ms = self.now_ms();
+        crate::runtime::block_in_place(|| super::file::write(self.dir(), &state))?;
+        running.change(|shown| *shown = state);
         Ok(())
     }
 }
@@ -239,4 +309,22 @@ impl Running {
 
 fn sum(parts: &[PartCover], of: impl Fn(&PartCover) -> u64) -> u64 {
     parts.iter().map(of).sum()
+}
+
+fn compared(table: &Name, diff: &TableDiff) -> String {
+    let sum = |of: fn(&DiffLine) -> u64| -> u64 { diff.lines.iter().map(of).sum() };
+    let more = if diff.omitted > 0 {
+        " (of the lines that differ most)"
+    } else {
+        ""
+    };
+    format!(
+        "table {table}: {} live rows and {} of the shadow in the partitions that it has; {} only live, {} only in the shadow, {} \
+         that differ{more}",
+        sum(|line| line.live),
+        sum(|line| line.shadow),
+        sum(|line| line.only_live),
+        sum(|line| line.only_shadow),
+        sum(|line| line.differing)
+    )
 }

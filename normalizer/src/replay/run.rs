@@ -15,8 +15,8 @@ use crate::pump::call::{Caller, Occasion};
 use crate::runtime::{Instant, block_in_place, sleep};
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::{
-    MAX_RANGE_BYTES, MAX_RANGE_FRAME_BYTES, REPLAY_BACKLOG_AGE, REPLAY_PATIENCE, REPLAY_RANGE_ROWS,
-    VERIFY_ONE_IN,
+    MAX_RANGE_BYTES, MAX_RANGE_FRAME_BYTES, REPLAY_BACKLOG_AGE, REPLAY_PATIENCE, REPLAY_RANGE_RECORDS,
+    REPLAY_RANGE_ROWS, RETRY_BACKOFF_MIN, VERIFY_ONE_IN,
 };
 use sluice_common::metrics::Counter;
 use sluice_common::record::Record;
@@ -64,8 +64,8 @@ impl Replays {
     pub(super) async fn run(&self, running: &Running) -> Result<(), RunError> {
         let mut decider = {
             let state = running.state.lock();
-            let (log, sink) = (self.shared_log(), self.sink(state.told.id));
-            Decider::new((log, sink), &state, self.dir(), self.dedup_at())
+            let from = (self.shared_log(), self.sink(state.told.id), self.shelf().clone());
+            Decider::new(from, &state, (self.dir(), self.dedup_at()), running.stop())
         };
         let ran = self.ranges(running, &mut decider).await;
         decider.close();
@@ -81,9 +81,9 @@ impl Replays {
             }
             self.pace(running).await?;
             let begun = Instant::now();
-            let cut = self.cut(&state).await?;
-            let touched = cut.records.clone();
-            let decided = decider.decide(cut.range, cut.records).await?;
+            let cut = self.cut(running, &state).await?;
+            let touched = &cut.records;
+            let decided = self.decide(running, decider, &cut).await?;
             let events: u64 = touched.iter().map(|record| u64::from(record.rows())).sum();
             let work = redirected(&state, decided);
             if work.proof.rows > 0 {
@@ -109,6 +109,26 @@ impl Replays {
         }
     }
 
+    /// Decides a range; a ClickHouse that is away for a while is waited for.
+    async fn decide(
+        &self,
+        running: &Running,
+        decider: &mut Decider,
+        cut: &Cut,
+    ) -> Result<Vec<RangeRecord>, RunError> {
+        let begun = Instant::now();
+        loop {
+            match decider.decide(cut.range, &cut.records).await {
+                Err(DecideError::Told) => return Err(RunError::Told),
+                Err(DecideError::Sink(trouble)) if begun.elapsed() < REPLAY_PATIENCE => {
+                    running.change(|state| state.told.reason = Some(trouble.to_string()));
+                    running.wait(RETRY_BACKOFF_MIN * 5).await?;
+                }
+                decided => return Ok(decided?),
+            }
+        }
+    }
+
     fn count(&self, written: u64, events: u64) {
         let add = |outcome, n| {
             self.metrics()
@@ -119,7 +139,7 @@ impl Replays {
     }
 
     /// The next range: the declared one, or as many records as one may have.
-    async fn cut(&self, state: &State) -> Result<Cut, RunError> {
+    async fn cut(&self, running: &Running, state: &State) -> Result<Cut, RunError> {
         let (from, to) = match &state.intent {
             Some(intent) => (intent.range.a, intent.range.b),
             None => (state.told.next, state.end),
@@ -130,7 +150,12 @@ impl Replays {
         };
         let (mut b, mut records) = (from, Vec::new());
         let mut size = Size::default();
+        let far = from.saturating_add(REPLAY_RANGE_RECORDS);
+        let told = running.stop();
         walk(self.log(), (from, to), |record| {
+            if state.intent.is_none() && (record.place.offset >= far || told.is_cancelled()) {
+                return false;
+            }
             let is_one = wanted.has(&record) && state.decisions.contains_key(&record.meta.table);
             if is_one && !size.takes(&record) && state.intent.is_none() {
                 return false;
@@ -142,6 +167,9 @@ impl Replays {
             true
         })
         .await?;
+        if b == from {
+            return Err(RunError::Told);
+        }
         let range = Range { a: from, b };
         Ok(Cut { range, records })
     }
@@ -224,7 +252,9 @@ impl Replays {
     /// Waits for what the cap allows, and as long as the live path is behind.
     async fn pace(&self, running: &Running) -> Result<(), RunError> {
         running.wait(running.owed()).await?;
-        while self.backlog_age() > REPLAY_BACKLOG_AGE {
+        // Rows of a table that is being promoted wait meanwhile: it must come to its end.
+        let promotes = running.state.lock().promotion.is_some();
+        while !promotes && self.backlog_age() > REPLAY_BACKLOG_AGE {
             running.change(|state| state.told.reason = Some("the live path is behind: it goes first".into()));
             running.wait(LOOK).await?;
         }

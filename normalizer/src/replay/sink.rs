@@ -2,6 +2,7 @@
 
 use crate::pump::PARTITION;
 use crate::runtime;
+use serde::{Deserialize, Serialize};
 use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::{LogId, Name, Offset, TenantId};
 use sluice_common::replay::{Facts, KeptRows, PartCover, ReplayCall, ReplayId, SinkAsk, SinkTold, TableDiff};
@@ -21,6 +22,14 @@ const SLACK: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SinkTrouble(pub String);
+
+/// One partition, as both sides were compared.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Part {
+    pub id: String,
+    pub live: u64,
+    pub shadow: u64,
+}
 
 /// The way to the sink-writer for one replay; cheap to clone.
 #[derive(Clone)]
@@ -108,19 +117,20 @@ impl Sink {
         self.done(SinkAsk::Prepare { tables }).await
     }
 
-    /// A live table and its shadow, of records `[from, to)` of a tenant or all.
+    /// A live table and its shadow, of records `[from, to)` of a tenant or all; or whole partitions.
     pub async fn compare(
         &self,
         table: Name,
         tenant: Option<TenantId>,
         (from, to): (Offset, Offset),
+        whole: bool,
     ) -> Result<TableDiff, SinkTrouble> {
         let ask = SinkAsk::Compare {
             table,
             tenant,
             from,
             to,
-            whole: false,
+            whole,
         };
         match self.ask(ask, WORK).await? {
             SinkTold::Compared(diff) => Ok(diff),
@@ -150,8 +160,16 @@ impl Sink {
     }
 
     /// Puts a shadow's partition in the live one's place.
-    pub async fn swap(&self, table: Name, part: String) -> Result<(), SinkTrouble> {
-        self.done(SinkAsk::Swap { table, part }).await
+    pub async fn swap(&self, table: Name, part: Part) -> Result<(), SinkTrouble> {
+        let Part { id, live, shadow } = part;
+        let part = id;
+        let ask = SinkAsk::Swap {
+            table,
+            part,
+            live,
+            shadow,
+        };
+        self.done(ask).await
     }
 
     /// From here on no swap that is still on its way can happen: the shadows are gone.

@@ -2,9 +2,10 @@
 
 use super::decide::Decider;
 use super::file::{self, Promotion, State};
-use super::sink::Sink;
+use super::sink::{Part, Sink};
 use crate::dedup::{Dedup, DedupOptions, Workers};
 use crate::log::{EmbeddedLog, LogOptions};
+use crate::parked::shelf::Shelf;
 use crate::sim::append::{Clients, TABLES, WINDOW_MS, append};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -17,6 +18,7 @@ use sluice_common::replay::{
     Decisions, KeptRows, Phase, ReplayId, ReplayPlan, ReplayTold, SinkAsk, SinkTold,
 };
 use sluice_common::servers::ServerId;
+use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::{Range, SinkReply, SinkRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -62,6 +64,8 @@ fn state(id: u32, phase: Phase) -> State {
             .map(|table| (Name::new(table).unwrap(), Decisions::All))
             .collect(),
         window_ms: WINDOW_MS,
+        needs: 2,
+        empty: BTreeSet::new(),
         server: ServerId {
             name: "a:8123".into(),
             uuid: Some("u".into()),
@@ -69,9 +73,17 @@ fn state(id: u32, phase: Phase) -> State {
         intent: None,
         promotion: Some(Promotion {
             row_wise: true,
-            parts: BTreeSet::new(),
-            saved: BTreeSet::from([(Name::new("a").unwrap(), "202611".into())]),
-            swapped: BTreeSet::new(),
+            parts: vec![(
+                Name::new("a").unwrap(),
+                Part {
+                    id: "202611".into(),
+                    live: 4,
+                    shadow: 5,
+                },
+            )],
+            saved: 1,
+            swapped: 0,
+            given_up: false,
         }),
     }
 }
@@ -176,7 +188,7 @@ fn decided(dir: &Path, log: &EmbeddedLog) -> BTreeMap<Offset, (Record, Fates)> {
     all
 }
 
-/// A sink-writer that tells which rows live tables have: those that were kept, but for one in ten of `missing`.
+/// A sink-writer that tells which rows live tables have: those that were kept.
 fn sink(log: LogId, live: BTreeMap<Offset, (Record, Fates)>) -> Sink {
     let seam = BoxCloneSyncService::new(tower::service_fn(move |request| {
         let SinkRequest::Replay(call) = request else {
@@ -216,8 +228,12 @@ fn rows(offset: Offset, record: &Record, fates: &Fates) -> Option<KeptRows> {
     })
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn by_provenance_and_anew_from_a_window_earlier_the_rows_that_dedup_kept_are_found_and_no_others() {
+#[test]
+fn by_provenance_and_anew_from_a_window_earlier_the_rows_that_dedup_kept_are_found_and_no_others() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     for seed in 0..4 {
         let root = tempfile::tempdir().unwrap();
         let clock = ManualClock::at(NOW);
@@ -239,16 +255,29 @@ async fn by_provenance_and_anew_from_a_window_earlier_the_rows_that_dedup_kept_a
         for how in [Decisions::Provenance, Decisions::Anew] {
             let mut state = state(1, Phase::Running);
             state.decisions.values_mut().for_each(|one| *one = how);
+            if how == Decisions::Anew {
+                // Nothing is there that could tell.
+                state.empty = state.tables().cloned().collect();
+            }
             let id = log.id();
             let dir = Dir::from(root.path().join("replay").as_path());
             let dedup_at = Arc::new(move |dir| options(dir, id));
             let from = random.random_range(end / 2..end - 20);
-            let mut decider = Decider::new((Arc::clone(&log), sink(id, all.clone())), &state, &dir, dedup_at);
+            let shelf = Shelf::open(
+                Dir::from(root.path().join("parked").as_path()),
+                (id, 0),
+                1 << 20,
+                0,
+            )
+            .unwrap();
+            let from_where = (Arc::clone(&log), sink(id, all.clone()), shelf);
+            let mut decider = Decider::new(from_where, &state, (&dir, dedup_at), Stop::new());
             let mut a = from;
             while a < end {
                 let b = (a + random.random_range(1..20)).min(end);
                 let records: Vec<Record> = all.range(a..b).map(|(_, (record, _))| record.clone()).collect();
-                for one in decider.decide(Range { a, b }, records).await.unwrap() {
+                let decided = runtime.block_on(decider.decide(Range { a, b }, &records));
+                for one in decided.unwrap() {
                     let (_, fates) = &all[&one.record.place.offset];
                     let kept = |fates: &Fates, row| fates.of(row) == Fate::Keep;
                     for row in 0..u16::try_from(one.record.rows()).unwrap() {

@@ -4,7 +4,7 @@ use super::{GENTLE, Site, first_o, odd, refusal, sentence};
 use serde_json::Value;
 use sluice_common::books::{DEAD_LETTERS, LEDGER};
 use sluice_common::ids::{Name, Offset};
-use sluice_common::letters::{DEDUP, INTAKE};
+use sluice_common::letters::INTAKE;
 use sluice_common::replay::{Facts, KeptRows};
 
 /// Asked while a replay runs, which is to be quick: one thread more than what may take its time.
@@ -53,7 +53,7 @@ async fn appended(site: &Site<'_>, table: &Name, minutes: Minutes) -> Result<u64
         format!("fromUnixTimestamp64Milli({ms})")
     };
     let sql = format!(
-        "SELECT count() FROM {} WHERE _src_l = {} AND _src_p = {} AND _src_o < {} \
+        "SELECT uniqExact(_src_o) FROM {} WHERE _src_l = {} AND _src_p = {} AND _src_o < {} \
          AND ingested_at >= {} AND ingested_at < {}",
         site.full(table),
         site.log.0,
@@ -116,13 +116,13 @@ pub(super) async fn kept(
     rows_of(site, table, records, "").await
 }
 
-/// Rows of records `[from, to)` that ClickHouse has refused.
+/// Rows of records `[from, to)` that are dead letters: refused by ClickHouse, or of an identity that was taken.
 pub(super) async fn letters(site: &Site<'_>, records: (Offset, Offset)) -> Result<Vec<KeptRows>, String> {
     let table = Name::new(DEAD_LETTERS).map_err(|error| error.to_string())?;
     if site.look(&table).await?.is_none() {
         return Err(missing(DEAD_LETTERS));
     }
-    let refused = format!(" AND stage NOT IN ('{INTAKE}', '{DEDUP}')");
+    let refused = format!(" AND stage != '{INTAKE}'");
     rows_of(site, &table, records, &refused).await
 }
 

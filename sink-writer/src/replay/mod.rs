@@ -91,7 +91,12 @@ pub(crate) async fn answer(servers: &Servers, call: ReplayCall) -> Result<SinkTo
         SinkAsk::Covers { table } => covers::covers(&site, &table).await.map(SinkTold::Covers),
         SinkAsk::Fill { table } => covers::fill(&site, &table).await.map(SinkTold::Filled),
         SinkAsk::Save { table, part } => swap::save(&site, &table, &part).await.map(done),
-        SinkAsk::Swap { table, part } => swap::swap(&site, &table, &part).await.map(done),
+        SinkAsk::Swap {
+            table,
+            part,
+            live,
+            shadow,
+        } => swap::swap(&site, (&table, &part), (live, shadow)).await.map(done),
         SinkAsk::Fence { tables } => beside::drop_beside(&site, &tables, &[Beside::Shadow])
             .await
             .map(done),

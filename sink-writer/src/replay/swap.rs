@@ -29,16 +29,30 @@ pub(super) async fn save(site: &Site<'_>, table: &Name, part: &str) -> Result<()
 }
 
 /// Puts the shadow's partition in the place of the live one, at once for every reader.
-pub(super) async fn swap(site: &Site<'_>, table: &Name, part: &str) -> Result<(), String> {
+///
+/// Rows of other writers that came since both were compared would go with what is replaced: then it is refused.
+pub(super) async fn swap(
+    site: &Site<'_>,
+    (table, part): (&Name, &str),
+    (live, compared): (u64, u64),
+) -> Result<(), String> {
     check(part)?;
     site.table(table).await?;
     let shadow = site.shadow_of(table).await?;
     columns::must_agree(site, table, &shadow).await?;
     // Older servers would empty the live partition.
-    if count(site, &shadow, part).await? == 0 {
+    let rows = count(site, &shadow, part).await?;
+    if rows == 0 {
         return Err(format!(
             "{shadow} has no rows in partition {part}, so it is not put in the live one's place: did they expire, or were \
              they deleted? Discard the replay, and plan anew"
+        ));
+    }
+    let now = count(site, table, part).await?;
+    if rows != compared || (now != live && now != rows) {
+        return Err(format!(
+            "partition {part} of table {table} has {now} rows and {shadow} {rows}; when they were compared it were {live} and \
+             {compared}: does somebody else write to them?"
         ));
     }
     let swapped = replace(site, (table, &shadow), part).await;

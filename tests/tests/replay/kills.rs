@@ -86,7 +86,10 @@ async fn killed_at_any_step_a_replay_goes_on_and_its_promotion_too() {
             }
             stand.until(&id, "done").await;
             let promoted = admin.post(&format!("/admin/v1/replay/{id}/promote"), "{}").await;
-            assert!(promoted.as_ref().is_ok_and(|answer| answer.status == 200) || points.has_fired(), "{promoted:?}");
+            assert!(
+                promoted.as_ref().is_ok_and(|answer| answer.status == 200) || points.has_fired(),
+                "{promoted:?}"
+            );
             if promoted.is_err() || !quiet(&stand, &points, &id, "promoted").await {
                 points.fired(case, FIRED).await;
                 rise(&mut stand).await;

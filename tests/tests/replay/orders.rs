@@ -168,14 +168,10 @@ async fn what_cannot_be_replayed_is_refused_and_nothing_is_touched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_longer_in_the_log_is_refused_and_what_is_left_is_said() {
     let _turn = TURNS.acquire().await;
-    let prepared = sluice_tests::Deployment::start_prepared(
-        3,
-        Shape::AllInOne,
-        "log: {retain: 1s}",
-        |deployment| {
+    let prepared =
+        sluice_tests::Deployment::start_prepared(3, Shape::AllInOne, "log: {retain: 1s}", |deployment| {
             Failpoints::below(deployment).shrink(&[(Bound::SegmentBytes, 128 << 10), (Bound::RotateMs, 300)])
-        },
-    );
+        });
     let stand = Stand {
         deployment: prepared.await,
     };

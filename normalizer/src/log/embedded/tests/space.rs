@@ -94,6 +94,7 @@ fn what_a_replay_reads_stays_though_it_is_old_until_a_quarter_more_disk_is_neede
         }
     }
     assert!(log.stats().disk_bytes > 45 * SEGMENT);
+    log.set_progress(u64::try_from(key).unwrap(), u64::try_from(key).unwrap());
     clock.advance(3_600_000);
     log.pin(None);
     until("the rest goes", || segments(dir.path()).len() == 1);
