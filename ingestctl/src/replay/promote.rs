@@ -145,7 +145,7 @@ fn promotion(told: &ReplayTold, row_wise: bool) -> Asked {
             "Promote {id}:\n\
              \x20 1. New rows of {live} are set aside, and {shadows} catches up to the end of the log.\n\
              {filled}\
-             \x20 3. Both are compared, and what the live partitions hold is kept in {before}.\n\
+             \x20 3. Both are held against each other, row by row of provenance, and what the live partitions hold is kept in {before}.\n\
              \x20 4. The partitions are swapped, and the rows that were set aside go in.\n\
              Do it?",
             id = told.id
