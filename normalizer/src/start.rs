@@ -182,27 +182,12 @@ impl Running {
             park_after: Duration::from_millis(loaded.config.clickhouse.park_after.ms()),
             dice: retries::dice(),
         };
-        let (stop, shelf) = (parts.stop.clone(), parts.shelf.clone());
+        let stop = parts.stop.clone();
         let pump = Pump::new(parts);
         // Whoever writes to live tables besides the pump takes turns.
         let orders = Arc::new(Semaphore::new(1));
-        let replays = Replays::open(replay::Parts {
-            dir: Dir::from(replay_dir(loaded).as_path()),
-            log: Arc::clone(&log),
-            progress: pump.progress(),
-            shelf,
-            sink: questions.clone(),
-            settings: Arc::clone(&settings),
-            letters: Arc::clone(&orders),
-            dedup_at: dedup_beside(loaded, &log),
-            clock: Arc::clone(&service.clock),
-            metrics: service.metrics.clone(),
-            stop,
-        });
-        let replays = replays.map_err(|error| StartError::DataDir {
-            dir: replay_dir(loaded),
-            error,
-        })?;
+        let shared = (questions.clone(), Arc::clone(&settings));
+        let replays = open_replays(loaded, &service, &pump, shared, (Arc::clone(&orders), stop))?;
         let control = questions_to(&service, pump.progress(), (questions, orders), loaded);
         let pump = tokio::spawn(watched(pump.run(), builder));
         replays.go_on();
@@ -330,6 +315,30 @@ fn dedup_options(loaded: &Loaded, disk: &Disk, (log, secret_check): (LogId, u64)
             (window / 6).clamp(ms(ROTATE_MIN), ms(ROTATE_MAX)),
         ),
     }
+}
+
+fn open_replays(
+    loaded: &Loaded,
+    service: &IntakeService,
+    pump: &Pump,
+    (sink, settings): (Seam<SinkRequest>, SharedSettings),
+    (letters, stop): (Arc<Semaphore>, Stop),
+) -> Result<Replays, StartError> {
+    let dir = replay_dir(loaded);
+    let parts = replay::Parts {
+        dir: Dir::from(dir.as_path()),
+        log: Arc::clone(&service.log),
+        progress: pump.progress(),
+        shelf: service.shelf.clone(),
+        sink,
+        settings,
+        letters,
+        dedup_at: dedup_beside(loaded, &service.log),
+        clock: Arc::clone(&service.clock),
+        metrics: service.metrics.clone(),
+        stop,
+    };
+    Replays::open(parts).map_err(|error| StartError::DataDir { dir, error })
 }
 
 fn replay_dir(loaded: &Loaded) -> PathBuf {

@@ -32,7 +32,7 @@ fn away() -> Seam<SinkRequest> {
 
 fn rejected(request: u64) -> IntakeRequest {
     IntakeRequest {
-        tenant: TenantId::new("acme").unwrap(),
+        tenant: TenantId::new("acme").expect("valid"),
         weight: Weight::default(),
         dataset: "events".into(),
         request: RequestId(request.into()),

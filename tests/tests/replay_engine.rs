@@ -159,7 +159,7 @@ async fn swap(engine: &Engine, table: &str, part: &str) -> SinkAsk {
     let rows = async |table: String| {
         let sql = format!(
             "SELECT sum(rows) FROM system.parts WHERE active AND database = 's' AND table = '{table}' AND partition_id = '{}' FORMAT TSV",
-            part.replace('\\', "").replace('\'', "")
+            part.replace(['\\', '\''], "")
         );
         engine.sql(&sql).await.parse().expect("a number")
     };
@@ -229,7 +229,7 @@ async fn books_and_rows_and_letters_are_told_as_they_are() {
     };
     let told = engine.ask(facts(minute, minute + 60, 12)).await;
     let expected = Facts {
-        live: Some(6),
+        live: Some(4),
         stored: 5,
         duplicate: 1,
         dead_lettered: 1,
@@ -256,7 +256,8 @@ async fn books_and_rows_and_letters_are_told_as_they_are() {
     assert_eq!(engine.kept(rows(11, 12)).await, [kept(11, 1, &[])]);
     assert!(engine.kept(rows(12, 99)).await.is_empty());
     let letters = SinkAsk::Letters { from: 0, to: 99 };
-    assert_eq!(engine.kept(letters).await, [kept(11, 2, &[2])]);
+    // That of the row whose identity was taken, and that of the one which was refused.
+    assert_eq!(engine.kept(letters).await, [kept(10, 3, &[3]), kept(11, 2, &[2])]);
     engine.sql("DROP TABLE s.events SYNC").await;
     engine.refused(rows(0, 99), "table events does not exist").await;
     let Ok(SinkTold::Facts(gone)) = engine.ask(facts(0, u64::MAX, 99)).await else {
@@ -462,7 +463,7 @@ async fn live_rows_that_the_shadow_lacks_are_seen_and_copied_once() {
         elsewhere: 1,
         ..cover(0)
     };
-    assert_eq!(engine.covers("events").await, [elsewhere.clone()]);
+    assert_eq!(engine.covers("events").await, std::slice::from_ref(&elsewhere));
     engine
         .sql(&format!(
             "INSERT INTO s.events (timestamp) SELECT fromUnixTimestamp64Milli({T}) FROM numbers(3)"

@@ -533,12 +533,13 @@ mod tests {
         shelf.committed(3);
         let (a, b) = (Name::new("a").unwrap(), Name::new("b").unwrap());
         let line = shelf.lines_to_drive().pop_first().unwrap();
+        let driven = |table: &Name| shelf.is_driven(std::slice::from_ref(table));
         let taken = shelf.take(&line);
-        assert!(taken.is_some() && shelf.is_driven(&[a.clone()]) && !shelf.is_driven(&[b.clone()]));
+        assert!(taken.is_some() && driven(&a) && !driven(&b));
         shelf.hold(&[a.clone(), b.clone()]);
-        assert!(shelf.is_driven(&[a.clone()]), "it is waited for");
+        assert!(driven(&a), "it is waited for");
         shelf.worked(&line);
-        assert!(!shelf.is_driven(&[a.clone()]));
+        assert!(!driven(&a));
         assert!(shelf.take(&line).is_none() && shelf.lines_to_drive().is_empty());
         let other = ServerId {
             name: "z:8123".into(),

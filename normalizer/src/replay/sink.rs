@@ -67,9 +67,11 @@ impl Sink {
     }
 
     async fn done(&self, ask: SinkAsk) -> Result<(), SinkTrouble> {
-        match self.act(ask).await? {
-            SinkTold::Done => Ok(()),
-            other => Err(odd(&other)),
+        let told = self.act(ask).await?;
+        if let SinkTold::Done = told {
+            Ok(())
+        } else {
+            Err(odd(&told))
         }
     }
 
@@ -87,9 +89,11 @@ impl Sink {
             until_s,
             below,
         };
-        match self.ask(ask, QUESTION).await? {
-            SinkTold::Facts(facts) => Ok(facts),
-            other => Err(odd(&other)),
+        let told = self.ask(ask, QUESTION).await?;
+        if let SinkTold::Facts(facts) = told {
+            Ok(facts)
+        } else {
+            Err(odd(&told))
         }
     }
 
@@ -106,9 +110,11 @@ impl Sink {
     }
 
     async fn rows(&self, ask: SinkAsk) -> Result<Vec<KeptRows>, SinkTrouble> {
-        match self.ask(ask, QUESTION).await? {
-            SinkTold::Kept(rows) => Ok(rows),
-            other => Err(odd(&other)),
+        let told = self.ask(ask, QUESTION).await?;
+        if let SinkTold::Kept(rows) = told {
+            Ok(rows)
+        } else {
+            Err(odd(&told))
         }
     }
 
@@ -132,25 +138,31 @@ impl Sink {
             to,
             whole,
         };
-        match self.ask(ask, WORK).await? {
-            SinkTold::Compared(diff) => Ok(diff),
-            other => Err(odd(&other)),
+        let told = self.ask(ask, WORK).await?;
+        if let SinkTold::Compared(diff) = told {
+            Ok(diff)
+        } else {
+            Err(odd(&told))
         }
     }
 
     /// The shadow's partitions.
     pub async fn covers(&self, table: Name) -> Result<Vec<PartCover>, SinkTrouble> {
-        match self.ask(SinkAsk::Covers { table }, WORK).await? {
-            SinkTold::Covers(parts) => Ok(parts),
-            other => Err(odd(&other)),
+        let told = self.ask(SinkAsk::Covers { table }, WORK).await?;
+        if let SinkTold::Covers(parts) = told {
+            Ok(parts)
+        } else {
+            Err(odd(&told))
         }
     }
 
     /// Copies live rows that the shadow does not have into it.
     pub async fn fill(&self, table: Name) -> Result<u64, SinkTrouble> {
-        match self.act(SinkAsk::Fill { table }).await? {
-            SinkTold::Filled(rows) => Ok(rows),
-            other => Err(odd(&other)),
+        let told = self.act(SinkAsk::Fill { table }).await?;
+        if let SinkTold::Filled(rows) = told {
+            Ok(rows)
+        } else {
+            Err(odd(&told))
         }
     }
 

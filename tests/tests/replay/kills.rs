@@ -39,75 +39,31 @@ async fn killed_at_any_step_a_replay_goes_on_and_its_promotion_too() {
     }
     stand.drained().await;
     let before = stand.sql(ROWS).await;
-    let (mut killed, mut nth) = (0, 1);
-    // Until each point is hit less often than the case asks for.
-    loop {
+    let mut killed = 0;
+    for nth in 1..=8 {
         let mut fired = 0;
         for point in POINTS {
-            stand
-                .sql(&format!(
-                    "ALTER TABLE telemetry.events DELETE WHERE _src_o % 13 = {} SETTINGS mutations_sync = 2",
-                    nth % 13
-                ))
-                .await;
-            let plan = stand.everything().await;
-            let id = plan["id"].as_str().expect("an id").to_owned();
+            let hurt = format!(
+                "ALTER TABLE telemetry.events DELETE WHERE _src_o % 13 = {} SETTINGS mutations_sync = 2",
+                nth % 13
+            );
+            stand.sql(&hurt).await;
             let case = Case {
                 point,
                 action: Action::Kill,
                 nth,
             };
             points.arm(case);
-            // The answer may be lost with the process.
-            let order = json!({"plan": id, "who": "kills"});
-            let admin = stand
-                .deployment
-                .admin(Part::Normalizer)
-                .with("content-type", "application/json");
-            let begun = admin.post("/admin/v1/replay", order.to_string()).await;
-            if begun.is_err() || !quiet(&stand, &points, &id, "done").await {
-                points.fired(case, FIRED).await;
-                rise(&mut stand).await;
-                (killed, fired) = (killed + 1, fired + 1);
-            }
-            let known = stand.show(&id).await;
-            if known["code"] == "replay_unknown" {
-                // Killed before anything was durable: nothing had begun.
-                points.disarm();
-                assert_eq!(
-                    stand
-                        .sql(&format!(
-                            "SELECT count() FROM system.tables WHERE name LIKE '%{id}'"
-                        ))
-                        .await,
-                    "0"
-                );
-                continue;
-            }
-            stand.until(&id, "done").await;
-            let promoted = admin.post(&format!("/admin/v1/replay/{id}/promote"), "{}").await;
-            assert!(
-                promoted.as_ref().is_ok_and(|answer| answer.status == 200) || points.has_fired(),
-                "{promoted:?}"
-            );
-            if promoted.is_err() || !quiet(&stand, &points, &id, "promoted").await {
-                points.fired(case, FIRED).await;
-                rise(&mut stand).await;
-                (killed, fired) = (killed + 1, fired + 1);
-                if stand.show(&id).await["phase"] == "done" {
-                    stand.promote(&id, false).await;
-                }
-            }
+            fired += killed_at(&mut stand, &points, case).await;
             points.disarm();
-            stand.until(&id, "promoted").await;
             stand.drained().await;
             assert_eq!(stand.sql(ROWS).await, before, "{case}");
-            stand.on(&id, "discard", &json!({})).await;
         }
-        if fired == 0 || nth >= 8 {
+        killed += fired;
+        // Each point is hit less often than this case asks for.
+        if fired == 0 {
             break;
         }
-        nth += 1;
     }
     println!("{killed} kills at steps of replays and promotions");
     assert!(killed >= 12, "{killed}");
@@ -116,6 +72,51 @@ async fn killed_at_any_step_a_replay_goes_on_and_its_promotion_too() {
         stand.diff(told["id"].as_str().expect("an id")).await,
         Sums::equal(120_000)
     );
+}
+
+/// Runs, promotes and discards everything, whatever is killed by it; how often it was.
+async fn killed_at(stand: &mut Stand, points: &Failpoints, case: Case) -> u64 {
+    let mut killed = 0;
+    let plan = stand.everything().await;
+    let id = plan["id"].as_str().expect("an id").to_owned();
+    let admin = stand.deployment.admin(Part::Normalizer);
+    let admin = admin
+        .with("content-type", "application/json")
+        .with_timeout(super::DEADLINE);
+    for (path, body, phase) in [
+        (
+            "/admin/v1/replay".to_owned(),
+            json!({"plan": id, "who": "kills"}),
+            "done",
+        ),
+        (format!("/admin/v1/replay/{id}/promote"), json!({}), "promoted"),
+    ] {
+        // The answer may be lost with the process.
+        let ordered = admin.post(&path, body.to_string()).await;
+        let well = ordered.as_ref().is_ok_and(|answer| answer.status == 200);
+        assert!(well || points.has_fired(), "{ordered:?}");
+        if !well || !quiet(stand, points, &id, phase).await {
+            points.fired(case, FIRED).await;
+            rise(stand).await;
+            killed += 1;
+        }
+        let known = stand.show(&id).await;
+        if known["code"] == "replay_unknown" {
+            // Killed before anything was durable: nothing had begun.
+            let left = format!("SELECT count() FROM system.tables WHERE name LIKE '%{id}'");
+            assert_eq!(stand.sql(&left).await, "0");
+            points.disarm();
+            let told = stand.run(&stand.everything().await).await;
+            stand.promote(told["id"].as_str().expect("an id"), false).await;
+            return killed;
+        }
+        if phase == "promoted" && known["phase"] == "done" {
+            stand.promote(&id, false).await;
+        }
+        stand.until(&id, phase).await;
+    }
+    stand.on(&id, "discard", &json!({})).await;
+    killed
 }
 
 /// Waits until it is in a phase, or the process is killed: whether it was the former.

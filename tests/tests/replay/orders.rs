@@ -8,6 +8,7 @@ use sluice_tests::failpoints::Failpoints;
 use sluice_tests::{Part, Shape, eventually};
 use std::time::Duration;
 
+const TABLES: &str = "SELECT groupArray(name) FROM (SELECT name FROM system.tables WHERE database = 'telemetry' ORDER BY name)";
 const PLAN: &str = "/admin/v1/replay/plan";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,8 +92,7 @@ async fn what_cannot_be_replayed_is_refused_and_nothing_is_touched() {
     let stand = Stand::start("").await;
     stand.send(0, 0..100).await;
     stand.drained().await;
-    let tables = "SELECT groupArray(name) FROM (SELECT name FROM system.tables WHERE database = 'telemetry' ORDER BY name)";
-    let before = stand.sql(tables).await;
+    let before = stand.sql(TABLES).await;
     let ask = |from: Value, to: Value| json!({"from": from, "to": to});
     let offset = |n: u64| json!({ "offset": n });
     let of = |key: &str, name: &str| {
@@ -129,7 +129,7 @@ async fn what_cannot_be_replayed_is_refused_and_nothing_is_touched() {
             .await,
         (404, "replay_unknown".to_owned())
     );
-    assert_eq!(stand.sql(tables).await, before);
+    assert_eq!(stand.sql(TABLES).await, before);
     // What lies past the end is left away, and told.
     let clamped = stand.plan(&ask(offset(0), offset(500))).await;
     assert_eq!(clamped["to"], 1);
@@ -137,8 +137,14 @@ async fn what_cannot_be_replayed_is_refused_and_nothing_is_touched() {
         clamped["notes"].to_string().contains("not stored yet"),
         "{clamped}"
     );
-    // One at a time.
-    stand.send(0, 100..60_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_replay_is_at_work_at_a_time_and_each_phase_has_its_orders() {
+    let _turn = TURNS.acquire().await;
+    let stand = Stand::start("").await;
+    let before = stand.sql(TABLES).await;
+    stand.send(0, 0..60_000).await;
     stand.send(0, 60_000..120_000).await;
     stand.drained().await;
     let (first, second) = (stand.everything().await, stand.everything().await);
@@ -160,7 +166,7 @@ async fn what_cannot_be_replayed_is_refused_and_nothing_is_touched() {
         assert_eq!(refused, (409, "replay_wrong_phase".to_owned()), "{verb}");
     }
     stand.on(&id, "discard", &json!({})).await;
-    assert_eq!(stand.sql(tables).await, before, "its tables are gone");
+    assert_eq!(stand.sql(TABLES).await, before, "its tables are gone");
     let again = stand.refused(&on("promote"), &json!({})).await;
     assert_eq!(again, (409, "replay_wrong_phase".to_owned()));
 }
