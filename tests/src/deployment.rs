@@ -3,6 +3,7 @@
 use crate::client::Client;
 use crate::eventually;
 use crate::failpoints::{Failpoints, SMALL_FILES};
+use crate::plan::{Hop, Part, Plan, Shape, TENANTS};
 use crate::proxy::Proxy;
 use crate::service::{Service, executable, places, tail};
 use crate::volume::Volume;
@@ -16,125 +17,6 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
-
-/// One process with everything, or three and a ClickHouse beside them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    AllInOne,
-    ThreeProcesses,
-}
-
-/// What can be killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
-    /// `ingestctl up`, its ClickHouse with it.
-    Up,
-    Edge,
-    Normalizer,
-    SinkWriter,
-    ClickHouse,
-}
-
-/// A way between two parts, on which a proxy may stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Hop {
-    EdgeToNormalizer,
-    NormalizerToSinkWriter,
-    /// In either shape; ClickHouse stands beside Sluice then.
-    ToClickHouse,
-}
-
-/// What is to be started.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    shape: Shape,
-    tenants: usize,
-    hops: Vec<Hop>,
-    clickhouse: String,
-    extra: String,
-    data_bytes: Option<u64>,
-    server_bytes: Option<u64>,
-    small_files: bool,
-}
-
-impl Plan {
-    /// Three tenants, the default datasets.
-    #[must_use]
-    pub fn new(shape: Shape) -> Self {
-        Self {
-            shape,
-            tenants: TENANTS,
-            hops: Vec::new(),
-            clickhouse: String::new(),
-            extra: String::new(),
-            data_bytes: None,
-            server_bytes: None,
-            small_files: false,
-        }
-    }
-
-    /// With segments so small and buckets of dedup so short that seconds of load roll, seal and merge them.
-    #[must_use]
-    pub fn small_files(self, small_files: bool) -> Self {
-        Self { small_files, ..self }
-    }
-
-    /// So many tenants: `t0`, `t1`, …
-    #[must_use]
-    pub fn tenants(self, tenants: usize) -> Self {
-        Self { tenants, ..self }
-    }
-
-    /// With a proxy on a hop.
-    #[must_use]
-    pub fn proxied(mut self, hop: Hop) -> Self {
-        self.hops.push(hop);
-        self
-    }
-
-    /// YAML added to the top level of the config (`log`, `datasets`, …).
-    #[must_use]
-    pub fn extra(self, extra: &str) -> Self {
-        let extra = extra.to_owned();
-        Self { extra, ..self }
-    }
-
-    /// Keys of `clickhouse` beside its address, where it stands beside Sluice: `park_after: 2s`.
-    #[must_use]
-    pub fn clickhouse(self, keys: &str) -> Self {
-        let clickhouse = format!(", {keys}");
-        Self { clickhouse, ..self }
-    }
-
-    /// The data directory of Sluice is a volume of so many bytes.
-    #[must_use]
-    pub fn data_volume(self, bytes: u64) -> Self {
-        let data_bytes = Some(bytes);
-        Self { data_bytes, ..self }
-    }
-
-    /// The directory of the ClickHouse beside Sluice is a volume of so many bytes.
-    #[must_use]
-    pub fn clickhouse_volume(self, bytes: u64) -> Self {
-        let server_bytes = Some(bytes);
-        Self { server_bytes, ..self }
-    }
-
-    /// # Panics
-    /// Where a part does not get ready, or a volume cannot be mounted.
-    pub async fn start(self) -> Deployment {
-        Deployment::of(self).await
-    }
-
-    /// Whether ClickHouse is a process beside Sluice.
-    fn has_server(&self) -> bool {
-        let all_in_one = self.hops.contains(&Hop::ToClickHouse) || self.server_bytes.is_some();
-        match self.shape {
-            Shape::AllInOne => all_in_one,
-            Shape::ThreeProcesses => true,
-        }
-    }
-}
 
 /// A tenant's id and key, and its quota as the config has it.
 #[derive(Debug, Clone)]
@@ -225,9 +107,6 @@ impl Tenant {
     }
 }
 
-/// The tenants of a deployment that does not say how many: `t0`, `t1`, `t2`.
-const TENANTS: usize = 3;
-
 impl Deployment {
     /// Starts one with the default datasets.
     ///
@@ -268,7 +147,7 @@ impl Deployment {
         deployment.brought_up().await
     }
 
-    async fn of(plan: Plan) -> Self {
+    pub(crate) async fn of(plan: Plan) -> Self {
         let small_files = plan.small_files;
         let deployment = Self::prepared(plan).await;
         if small_files {

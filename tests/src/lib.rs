@@ -9,6 +9,7 @@ pub mod mutants;
 pub mod oracle;
 pub mod payload;
 pub mod pki;
+pub mod plan;
 pub mod proxy;
 pub mod service;
 pub mod torture;
@@ -17,7 +18,8 @@ pub mod wait;
 
 pub use balance::books_balance;
 pub use client::{Answer, Client};
-pub use deployment::{Deployment, Hop, Part, Plan, Shape};
+pub use deployment::Deployment;
+pub use plan::{Hop, Part, Plan, Shape};
 pub use wait::{eventually, finally};
 
 /// Our clock, in ms.
