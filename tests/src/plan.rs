@@ -21,6 +21,21 @@ pub enum Part {
     Normalizer,
     SinkWriter,
     ClickHouse,
+    /// Where the plan has two of each.
+    SecondEdge,
+    SecondSinkWriter,
+}
+
+impl Part {
+    /// All processes of ours, whatever the shape.
+    pub const OURS: [Self; 6] = [
+        Self::Up,
+        Self::Edge,
+        Self::Normalizer,
+        Self::SinkWriter,
+        Self::SecondEdge,
+        Self::SecondSinkWriter,
+    ];
 }
 
 /// A way between two parts, on which a proxy may stand.
@@ -43,6 +58,7 @@ pub struct Plan {
     pub(crate) data_bytes: Option<u64>,
     pub(crate) server_bytes: Option<u64>,
     pub(crate) small_files: bool,
+    pub(crate) twins: bool,
 }
 
 impl Plan {
@@ -58,6 +74,7 @@ impl Plan {
             data_bytes: None,
             server_bytes: None,
             small_files: false,
+            twins: false,
         }
     }
 
@@ -65,6 +82,12 @@ impl Plan {
     #[must_use]
     pub fn small_files(self, small_files: bool) -> Self {
         Self { small_files, ..self }
+    }
+
+    /// Two edges and two sink-writers, of three processes: clients take the edges in turn.
+    #[must_use]
+    pub fn twins(self, twins: bool) -> Self {
+        Self { twins, ..self }
     }
 
     /// So many tenants: `t0`, `t1`, …

@@ -13,7 +13,7 @@ pub mod load;
 pub mod request;
 pub mod verdict;
 
-use crate::{Deployment, Part, Shape, eventually};
+use crate::{Deployment, Part, eventually};
 use ledger::Ledger;
 use load::{Load, Style};
 use rand::SeedableRng as _;
@@ -135,7 +135,7 @@ impl Oracle {
 
     /// Notes the memory of every process; call it before one is ended.
     pub fn weigh(&mut self, deployment: &Deployment) {
-        for part in [Part::Up, Part::Edge, Part::Normalizer, Part::SinkWriter] {
+        for part in Part::OURS {
             if let Some(service) = deployment.service(part) {
                 let peak = self.peaks.entry(format!("{part:?}")).or_default();
                 *peak = (*peak).max(service.memory().1);
@@ -266,11 +266,7 @@ fn level(text: &str, name: &str) -> Option<f64> {
 }
 
 fn panics(deployment: &Deployment) -> Vec<String> {
-    let parts = match deployment.shape {
-        Shape::AllInOne => vec![Part::Up],
-        Shape::ThreeProcesses => vec![Part::Edge, Part::Normalizer, Part::SinkWriter],
-    };
-    let lines = parts.into_iter().flat_map(|part| {
+    let lines = Part::OURS.into_iter().flat_map(|part| {
         let text = std::fs::read_to_string(deployment.log_file(part)).unwrap_or_default();
         let lines: Vec<String> = text
             .lines()
