@@ -28,6 +28,11 @@ use verdict::{Row, Verdict};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 /// What any of our processes may hold under the oracle's load, in bytes.
 const MEMORY_BUDGET: u64 = 600 << 20;
+/// Acknowledged events that are dead letters, as the oracle reads them: by what is in their payload.
+const LETTERS: &str = "SELECT tenant, JSONExtractString(payload, 'event_id') AS id, \
+    JSONExtractString(payload, 'attributes', 'oracle_tenant') AS whose, \
+    intDiv(JSONExtractUInt(payload, 'size_bytes'), 1024) AS number, toString(dataset) AS dataset, 1 AS letter \
+    FROM telemetry.dead_letters WHERE stage != 'intake'";
 /// The variable that replays a seed.
 const SEED_VARIABLE: &str = "SLUICE_SEED";
 
@@ -49,6 +54,38 @@ fn replay(seed: u64) -> String {
     format!("{SEED_VARIABLE}={seed} make test T={test}")
 }
 
+/// Rows of a table that its ClickHouse refuses for their content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub table: &'static str,
+    /// One event of so many, by its number.
+    pub one_of: u64,
+}
+
+impl Refusal {
+    /// The statement that has them refused; it may be made again.
+    #[must_use]
+    pub fn begins(self) -> String {
+        let Self { table, one_of } = self;
+        format!(
+            "ALTER TABLE telemetry.{table} ADD CONSTRAINT IF NOT EXISTS few \
+             CHECK intDiv(ifNull(size_bytes, 0), 1024) % {one_of} != {REFUSED}"
+        )
+    }
+
+    /// The statement that has them taken again.
+    #[must_use]
+    pub fn ends(self) -> String {
+        format!(
+            "ALTER TABLE telemetry.{} DROP CONSTRAINT IF EXISTS few",
+            self.table
+        )
+    }
+}
+
+/// What is left of the number of a refused event.
+const REFUSED: u64 = 7;
+
 /// The witness of one deployment.
 #[derive(Debug)]
 pub struct Oracle {
@@ -59,6 +96,8 @@ pub struct Oracle {
     loads: u64,
     /// How much its writers send.
     pub style: Style,
+    /// What was refused for a while: a dead letter of anything else is a breach.
+    pub refusal: Option<Refusal>,
     /// The command that runs the same again.
     pub replay: String,
 }
@@ -77,6 +116,7 @@ impl Oracle {
             peaks: BTreeMap::new(),
             loads: 0,
             style: Style::default(),
+            refusal: None,
             replay: replay(seed),
         }
     }
@@ -182,22 +222,32 @@ impl Oracle {
     /// What is stored, one line an identity, whichever table it is in; the payload is compared on the server.
     async fn rows(&self, deployment: &Deployment) -> Vec<Row> {
         let tables = DATASETS.iter().take(self.style.datasets);
-        let tables: Vec<String> = tables
-            .enumerate()
-            .map(|(place, table)| {
-                // An event in another dataset's table is mangled.
+        let parts = tables
+            .map(|table| {
                 format!(
-                    "SELECT tenant, event_id, attributes['oracle_tenant'] != tenant AS strayed, \
-                     event_id != concat('e', toString(intDiv(ifNull(size_bytes, 0), 1024))) \
-                     OR bitShiftRight(intDiv(ifNull(size_bytes, 0), 1024), 40) != {place} AS mangled \
+                    "SELECT tenant, event_id AS id, attributes['oracle_tenant'] AS whose, \
+                     intDiv(ifNull(size_bytes, 0), 1024) AS number, '{table}' AS dataset, 0 AS letter \
                      FROM telemetry.{table}"
                 )
             })
-            .collect();
+            .chain([LETTERS.to_owned()]);
+        let parts: Vec<String> = parts.collect();
+        let refused = self.refusal.map_or_else(
+            || "0".to_owned(),
+            |refusal| {
+                format!(
+                    "dataset = '{}' AND number % {} = {REFUSED}",
+                    refusal.table, refusal.one_of
+                )
+            },
+        );
+        // An event in another dataset's table is mangled.
+        let place = format!("indexOf({DATASETS:?}, dataset) - 1").replace('"', "'");
         let sql = format!(
-            "SELECT tenant, event_id, count(), countIf(strayed), countIf(mangled) FROM ({}) \
-             GROUP BY tenant, event_id FORMAT TSV",
-            tables.join(" UNION ALL ")
+            "SELECT tenant, id, count(), sum(letter), countIf(letter AND NOT ({refused})), countIf(whose != tenant), \
+             countIf(id != concat('e', toString(number)) OR bitShiftRight(number, 40) != {place}) \
+             FROM ({}) GROUP BY tenant, id FORMAT TSV",
+            parts.join(" UNION ALL ")
         );
         let text = eventually("an answer of ClickHouse", DRAIN_DEADLINE, async || {
             deployment.clickhouse().query(&sql).await.ok()
