@@ -27,3 +27,10 @@ pub use wait::{eventually, finally};
 pub fn now_ms() -> u64 {
     sluice_common::clock::Clock::now_ms(&sluice_common::clock::SystemClock)
 }
+
+/// How much of something a test does: what the variable `SLUICE_` and `name` says, in its long form, or `short`.
+#[must_use]
+pub fn long_form(name: &str, short: u64) -> u64 {
+    let given = std::env::var(format!("SLUICE_{name}")).ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(short)
+}

@@ -15,7 +15,7 @@ use ingestctl::clickhouse::{ClickHouse, Options};
 use sluice_common::limits::{CLICKHOUSE_SLOTS_MIN, RETRIES_AT_ONCE, RETRY_FLOOR, RETRY_PER_SUCCESS};
 use sluice_tests::oracle::{Oracle, seed};
 use sluice_tests::service::{executable, places};
-use sluice_tests::{Deployment, Part, Shape, eventually};
+use sluice_tests::{Deployment, Part, Shape, eventually, long_form};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,9 +23,10 @@ use tokio::net::TcpListener;
 
 const CODES: [u32; 4] = [252, 241, 242, 159];
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Of the time in which each insert is refused twice: long enough that calls which came again without a budget
-/// would be far more than it allows.
-const FLAPPING: Duration = Duration::from_secs(25);
+/// For how many seconds each insert is refused twice: long enough that calls which came again without a budget would
+/// be far more than it allows. `SLUICE_STORM_S=180` is the long form, in which all are refused for as long before.
+const STORM: &str = "STORM_S";
+const FLAPPING_S: u64 = 25;
 
 /// Which inserts are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +179,9 @@ async fn an_overloaded_clickhouse_is_given_less_retries_stay_within_their_budget
         (slots().await <= CLICKHOUSE_SLOTS_MIN).then_some(())
     })
     .await;
+    let storm = begun + Duration::from_secs(long_form(STORM, 0));
+    tokio::time::sleep(storm.saturating_duration_since(Instant::now())).await;
+    assert!(slots().await <= CLICKHOUSE_SLOTS_MIN);
     let errors = deployment.metric(Part::Up, "sluice_clickhouse_errors_total", "class=\"retry\"");
     assert!(errors.await > 1.0);
     assert_eq!(
@@ -192,7 +196,7 @@ async fn an_overloaded_clickhouse_is_given_less_retries_stay_within_their_budget
 
     // Each insert is refused twice: whoever came again at once each time would come far too often.
     front.feels(Mood::Refuses(2));
-    tokio::time::sleep(FLAPPING).await;
+    tokio::time::sleep(Duration::from_secs(long_form(STORM, FLAPPING_S))).await;
     let (taken, refused) = front.counts();
     let (made, passed) = (retries().await, begun.elapsed());
     let budget =
