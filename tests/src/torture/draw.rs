@@ -32,9 +32,9 @@ const SPARES: [u64; 4] = [0, 64 << 10, 1 << 20, 9 << 20];
 const LONG: Duration = Duration::from_secs(70);
 /// What still passes before a connection is cut, in bytes.
 const CUT_BYTES: Range<u64> = 0..60_000;
-/// Largest requests, and of how many events one is refused beside them: some of a round, and of most ranges fewer
-/// than make it the table that is at fault.
-const SIZES: [(usize, u64); 3] = [(20, 150), (500, 1_000), (3_000, 4_000)];
+/// Largest requests, and of how many events some are refused beside them: of most ranges fewer than make it the table
+/// that is at fault.
+const SIZES: [(usize, u64); 3] = [(20, 150), (500, 2_000), (3_000, 10_000)];
 /// How inserts are announced.
 const INSERTS: &str = "INSERT+INTO";
 /// What a proxy says in ClickHouse's place, though the rows are stored.
@@ -139,7 +139,7 @@ impl Draw {
         };
         let three = shape == Shape::ThreeProcesses;
         let proxied = three || rng.random_bool(0.5);
-        let (max_events, one_of) = SIZES[rng.random_range(0..SIZES.len())];
+        let (max_events, of) = SIZES[rng.random_range(0..SIZES.len())];
         let style = Style {
             writers: rng.random_range(2..=6),
             max_events,
@@ -160,7 +160,7 @@ impl Draw {
         let count = rng.random_range(FAULTS);
         draw.faults = (0..count).map(|_| (ms(rng, PAUSE_MS), draw.fault(rng))).collect();
         if rng.random_bool(0.6) {
-            draw.refuse(one_of, rng);
+            draw.refuse(of, rng);
         }
         draw
     }
@@ -190,11 +190,11 @@ impl Draw {
 
     /// Puts a constraint on a table in the first quarter of the faults, and lifts it in the third: much is refused,
     /// and letters are tried again in the last.
-    fn refuse(&mut self, one_of: u64, rng: &mut StdRng) {
+    fn refuse(&mut self, of: u64, rng: &mut StdRng) {
         let quarter = self.faults.len() / 4;
         let refusal = Refusal {
             table: DATASETS[rng.random_range(0..self.style.datasets)],
-            one_of,
+            of,
         };
         let from = rng.random_range(0..quarter);
         let to = rng.random_range(quarter * 2..quarter * 3);
