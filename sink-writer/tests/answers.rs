@@ -617,7 +617,8 @@ async fn a_table_that_goes_away_while_it_is_described_is_missing_and_not_one_wit
     for steps in [Steps::FIRST, Steps::AGAIN] {
         let reports = write(&writer, call((5, 6), steps, None, range())).await;
         let verdict = &reports[0].verdict;
-        let missing = matches!(verdict, Verdict::Refused { message, .. } if message.contains("does not exist"));
+        let missing =
+            matches!(verdict, Verdict::Refused { message, .. } if message.contains("does not exist"));
         assert!(missing, "{verdict:?}");
     }
     assert!(fake.seen.lock().is_empty(), "nothing is sent to it");
