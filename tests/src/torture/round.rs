@@ -18,8 +18,9 @@ const GIVEN_UP: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(20);
 /// Of the ClickHouse beside Sluice: a table that is away is set aside within a round.
 const PARK_AFTER: &str = "park_after: 1s";
-/// Volumes that are to be filled: ClickHouse without data needs about 60 MiB, the log what [`LOG`] says.
-const VOLUME_BYTES: u64 = 448 << 20;
+/// Volumes that are to be filled: ClickHouse without data needs about 60 MiB and keeps 64 MiB free, the log what [`LOG`]
+/// says.
+const VOLUME_BYTES: u64 = 512 << 20;
 const LOG: &str = "log: {max_bytes: 256MiB, reserve: 8MiB}\n";
 /// The oracle's datasets: the default one, and one with other partitions and another batch.
 const CONFIG: &str = "datasets:
@@ -140,7 +141,16 @@ impl Round {
             (Disk::Data, Shape::ThreeProcesses) => ("data", self.deployment.data_volume(), Part::Normalizer),
         };
         *self.figures.full.entry(name.to_owned()).or_default() += 1;
-        let ballast = block_in_place(|| volume.fill(full.spare));
+        let has_clickhouse =
+            full.disk == Disk::ClickHouse || !self.deployment.parts().contains(&Part::ClickHouse);
+        let ballast = match has_clickhouse {
+            true => {
+                volume
+                    .fill_around(&self.deployment.clickhouse(), full.spare)
+                    .await
+            }
+            false => block_in_place(|| volume.fill(full.spare)),
+        };
         tokio::time::sleep(full.time / 2).await;
         let before = self.deployment.clickhouse_pid();
         if let Some(part) = full.kills {

@@ -13,7 +13,7 @@ use hyper_util::client::legacy::{Client as Pool, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use ingestctl::clickhouse::{ClickHouse, Options};
 use sluice_common::limits::{
-    CLICKHOUSE_SLOTS_MIN, DEDUP_MEMORY_BYTES, RETRIES_AT_ONCE, RETRY_FLOOR, RETRY_PER_SUCCESS,
+    CLICKHOUSE_SLOTS_MIN, DEDUP_BUCKET_BYTES, DEDUP_BUCKETS, RETRIES_AT_ONCE, RETRY_FLOOR, RETRY_PER_SUCCESS,
 };
 use sluice_tests::oracle::{Oracle, seed};
 use sluice_tests::service::{executable, places};
@@ -164,8 +164,9 @@ async fn an_overloaded_clickhouse_is_given_less_retries_stay_within_their_budget
     let (deployment, server, front) = start(dir.path()).await;
     let mut oracle = Oracle::new(&deployment, seed("brown-out"));
     if long_form(STORM, 0) > 0 {
-        // A backlog of a million events: their keys are in memory, as far as dedup may have it.
-        oracle.memory_budget += DEDUP_MEMORY_BYTES as u64;
+        // A backlog of millions of events: their keys stay in memory until they are stored, in the active bucket and in
+        // those that wait to be sealed.
+        oracle.memory_budget += (DEDUP_BUCKETS * DEDUP_BUCKET_BYTES) as u64;
     }
     let begun = Instant::now();
     let load = oracle.load(&deployment);
