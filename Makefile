@@ -12,6 +12,7 @@ S ?= smoke
 PROFILE := --profile ci --locked --features failpoints
 # Where cargo puts release binaries.
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
+BINARIES := sluice-edge sluice-normalizer sluice-sink-writer ingestctl
 # And those that tests run.
 CIBIN := $(or $(CARGO_TARGET_DIR),target)/ci
 # How long `make torture` goes on, and `make fuzz` with each target, in seconds.
@@ -28,7 +29,15 @@ setup: ## install what is missing (no network once it is there)
 
 .PHONY: build
 build: setup ## the four release binaries
-	cargo build --release --locked --bin sluice-edge --bin sluice-normalizer --bin sluice-sink-writer --bin ingestctl
+	cargo build --release --locked $(BINARIES:%=--bin %)
+	@for binary in $(BINARIES); do \
+		grep -q SLUICE_FAILPOINTS "$(RELEASE)/$$binary"; \
+		case $$? in \
+			1) ;; \
+			0) echo "$(RELEASE)/$$binary was built with failpoints, which are for tests: it must not be released" >&2; exit 1 ;; \
+			*) exit 1 ;; \
+		esac; \
+	done
 
 .PHONY: run
 run: build ## start everything on this machine, with a sample; Ctrl-C drains and ends
@@ -40,7 +49,7 @@ test: setup ## run every test, or with T=word those whose name contains it
 	cargo test $(PROFILE) --workspace --no-fail-fast $(if $(T),-- $(T))
 
 .PHONY: torture
-torture: setup ## kills and broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there)
+torture: setup ## kills, full disks, refused rows, broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there)
 	cargo build $(PROFILE) --workspace --bins
 	$(CIBIN)/sluice-torture --secs $(SECS) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
 

@@ -80,6 +80,8 @@ async fn it_answers_queries_in_utc_on_loopback_and_keeps_data_over_a_stop_and_a_
     assert_eq!(query(&clickhouse, "SELECT timezone()").await, "UTC");
     assert_eq!(query(&clickhouse, "SELECT currentUser()").await, "default");
     assert_eq!(query(&clickhouse, "SELECT count() FROM system.server_settings WHERE name LIKE 'tcp_port%' AND value NOT IN ('', '0')").await, "0");
+    let kept_free = "SELECT keep_free_space FROM system.disks WHERE name = 'default'";
+    assert_eq!(query(&clickhouse, kept_free).await, (64 << 20).to_string());
     query(&clickhouse, "CREATE DATABASE d").await;
     query(
         &clickhouse,

@@ -20,7 +20,7 @@ use sluice_sink_writer::admit::Budget;
 use sluice_sink_writer::{ServerError, SinkWriter};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use support::{APPEND_MS, LOG, PARTITION, ask, call, events, name, record, rows, write};
 use tower::ServiceExt;
@@ -61,6 +61,8 @@ struct Fake {
     seen: Mutex<Vec<Seen>>,
     /// Of all tables.
     engine: Mutex<&'static str>,
+    /// Every table goes away once it was found.
+    goes_away: AtomicBool,
     /// The last question for rows past an offset.
     horizon: Mutex<String>,
 }
@@ -93,6 +95,7 @@ impl Fake {
             all,
             seen: Mutex::default(),
             engine: Mutex::new("MergeTree"),
+            goes_away: AtomicBool::new(false),
             horizon: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -154,7 +157,8 @@ impl Fake {
                 "UTC"
             ])
         } else if sql.contains("system.columns") {
-            return answered(200, &columns());
+            let gone = self.goes_away.load(Ordering::SeqCst);
+            return answered(200, &if gone { String::new() } else { columns() });
         } else if sql.contains("max(_src_o)") {
             *self.horizon.lock() = sql;
             json!([1, 99])
@@ -666,6 +670,23 @@ async fn rows_that_were_dropped_or_conflict_are_not_sent_to_their_table() {
         [("dead_letters", 1, (5 << 16) + 2), ("events", 1, (5 << 16) + 1)]
     );
     assert_eq!(fake.seen.lock().len(), 2);
+}
+
+#[tokio::test]
+async fn a_table_that_goes_away_while_it_is_described_is_missing_and_not_one_without_columns() {
+    let (writer, fake) = Fake::start(Insert::Clean, There::Nothing).await;
+    fake.goes_away.store(true, Ordering::SeqCst);
+    for steps in [Steps::FIRST, Steps::AGAIN] {
+        let reports = write(&writer, call((5, 6), steps, None, range())).await;
+        let verdict = &reports[0].verdict;
+        let missing =
+            matches!(verdict, Verdict::Refused { message, .. } if message.contains("does not exist"));
+        assert!(missing, "{verdict:?}");
+    }
+    assert!(fake.seen.lock().is_empty(), "nothing is sent to it");
+    fake.goes_away.store(false, Ordering::SeqCst);
+    let reports = write(&writer, call((5, 6), Steps::FIRST, None, range())).await;
+    assert_eq!(reports[0].verdict, Verdict::Done);
 }
 
 #[tokio::test]

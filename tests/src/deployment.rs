@@ -3,6 +3,7 @@
 use crate::client::Client;
 use crate::eventually;
 use crate::failpoints::{Failpoints, SMALL_FILES};
+use crate::plan::{Hop, Part, Plan, Shape, TENANTS};
 use crate::proxy::Proxy;
 use crate::service::{Service, executable, places, tail};
 use crate::volume::Volume;
@@ -16,125 +17,6 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
-
-/// One process with everything, or three and a ClickHouse beside them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    AllInOne,
-    ThreeProcesses,
-}
-
-/// What can be killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
-    /// `ingestctl up`, its ClickHouse with it.
-    Up,
-    Edge,
-    Normalizer,
-    SinkWriter,
-    ClickHouse,
-}
-
-/// A way between two parts, on which a proxy may stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Hop {
-    EdgeToNormalizer,
-    NormalizerToSinkWriter,
-    /// In either shape; ClickHouse stands beside Sluice then.
-    ToClickHouse,
-}
-
-/// What is to be started.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    shape: Shape,
-    tenants: usize,
-    hops: Vec<Hop>,
-    clickhouse: String,
-    extra: String,
-    data_bytes: Option<u64>,
-    server_bytes: Option<u64>,
-    small_files: bool,
-}
-
-impl Plan {
-    /// Three tenants, the default datasets.
-    #[must_use]
-    pub fn new(shape: Shape) -> Self {
-        Self {
-            shape,
-            tenants: TENANTS,
-            hops: Vec::new(),
-            clickhouse: String::new(),
-            extra: String::new(),
-            data_bytes: None,
-            server_bytes: None,
-            small_files: false,
-        }
-    }
-
-    /// With segments so small and buckets of dedup so short that seconds of load roll, seal and merge them.
-    #[must_use]
-    pub fn small_files(self, small_files: bool) -> Self {
-        Self { small_files, ..self }
-    }
-
-    /// So many tenants: `t0`, `t1`, …
-    #[must_use]
-    pub fn tenants(self, tenants: usize) -> Self {
-        Self { tenants, ..self }
-    }
-
-    /// With a proxy on a hop.
-    #[must_use]
-    pub fn proxied(mut self, hop: Hop) -> Self {
-        self.hops.push(hop);
-        self
-    }
-
-    /// YAML added to the top level of the config (`log`, `datasets`, …).
-    #[must_use]
-    pub fn extra(self, extra: &str) -> Self {
-        let extra = extra.to_owned();
-        Self { extra, ..self }
-    }
-
-    /// Keys of `clickhouse` beside its address, where it stands beside Sluice: `park_after: 2s`.
-    #[must_use]
-    pub fn clickhouse(self, keys: &str) -> Self {
-        let clickhouse = format!(", {keys}");
-        Self { clickhouse, ..self }
-    }
-
-    /// The data directory of Sluice is a volume of so many bytes.
-    #[must_use]
-    pub fn data_volume(self, bytes: u64) -> Self {
-        let data_bytes = Some(bytes);
-        Self { data_bytes, ..self }
-    }
-
-    /// The directory of the ClickHouse beside Sluice is a volume of so many bytes.
-    #[must_use]
-    pub fn clickhouse_volume(self, bytes: u64) -> Self {
-        let server_bytes = Some(bytes);
-        Self { server_bytes, ..self }
-    }
-
-    /// # Panics
-    /// Where a part does not get ready, or a volume cannot be mounted.
-    pub async fn start(self) -> Deployment {
-        Deployment::of(self).await
-    }
-
-    /// Whether ClickHouse is a process beside Sluice.
-    fn has_server(&self) -> bool {
-        let all_in_one = self.hops.contains(&Hop::ToClickHouse) || self.server_bytes.is_some();
-        match self.shape {
-            Shape::AllInOne => all_in_one,
-            Shape::ThreeProcesses => true,
-        }
-    }
-}
 
 /// A tenant's id and key, and its quota as the config has it.
 #[derive(Debug, Clone)]
@@ -150,16 +32,12 @@ pub struct Tenant {
 pub struct Deployment {
     pub shape: Shape,
     pub tenants: Vec<Tenant>,
-    up: Option<Service>,
-    edge: Option<Service>,
-    normalizer: Option<Service>,
-    sink_writer: Option<Service>,
+    /// What runs of ours.
+    services: HashMap<Part, Service>,
     clickhouse: Option<ClickHouse>,
     proxies: HashMap<Hop, Proxy>,
     plan: Plan,
     ports: Ports,
-    /// Ports of further edges, which clients of tenants take in turn with the first.
-    more_edges: Vec<u16>,
     clients: AtomicUsize,
     // Unmounted once nobody uses them, and before the directory is removed.
     data_volume: Option<Volume>,
@@ -176,12 +54,16 @@ struct Ports {
     sink: u16,
     sink_admin: u16,
     clickhouse: u16,
+    second_edge: u16,
+    second_edge_admin: u16,
+    second_sink: u16,
+    second_sink_admin: u16,
 }
 
 impl Ports {
     /// Free ones, held together while they are chosen so that no two are the same.
     fn free() -> Self {
-        let held: Vec<TcpListener> = (0..7)
+        let held: Vec<TcpListener> = (0..11)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
             .collect();
         let port = |at: usize| held[at].local_addr().expect("an address").port();
@@ -193,6 +75,10 @@ impl Ports {
             sink: port(4),
             sink_admin: port(5),
             clickhouse: port(6),
+            second_edge: port(7),
+            second_edge_admin: port(8),
+            second_sink: port(9),
+            second_sink_admin: port(10),
         }
     }
 
@@ -224,9 +110,6 @@ impl Tenant {
         format!("  - {{id: {}, keys: [{{sha256: \"{hash}\"}}]{quota}}}\n", self.id)
     }
 }
-
-/// The tenants of a deployment that does not say how many: `t0`, `t1`, `t2`.
-const TENANTS: usize = 3;
 
 impl Deployment {
     /// Starts one with the default datasets.
@@ -268,7 +151,7 @@ impl Deployment {
         deployment.brought_up().await
     }
 
-    async fn of(plan: Plan) -> Self {
+    pub(crate) async fn of(plan: Plan) -> Self {
         let small_files = plan.small_files;
         let deployment = Self::prepared(plan).await;
         if small_files {
@@ -295,14 +178,10 @@ impl Deployment {
         let deployment = Self {
             shape: plan.shape,
             tenants: (0..plan.tenants).map(Tenant::new).collect(),
-            up: None,
-            edge: None,
-            normalizer: None,
-            sink_writer: None,
+            services: HashMap::new(),
             clickhouse: None,
             proxies,
             ports,
-            more_edges: Vec::new(),
             clients: AtomicUsize::new(0),
             data_volume: plan.data_bytes.map(|bytes| mount("data", bytes)),
             server_volume: plan.server_bytes.map(|bytes| mount("server", bytes)),
@@ -311,6 +190,10 @@ impl Deployment {
         };
         std::fs::create_dir_all(deployment.data()).expect("made");
         std::fs::write(deployment.config(), deployment.yaml(&deployment.plan.extra)).expect("written");
+        if deployment.plan.twins {
+            let text = deployment.of_the_second(&deployment.plan.extra);
+            std::fs::write(deployment.second_config(), text).expect("written");
+        }
         std::fs::write(deployment.data().join("internal.token"), "a-token-of-the-tests\n").expect("written");
         deployment
     }
@@ -319,10 +202,12 @@ impl Deployment {
     #[must_use]
     pub fn parts(&self) -> Vec<Part> {
         let server = self.plan.has_server().then_some(Part::ClickHouse);
-        server
-            .into_iter()
-            .chain(self.followers().iter().copied())
-            .collect()
+        let twins = match self.plan.twins {
+            true => [Some(Part::SecondSinkWriter), Some(Part::SecondEdge)],
+            false => [None, None],
+        };
+        let first = server.into_iter().chain(self.followers().iter().copied());
+        first.chain(twins.into_iter().flatten()).collect()
     }
 
     /// The proxy on a hop.
@@ -361,7 +246,31 @@ impl Deployment {
     }
 
     fn yaml(&self, extra: &str) -> String {
-        let p = self.ports;
+        self.yaml_at(self.ports, extra)
+    }
+
+    /// The config of the second edge and the second sink-writer: the same, with their listeners in place of the first's.
+    fn of_the_second(&self, extra: &str) -> String {
+        let ports = self.ports;
+        let second = Ports {
+            edge: ports.second_edge,
+            edge_admin: ports.second_edge_admin,
+            sink: ports.second_sink,
+            sink_admin: ports.second_sink_admin,
+            ..ports
+        };
+        self.yaml_at(second, extra)
+    }
+
+    fn second_config(&self) -> PathBuf {
+        self.dir.path().join("second.yaml")
+    }
+
+    fn yaml_at(&self, p: Ports, extra: &str) -> String {
+        let second_sink = match self.plan.twins {
+            true => format!(", \"http://127.0.0.1:{}\"", p.second_sink),
+            false => String::new(),
+        };
         let tenants: String = self.tenants.iter().map(Tenant::yaml).collect();
         let clickhouse = match self.plan.has_server() {
             false => String::new(),
@@ -373,7 +282,7 @@ impl Deployment {
         };
         format!(
             "edge: {{listen: [\"127.0.0.1:{}\"], admin: \"127.0.0.1:{}\", normalizer: [\"http://127.0.0.1:{}\"]}}\n\
-             normalizer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\", sink_writer: [\"http://127.0.0.1:{}\"]}}\n\
+             normalizer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\", sink_writer: [\"http://127.0.0.1:{}\"{second_sink}]}}\n\
              sink_writer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\"}}\n\
              internal: {{token: \"file:internal.token\"}}\n{clickhouse}tenants:\n{tenants}{extra}\n",
             p.edge,
@@ -433,11 +342,10 @@ impl Deployment {
     /// # Panics
     /// Where it does not run.
     pub fn signal(&self, part: Part, signal: Signal) {
-        let pid = match part {
-            Part::ClickHouse => self.clickhouse_pid(),
-            Part::Up | Part::Edge | Part::Normalizer | Part::SinkWriter => {
-                self.service(part).map(Service::pid)
-            }
+        let pid = match self.service(part) {
+            Some(service) => Some(service.pid()),
+            None if part == Part::ClickHouse => self.clickhouse_pid(),
+            None => None,
         };
         kill_process(pid.expect("it runs"), signal).expect("it runs");
     }
@@ -482,32 +390,29 @@ impl Deployment {
     /// # Errors
     /// Its last words.
     pub async fn bring_up(&mut self, part: Part) -> Result<(), String> {
-        let log = self.log_file(part);
-        let config = self.config().display().to_string();
-        let data = self.data().display().to_string();
-        let args = |more: &[String]| -> Vec<String> {
-            let base = [
-                "--config".to_owned(),
-                config.clone(),
-                "--data-dir".to_owned(),
-                data.clone(),
-            ];
-            base.into_iter().chain(more.iter().cloned()).collect()
-        };
-        match part {
-            Part::Up => {
-                let mut all = vec!["up".to_owned()];
-                all.extend(args(&[
-                    "--clickhouse-port".into(),
-                    self.ports.clickhouse.to_string(),
-                ]));
-                self.up = Some(start("ingestctl", all, log).await?);
+        let (program, config) = match part {
+            Part::Up => ("ingestctl", self.config()),
+            Part::Edge => ("sluice-edge", self.config()),
+            Part::Normalizer => ("sluice-normalizer", self.config()),
+            Part::SinkWriter => ("sluice-sink-writer", self.config()),
+            Part::SecondEdge => ("sluice-edge", self.second_config()),
+            Part::SecondSinkWriter => ("sluice-sink-writer", self.second_config()),
+            Part::ClickHouse => {
+                self.clickhouse = Some(self.start_clickhouse().await?);
+                return Ok(());
             }
-            Part::Edge => self.edge = Some(start("sluice-edge", args(&[]), log).await?),
-            Part::Normalizer => self.normalizer = Some(start("sluice-normalizer", args(&[]), log).await?),
-            Part::SinkWriter => self.sink_writer = Some(start("sluice-sink-writer", args(&[]), log).await?),
-            Part::ClickHouse => self.clickhouse = Some(self.start_clickhouse().await?),
+        };
+        let (config, data) = (config.display().to_string(), self.data().display().to_string());
+        let mut args = ["--config", &config, "--data-dir", &data]
+            .map(str::to_owned)
+            .to_vec();
+        if part == Part::Up {
+            let port = self.ports.clickhouse.to_string();
+            args.insert(0, "up".into());
+            args.extend(["--clickhouse-port".into(), port]);
         }
+        let service = start(program, args, self.log_file(part)).await?;
+        self.services.insert(part, service);
         Ok(())
     }
 
@@ -525,35 +430,20 @@ impl Deployment {
 
     /// SIGKILLs a part. A killed ClickHouse comes back by itself; anything else needs [`Self::bring_up`].
     pub fn kill(&mut self, part: Part) {
-        let service = match part {
-            Part::Up => self.up.take(),
-            Part::Edge => self.edge.take(),
-            Part::Normalizer => self.normalizer.take(),
-            Part::SinkWriter => self.sink_writer.take(),
-            Part::ClickHouse => {
-                if let Some(pid) = self.clickhouse_pid() {
-                    // It may have died just now.
-                    kill_process(pid, Signal::KILL).ok();
-                }
-                None
-            }
-        };
-        if let Some(service) = service {
+        if let Some(service) = self.services.remove(&part) {
             service.kill();
+        } else if part == Part::ClickHouse
+            && let Some(pid) = self.clickhouse_pid()
+        {
+            // It may have died just now.
+            kill_process(pid, Signal::KILL).ok();
         }
     }
 
     /// How a part ended, if it did so by itself; [`Self::bring_up`] starts it again.
     pub fn ended(&mut self, part: Part) -> Option<ExitStatus> {
-        let service = match part {
-            Part::Up => &mut self.up,
-            Part::Edge => &mut self.edge,
-            Part::Normalizer => &mut self.normalizer,
-            Part::SinkWriter => &mut self.sink_writer,
-            Part::ClickHouse => return None,
-        };
-        let status = service.as_mut()?.ended()?;
-        *service = None;
+        let status = self.services.get_mut(&part)?.ended()?;
+        self.services.remove(&part);
         Some(status)
     }
 
@@ -580,13 +470,7 @@ impl Deployment {
     /// The running process of a part, but ClickHouse's.
     #[must_use]
     pub fn service(&self, part: Part) -> Option<&Service> {
-        match part {
-            Part::Up => self.up.as_ref(),
-            Part::Edge => self.edge.as_ref(),
-            Part::Normalizer => self.normalizer.as_ref(),
-            Part::SinkWriter => self.sink_writer.as_ref(),
-            Part::ClickHouse => None,
-        }
+        self.services.get(&part)
     }
 
     /// SIGTERMs a part; whether it ended with 0.
@@ -594,13 +478,7 @@ impl Deployment {
     /// # Panics
     /// Where it does not end in time, or is a ClickHouse.
     pub fn terminate(&mut self, part: Part) -> bool {
-        let service = match part {
-            Part::Up => self.up.take(),
-            Part::Edge => self.edge.take(),
-            Part::Normalizer => self.normalizer.take(),
-            Part::SinkWriter => self.sink_writer.take(),
-            Part::ClickHouse => None,
-        };
+        let service = self.services.remove(&part);
         service.expect("it runs").terminate().success()
     }
 
@@ -619,17 +497,15 @@ impl Deployment {
     /// Where events go, with a tenant's key; of several edges each client is another's.
     #[must_use]
     pub fn tenant(&self, n: usize) -> Client {
-        let turn = self.clients.fetch_add(1, Ordering::Relaxed) % (self.more_edges.len() + 1);
-        let edge = match turn.checked_sub(1) {
-            None => self.edge(),
-            Some(further) => Client::new(format!("http://127.0.0.1:{}", self.more_edges[further])),
-        };
-        edge.with_key(&self.tenants[n].key)
+        let turn = self.clients.fetch_add(1, Ordering::Relaxed) % self.edges();
+        let port = [self.ports.edge, self.ports.second_edge][turn];
+        Client::new(format!("http://127.0.0.1:{port}")).with_key(&self.tenants[n].key)
     }
 
-    /// Another edge of this Sluice, which the test has started.
-    pub fn add_edge(&mut self, port: u16) {
-        self.more_edges.push(port);
+    /// How many edges there are.
+    #[must_use]
+    pub fn edges(&self) -> usize {
+        1 + usize::from(self.plan.twins)
     }
 
     /// Probes and metrics of a part (all in one: the edge's serve all).
@@ -645,6 +521,8 @@ impl Deployment {
             (Shape::AllInOne, _) | (_, Part::Edge | Part::Up | Part::ClickHouse) => self.ports.edge_admin,
             (Shape::ThreeProcesses, Part::Normalizer) => self.ports.normalizer_admin,
             (Shape::ThreeProcesses, Part::SinkWriter) => self.ports.sink_admin,
+            (Shape::ThreeProcesses, Part::SecondEdge) => self.ports.second_edge_admin,
+            (Shape::ThreeProcesses, Part::SecondSinkWriter) => self.ports.second_sink_admin,
         };
         format!("http://127.0.0.1:{port}")
     }
@@ -681,9 +559,9 @@ impl Deployment {
     /// The last lines of every part's log, for messages.
     #[must_use]
     pub fn last_words(&self) -> String {
-        let parts = [Part::Up, Part::Edge, Part::Normalizer, Part::SinkWriter];
-        let words = parts.map(|part| format!("--- {part:?}\n{}", tail(&self.log_file(part))));
-        words.join("\n")
+        let there = Part::OURS.iter().filter(|part| self.log_file(**part).exists());
+        let words = there.map(|part| format!("--- {part:?}\n{}", tail(&self.log_file(*part))));
+        words.collect::<Vec<_>>().join("\n")
     }
 
     /// The directory of everything.

@@ -1,7 +1,7 @@
 //! One real process of ours: started, watched, killed.
 
 use ingestctl::clickhouse::{Engine, LIBRARY_VARIABLE, Places};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -138,14 +138,33 @@ impl Service {
     /// Resident memory now, and its peak, in bytes.
     #[must_use]
     pub fn memory(&self) -> (u64, u64) {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let field = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name));
-            line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-                .unwrap_or(0)
-                * 1024
+        (self.status("VmRSS:"), self.status("VmHWM:"))
+    }
+
+    /// What it may write to and shares with nobody, touched or not, in bytes: what [`Self::cap`] counts.
+    #[must_use]
+    pub fn writable(&self) -> u64 {
+        self.status("VmData:")
+    }
+
+    /// Has the system refuse it more than so many bytes of writable memory of its own, from now on (`RLIMIT_DATA`). A
+    /// process of ours whose allocation is refused aborts. Children that it has already are not capped.
+    ///
+    /// # Panics
+    /// Where it has ended.
+    pub fn cap(&self, bytes: u64) {
+        let limit = Rlimit {
+            current: Some(bytes),
+            maximum: Some(bytes),
         };
-        (field("VmRSS:"), field("VmHWM:"))
+        prlimit(Some(self.pid()), Resource::Data, limit).expect("it runs");
+    }
+
+    fn status(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with(field));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
     }
 }
 

@@ -6,15 +6,15 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sluice_tests::oracle::{self, Oracle};
-use sluice_tests::{Deployment, Part, Shape, eventually};
+use sluice_tests::{Deployment, Part, Shape, eventually, long_form};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// Deployments that run at once: more would starve each other, and say nothing of restart times.
 static TURNS: Semaphore = Semaphore::const_new(2);
-const DEFAULT_ROUNDS: u32 = 30;
+const ROUNDS: u64 = 30;
 /// Between two drains with their checks.
-const ROUNDS_PER_CHECK: u32 = 10;
+const ROUNDS_PER_CHECK: u64 = 10;
 /// From one restart to the next kill, in ms.
 const LIFE_MS: std::ops::Range<u64> = 100..900;
 /// From a kill to the restart, in ms.
@@ -68,7 +68,7 @@ async fn sigterm_instead_of_a_kill_ends_each_service_with_0_and_loses_nothing() 
 
 async fn kill_rounds(shape: Shape, victim: Part) {
     let _turn = TURNS.acquire().await.expect("never closed");
-    let rounds = rounds();
+    let rounds = long_form("KILL_ROUNDS", ROUNDS);
     let mut trial = Trial::start(shape, &format!("kill rounds of {victim:?}, {shape:?}")).await;
     let mut done = 0;
     while done < rounds {
@@ -105,7 +105,7 @@ async fn terminations(shape: Shape, parts: &[Part]) {
     load.stop().await;
     trial.check().await;
     let ended = TERMINATIONS * u32::try_from(parts.len()).expect("few");
-    trial.sum_up(ended).await;
+    trial.sum_up(ended.into()).await;
 }
 
 /// One deployment with its witness.
@@ -216,7 +216,7 @@ impl Trial {
         self.acked = acked;
     }
 
-    async fn sum_up(&mut self, rounds: u32) {
+    async fn sum_up(&mut self, rounds: u64) {
         let total = self.oracle.verdict(&self.deployment).await.total();
         let bumps = self.bumps + self.living_bumps().await;
         let verified = self.verified + self.living_verifications().await;
@@ -235,11 +235,6 @@ impl Trial {
             self.oracle.peak_mib(),
         );
     }
-}
-
-fn rounds() -> u32 {
-    let given = std::env::var("SLUICE_KILL_ROUNDS").ok();
-    given.and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_ROUNDS)
 }
 
 /// The oracle must be able to fail: here somebody tampers with the tables.

@@ -2,13 +2,14 @@
 //! or not at all, rows are what the log has, and nothing is held for them any more.
 
 use serde_json::json;
-use sluice_tests::{Deployment, Part, Shape, books_balance, eventually, now_ms};
+use sluice_tests::{Deployment, Part, Shape, books_balance, eventually, long_form, now_ms};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-const CLIENTS: usize = 2_000;
+/// `SLUICE_LEAVERS=10000` is the long form.
+const CLIENTS: u64 = 2_000;
 const EVENTS_EACH: usize = 3;
 /// As many at once: under the cap of connections from one address.
 const AT_ONCE: usize = 250;
@@ -45,14 +46,15 @@ async fn send_and_leave(address: &str, key: &str, client: usize) {
 async fn what_two_thousand_clients_left_behind_is_whole_events_each_once() {
     let deployment = Deployment::start(Shape::ThreeProcesses).await;
     let (address, key) = (deployment.edge_address(), deployment.tenants[0].key.clone());
-    for first in (0..CLIENTS).step_by(AT_ONCE) {
-        let clients: Vec<_> = (first..first + AT_ONCE)
+    let clients = long_form("LEAVERS", CLIENTS) as usize;
+    for first in (0..clients).step_by(AT_ONCE) {
+        let leaving: Vec<_> = (first..clients.min(first + AT_ONCE))
             .map(|client| {
                 let (address, key) = (address.clone(), key.clone());
                 tokio::spawn(async move { send_and_leave(&address, &key, client).await })
             })
             .collect();
-        for client in clients {
+        for client in leaving {
             client.await.expect("no panic");
         }
     }
@@ -69,7 +71,7 @@ async fn what_two_thousand_clients_left_behind_is_whole_events_each_once() {
     let left = rows(&deployment).await;
     books_balance(&deployment.clickhouse(), left.len() as u64).await;
     let of = |client: usize| (0..EVENTS_EACH).map(move |n| format!("whole-{client}-{n}"));
-    let whole = || (0..CLIENTS).filter(|client| !client.is_multiple_of(3));
+    let whole = || (0..clients).filter(|client| !client.is_multiple_of(3));
     for client in whole() {
         let there = of(client).filter(|id| left.contains(id)).count();
         assert!(there == 0 || there == EVENTS_EACH, "{there} of client {client}");

@@ -13,6 +13,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+/// What ClickHouse leaves free of its disk: below it inserts are refused and no merge begins.
+///
+/// With no room at all the embedded library (26.7.2) does not look at whether its writes succeed: an insert is answered
+/// as if it were stored, and a merge puts a part of empty files in the place of those it was made of *(tried)*. So it
+/// is to stop before the disk is full, with room for what it has begun, and whoever else fills the disk has to take
+/// this much within one insert or merge to do harm.
+const KEPT_FREE_BYTES: u64 = 64 << 20;
 /// How much of the end of a log an error quotes.
 const QUOTED_BYTES: u64 = 2 * 1024;
 
@@ -112,6 +119,9 @@ impl Layout {
     <index_mark_cache_size>33554432</index_mark_cache_size>
     <primary_index_cache_size>134217728</primary_index_cache_size>
     <uncompressed_cache_size>0</uncompressed_cache_size>
+    <storage_configuration><disks><default>
+        <keep_free_space_bytes>{KEPT_FREE_BYTES}</keep_free_space_bytes>
+    </default></disks></storage_configuration>
     <background_pool_size>2</background_pool_size>
     <background_schedule_pool_size>4</background_schedule_pool_size>
     <users_config>{config}</users_config>

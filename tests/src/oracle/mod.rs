@@ -13,7 +13,7 @@ pub mod load;
 pub mod request;
 pub mod verdict;
 
-use crate::{Deployment, Part, Shape, eventually};
+use crate::{Deployment, Part, eventually};
 use ledger::Ledger;
 use load::{Load, Style};
 use rand::SeedableRng as _;
@@ -28,6 +28,11 @@ use verdict::{Row, Verdict};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 /// What any of our processes may hold under the oracle's load, in bytes.
 const MEMORY_BUDGET: u64 = 600 << 20;
+/// Acknowledged events that are dead letters, as the oracle reads them: by what is in their payload.
+const LETTERS: &str = "SELECT tenant, JSONExtractString(payload, 'event_id') AS id, \
+    JSONExtractString(payload, 'attributes', 'oracle_tenant') AS whose, \
+    intDiv(JSONExtractUInt(payload, 'size_bytes'), 1024) AS number, toString(dataset) AS dataset, 1 AS letter \
+    FROM telemetry.dead_letters WHERE stage != 'intake'";
 /// The variable that replays a seed.
 const SEED_VARIABLE: &str = "SLUICE_SEED";
 
@@ -49,6 +54,38 @@ fn replay(seed: u64) -> String {
     format!("{SEED_VARIABLE}={seed} make test T={test}")
 }
 
+/// Rows of a table that its ClickHouse refuses for their content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub table: &'static str,
+    /// Of so many events, the first [`REFUSED`] by their number: neighbours, so that finding them is one walk.
+    pub of: u64,
+}
+
+impl Refusal {
+    /// The statement that has them refused; it may be made again.
+    #[must_use]
+    pub fn begins(self) -> String {
+        let Self { table, of } = self;
+        format!(
+            "ALTER TABLE telemetry.{table} ADD CONSTRAINT IF NOT EXISTS few \
+             CHECK intDiv(ifNull(size_bytes, 0), 1024) % {of} >= {REFUSED}"
+        )
+    }
+
+    /// The statement that has them taken again.
+    #[must_use]
+    pub fn ends(self) -> String {
+        format!(
+            "ALTER TABLE telemetry.{} DROP CONSTRAINT IF EXISTS few",
+            self.table
+        )
+    }
+}
+
+/// Events that are refused one after the other.
+const REFUSED: u64 = 6;
+
 /// The witness of one deployment.
 #[derive(Debug)]
 pub struct Oracle {
@@ -59,6 +96,10 @@ pub struct Oracle {
     loads: u64,
     /// How much its writers send.
     pub style: Style,
+    /// What any of our processes may hold, in bytes; a load of millions of events has more keys to be held.
+    pub memory_budget: u64,
+    /// What was refused for a while: a dead letter of anything else is a breach.
+    pub refusal: Option<Refusal>,
     /// The command that runs the same again.
     pub replay: String,
 }
@@ -77,6 +118,8 @@ impl Oracle {
             peaks: BTreeMap::new(),
             loads: 0,
             style: Style::default(),
+            memory_budget: MEMORY_BUDGET,
+            refusal: None,
             replay: replay(seed),
         }
     }
@@ -135,7 +178,7 @@ impl Oracle {
 
     /// Notes the memory of every process; call it before one is ended.
     pub fn weigh(&mut self, deployment: &Deployment) {
-        for part in [Part::Up, Part::Edge, Part::Normalizer, Part::SinkWriter] {
+        for part in Part::OURS {
             if let Some(service) = deployment.service(part) {
                 let peak = self.peaks.entry(format!("{part:?}")).or_default();
                 *peak = (*peak).max(service.memory().1);
@@ -166,12 +209,12 @@ impl Oracle {
         verdict.complaints.extend(self.books(deployment, &tenants).await);
         verdict.complaints.extend(self.ledger.surprises());
         verdict.complaints.extend(panics(deployment));
-        let fat = self.peaks.iter().filter(|(_, peak)| **peak > MEMORY_BUDGET);
+        let fat = self.peaks.iter().filter(|(_, peak)| **peak > self.memory_budget);
         verdict.complaints.extend(fat.map(|(part, peak)| {
             format!(
                 "{part} held {} MiB, its budget is {}",
                 peak >> 20,
-                MEMORY_BUDGET >> 20
+                self.memory_budget >> 20
             )
         }));
         verdict.replay.clone_from(&self.replay);
@@ -182,22 +225,32 @@ impl Oracle {
     /// What is stored, one line an identity, whichever table it is in; the payload is compared on the server.
     async fn rows(&self, deployment: &Deployment) -> Vec<Row> {
         let tables = DATASETS.iter().take(self.style.datasets);
-        let tables: Vec<String> = tables
-            .enumerate()
-            .map(|(place, table)| {
-                // An event in another dataset's table is mangled.
+        let parts = tables
+            .map(|table| {
                 format!(
-                    "SELECT tenant, event_id, attributes['oracle_tenant'] != tenant AS strayed, \
-                     event_id != concat('e', toString(intDiv(ifNull(size_bytes, 0), 1024))) \
-                     OR bitShiftRight(intDiv(ifNull(size_bytes, 0), 1024), 40) != {place} AS mangled \
+                    "SELECT tenant, event_id AS id, attributes['oracle_tenant'] AS whose, \
+                     intDiv(ifNull(size_bytes, 0), 1024) AS number, '{table}' AS dataset, 0 AS letter \
                      FROM telemetry.{table}"
                 )
             })
-            .collect();
+            .chain([LETTERS.to_owned()]);
+        let parts: Vec<String> = parts.collect();
+        let refused = self.refusal.map_or_else(
+            || "0".to_owned(),
+            |refusal| {
+                format!(
+                    "dataset = '{}' AND number % {} < {REFUSED}",
+                    refusal.table, refusal.of
+                )
+            },
+        );
+        // An event in another dataset's table is mangled.
+        let place = format!("indexOf({DATASETS:?}, dataset) - 1").replace('"', "'");
         let sql = format!(
-            "SELECT tenant, event_id, count(), countIf(strayed), countIf(mangled) FROM ({}) \
-             GROUP BY tenant, event_id FORMAT TSV",
-            tables.join(" UNION ALL ")
+            "SELECT tenant, id, count(), sum(letter), countIf(letter AND NOT ({refused})), countIf(whose != tenant), \
+             countIf(id != concat('e', toString(number)) OR bitShiftRight(number, 40) != {place}) \
+             FROM ({}) GROUP BY tenant, id FORMAT TSV",
+            parts.join(" UNION ALL ")
         );
         let text = eventually("an answer of ClickHouse", DRAIN_DEADLINE, async || {
             deployment.clickhouse().query(&sql).await.ok()
@@ -266,11 +319,7 @@ fn level(text: &str, name: &str) -> Option<f64> {
 }
 
 fn panics(deployment: &Deployment) -> Vec<String> {
-    let parts = match deployment.shape {
-        Shape::AllInOne => vec![Part::Up],
-        Shape::ThreeProcesses => vec![Part::Edge, Part::Normalizer, Part::SinkWriter],
-    };
-    let lines = parts.into_iter().flat_map(|part| {
+    let lines = Part::OURS.into_iter().flat_map(|part| {
         let text = std::fs::read_to_string(deployment.log_file(part)).unwrap_or_default();
         let lines: Vec<String> = text
             .lines()

@@ -12,8 +12,12 @@ const MAX_EXAMPLES: u64 = 5;
 pub struct Row {
     pub tenant: String,
     pub event_id: String,
-    /// How often it is there.
+    /// How often it is there, as a row or as a dead letter.
     pub copies: u64,
+    /// Copies that are dead letters.
+    pub letters: u64,
+    /// Dead letters of an event that nothing refuses.
+    pub unasked: u64,
     /// Copies whose payload names another tenant.
     pub strayed: u64,
     /// Copies whose payload is another event's.
@@ -28,13 +32,15 @@ impl Row {
     #[must_use]
     pub fn parse(line: &str) -> Self {
         let mut cells = line.split('\t');
-        let mut text = || cells.next().expect("five cells").to_owned();
+        let mut text = || cells.next().expect("seven cells").to_owned();
         let (tenant, event_id) = (text(), text());
         let mut number = || text().parse().expect("a count");
         Self {
             tenant,
             event_id,
             copies: number(),
+            letters: number(),
+            unasked: number(),
             strayed: number(),
             mangled: number(),
         }
@@ -50,13 +56,15 @@ pub struct Tally {
     pub refused: u64,
     /// Neither acknowledged nor always refused.
     pub unknown: u64,
-    /// Identities that are stored.
+    /// Identities that are stored, as a row or as a dead letter.
     pub stored: u64,
+    /// Those that are a dead letter.
+    pub letters: u64,
     /// Of the unknown, those that are stored.
     pub unknown_stored: u64,
     /// Acknowledged, and not stored.
     pub lost: u64,
-    /// Rows beyond the first of an identity.
+    /// Rows and letters beyond the first of an identity.
     pub doubled: u64,
     /// Stored, and never sent by this tenant.
     pub never_sent: u64,
@@ -66,26 +74,30 @@ pub struct Tally {
     pub strayed: u64,
     /// Rows with another event's payload.
     pub mangled: u64,
+    /// Dead letters of events that nothing refuses.
+    pub unasked: u64,
 }
 
 /// What the report tells of each tenant; `maybe` is what of the unknown is stored.
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 14] = [
     "sent",
     "acked",
     "refused",
     "unknown",
     "maybe",
     "stored",
+    "letters",
     "lost",
     "doubled",
     "unsent",
     "unrefused",
     "strayed",
     "mangled",
+    "unasked",
 ];
 
 impl Tally {
-    fn cells(&self) -> [String; 12] {
+    fn cells(&self) -> [String; 14] {
         [
             self.sent,
             self.acked,
@@ -93,18 +105,26 @@ impl Tally {
             self.unknown,
             self.unknown_stored,
             self.stored,
+            self.letters,
             self.lost,
             self.doubled,
             self.never_sent,
             self.refused_stored,
             self.strayed,
             self.mangled,
+            self.unasked,
         ]
         .map(|count| count.to_string())
     }
 
     fn faults(&self) -> u64 {
-        self.lost + self.doubled + self.never_sent + self.refused_stored + self.strayed + self.mangled
+        self.lost
+            + self.doubled
+            + self.never_sent
+            + self.refused_stored
+            + self.strayed
+            + self.mangled
+            + self.unasked
     }
 
     /// Adds another's counts.
@@ -114,6 +134,7 @@ impl Tally {
         self.refused += other.refused;
         self.unknown += other.unknown;
         self.stored += other.stored;
+        self.letters += other.letters;
         self.unknown_stored += other.unknown_stored;
         self.lost += other.lost;
         self.doubled += other.doubled;
@@ -121,6 +142,7 @@ impl Tally {
         self.refused_stored += other.refused_stored;
         self.strayed += other.strayed;
         self.mangled += other.mangled;
+        self.unasked += other.unasked;
     }
 }
 
@@ -232,6 +254,7 @@ fn judge_row(verdict: &mut Verdict, fates: &HashMap<Identity, Fate>, row: &Row) 
     let fate = identity.and_then(|identity| fates.get(&identity));
     let tally = &mut verdict.tenants[place].1;
     tally.stored += 1;
+    tally.letters += u64::from(row.letters > 0);
     let found = [
         ("doubled", row.copies - 1, &mut tally.doubled),
         ("never sent", u64::from(fate.is_none()), &mut tally.never_sent),
@@ -242,6 +265,11 @@ fn judge_row(verdict: &mut Verdict, fates: &HashMap<Identity, Fate>, row: &Row) 
         ),
         ("under another tenant", row.strayed, &mut tally.strayed),
         ("mangled", row.mangled, &mut tally.mangled),
+        (
+            "a dead letter though nothing refuses it",
+            row.unasked,
+            &mut tally.unasked,
+        ),
     ];
     let found = found.map(|(fault, more, count)| {
         *count += more;

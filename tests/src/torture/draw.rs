@@ -1,6 +1,8 @@
 //! What a round does, drawn from its seed and from nothing else.
 
+use crate::oracle::Refusal;
 use crate::oracle::load::Style;
+use crate::oracle::request::DATASETS;
 use crate::proxy::{Act, Ending, Rule, Way};
 use crate::{Hop, Part, Shape};
 use bytes::Bytes;
@@ -22,10 +24,17 @@ const STOP_MS: Range<u64> = 100..2_500;
 const NETWORK_MS: Range<u64> = 100..2_500;
 /// How long a dataset's table is away, in ms: some are set aside meanwhile.
 const TABLE_MS: Range<u64> = 100..4_000;
+/// How long a volume has no room, in ms.
+const FULL_MS: Range<u64> = 100..2_500;
+/// What is left of a volume that is full, in bytes: less than a segment, and more than the log keeps for others.
+const SPARES: [u64; 4] = [0, 64 << 10, 1 << 20, 9 << 20];
 /// How long something lasts in a long round: past the time-out of a call, and of an insert.
 const LONG: Duration = Duration::from_secs(70);
 /// What still passes before a connection is cut, in bytes.
 const CUT_BYTES: Range<u64> = 0..60_000;
+/// Largest requests, and of how many events some are refused beside them: of most ranges fewer than make it the table
+/// that is at fault.
+const SIZES: [(usize, u64); 3] = [(20, 150), (500, 2_000), (3_000, 10_000)];
 /// How inserts are announced.
 const INSERTS: &str = "INSERT+INTO";
 /// What a proxy says in ClickHouse's place, though the rows are stored.
@@ -58,6 +67,11 @@ pub enum Fault {
         dataset: usize,
         time: Duration,
     },
+    Full(Full),
+    /// A constraint is put on a table: ClickHouse refuses some rows from now on.
+    Refuse(Refusal),
+    /// It is lifted: from now on most of the dead letters are tried again, whatever else happens.
+    Lift(Refusal),
 }
 
 /// A proxy out of order for a while.
@@ -74,6 +88,26 @@ pub struct Network {
     pub kills: Option<Part>,
 }
 
+/// Whose directory is a volume that can be filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// That of Sluice: the log, the dedup state, progress, what is set aside; in one process ClickHouse's too.
+    Data,
+    /// That of the ClickHouse beside it.
+    ClickHouse,
+}
+
+/// A volume without room for a while.
+#[derive(Debug, Clone)]
+pub struct Full {
+    pub disk: Disk,
+    /// What is left of it, in bytes.
+    pub spare: u64,
+    pub time: Duration,
+    /// Killed in the middle of it, and back once there is room.
+    pub kills: Option<Part>,
+}
+
 /// A round before it begins.
 #[derive(Debug, Clone)]
 pub struct Draw {
@@ -81,8 +115,11 @@ pub struct Draw {
     pub shape: Shape,
     /// A proxy on each hop; else the all-in-one has a ClickHouse of its own.
     pub proxied: bool,
+    /// Two edges and two sink-writers.
+    pub twins: bool,
     /// Segments and buckets are small: they roll, seal and merge within the round.
     pub small_files: bool,
+    pub disk: Option<Disk>,
     pub tenants: usize,
     pub style: Style,
     /// Each with the pause before it.
@@ -94,32 +131,38 @@ impl Draw {
     #[must_use]
     pub fn of(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
+        let rng = &mut rng;
         let shape = if rng.random_bool(0.4) {
             Shape::AllInOne
         } else {
             Shape::ThreeProcesses
         };
-        let proxied = shape == Shape::ThreeProcesses || rng.random_bool(0.5);
+        let three = shape == Shape::ThreeProcesses;
+        let proxied = three || rng.random_bool(0.5);
+        let (max_events, of) = SIZES[rng.random_range(0..SIZES.len())];
         let style = Style {
             writers: rng.random_range(2..=6),
-            max_events: [20, 500, 3_000][rng.random_range(0..3)],
+            max_events,
             pause_ms: 5..[15, 40, 150][rng.random_range(0..3)],
             datasets: rng.random_range(1..=2),
         };
-        let tenants = rng.random_range(2..=5);
-        let small_files = rng.random_bool(0.7);
-        let count = rng.random_range(FAULTS);
-        let faults = (0..count).map(|_| (ms(&mut rng, PAUSE_MS), fault(shape, proxied, &style, &mut rng)));
-        let faults = faults.collect();
-        Self {
+        let mut draw = Self {
             seed,
             shape,
             proxied,
-            small_files,
-            tenants,
+            twins: three && rng.random_bool(0.4),
+            small_files: rng.random_bool(0.7),
+            disk: disk(proxied, rng),
+            tenants: rng.random_range(2..=5),
             style,
-            faults,
+            faults: Vec::new(),
+        };
+        let count = rng.random_range(FAULTS);
+        draw.faults = (0..count).map(|_| (ms(rng, PAUSE_MS), draw.fault(rng))).collect();
+        if rng.random_bool(0.6) {
+            draw.refuse(of, rng);
         }
+        draw
     }
 
     /// The same with a fault at its end that outlasts the time-outs: something stands still, or answers are held.
@@ -137,75 +180,114 @@ impl Draw {
             })
         } else {
             Fault::Stop {
-                part: part(self.shape, &mut rng),
+                part: self.part(&mut rng),
                 time: LONG,
             }
         };
         self.faults.push((Duration::ZERO, fault));
         self
     }
+
+    /// Puts a constraint on a table in the first quarter of the faults, and lifts it in the third: much is refused,
+    /// and letters are tried again in the last.
+    fn refuse(&mut self, of: u64, rng: &mut StdRng) {
+        let quarter = self.faults.len() / 4;
+        let refusal = Refusal {
+            table: DATASETS[rng.random_range(0..self.style.datasets)],
+            of,
+        };
+        let from = rng.random_range(0..quarter);
+        let to = rng.random_range(quarter * 2..quarter * 3);
+        // The later one first: the other moves it.
+        self.faults.insert(to, (ms(rng, PAUSE_MS), Fault::Lift(refusal)));
+        self.faults
+            .insert(from, (ms(rng, PAUSE_MS), Fault::Refuse(refusal)));
+    }
+
+    fn part(&self, rng: &mut StdRng) -> Part {
+        let parts: &[Part] = match self.shape {
+            Shape::AllInOne => &[Part::Up, Part::Up, Part::ClickHouse],
+            Shape::ThreeProcesses if self.twins => &[
+                Part::Edge,
+                Part::SecondEdge,
+                Part::Normalizer,
+                Part::SinkWriter,
+                Part::SecondSinkWriter,
+                Part::ClickHouse,
+            ],
+            Shape::ThreeProcesses => &[Part::Edge, Part::Normalizer, Part::SinkWriter, Part::ClickHouse],
+        };
+        *parts.choose(rng).expect("there are some")
+    }
+
+    fn fault(&self, rng: &mut StdRng) -> Fault {
+        let part = self.part(rng);
+        match (rng.random_range(0..100), self.disk) {
+            (0..50, _) => Fault::Kill {
+                part,
+                outage: ms(rng, OUTAGE_MS),
+            },
+            (50..57, _) => Fault::Stop {
+                part,
+                time: ms(rng, STOP_MS),
+            },
+            (57..66, _) => Fault::Restart { part },
+            (66..73, _) => Fault::Table {
+                dataset: rng.random_range(0..self.style.datasets),
+                time: ms(rng, TABLE_MS),
+            },
+            (73..84, Some(disk)) => Fault::Full(Full {
+                disk,
+                spare: SPARES[rng.random_range(0..SPARES.len())],
+                time: ms(rng, FULL_MS),
+                kills: rng.random_bool(0.3).then_some(part),
+            }),
+            _ if self.proxied => Fault::Network(self.network(rng)),
+            _ => Fault::Kill {
+                part: Part::ClickHouse,
+                outage: Duration::ZERO,
+            },
+        }
+    }
+
+    fn network(&self, rng: &mut StdRng) -> Network {
+        let hop = match self.shape {
+            Shape::AllInOne => Hop::ToClickHouse,
+            Shape::ThreeProcesses => [
+                Hop::EdgeToNormalizer,
+                Hop::NormalizerToSinkWriter,
+                Hop::ToClickHouse,
+            ][rng.random_range(0..3)],
+        };
+        let act = act(hop, rng);
+        // On the inner hops many calls share one connection, and their heads are packed.
+        let marked = hop == Hop::ToClickHouse && (matches!(act, Act::Answer(_)) || rng.random_bool(0.7));
+        Network {
+            hop,
+            rule: if marked {
+                Rule::on(INSERTS, act)
+            } else {
+                Rule::all(act)
+            },
+            time: ms(rng, NETWORK_MS),
+            leaves_clients: rng.random_bool(0.3),
+            loses: rng.random_bool(0.5),
+            kills: rng.random_bool(0.3).then(|| self.part(rng)),
+        }
+    }
+}
+
+/// Of most rounds one volume can be filled.
+fn disk(has_server: bool, rng: &mut StdRng) -> Option<Disk> {
+    match rng.random_range(0..10) {
+        0..4 => Some(Disk::Data),
+        4..7 if has_server => Some(Disk::ClickHouse),
+        _ => None,
+    }
 }
 
 fn ms(rng: &mut StdRng, range: Range<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
-}
-
-fn part(shape: Shape, rng: &mut StdRng) -> Part {
-    let parts: &[Part] = match shape {
-        Shape::AllInOne => &[Part::Up, Part::Up, Part::ClickHouse],
-        Shape::ThreeProcesses => &[Part::Edge, Part::Normalizer, Part::SinkWriter, Part::ClickHouse],
-    };
-    *parts.choose(rng).expect("there are some")
-}
-
-fn fault(shape: Shape, proxied: bool, style: &Style, rng: &mut StdRng) -> Fault {
-    let part = part(shape, rng);
-    match rng.random_range(0..100) {
-        0..55 => Fault::Kill {
-            part,
-            outage: ms(rng, OUTAGE_MS),
-        },
-        55..63 => Fault::Stop {
-            part,
-            time: ms(rng, STOP_MS),
-        },
-        63..72 => Fault::Restart { part },
-        72..80 => Fault::Table {
-            dataset: rng.random_range(0..style.datasets),
-            time: ms(rng, TABLE_MS),
-        },
-        _ if proxied => Fault::Network(network(shape, rng)),
-        _ => Fault::Kill {
-            part: Part::ClickHouse,
-            outage: Duration::ZERO,
-        },
-    }
-}
-
-fn network(shape: Shape, rng: &mut StdRng) -> Network {
-    let hop = match shape {
-        Shape::AllInOne => Hop::ToClickHouse,
-        Shape::ThreeProcesses => [
-            Hop::EdgeToNormalizer,
-            Hop::NormalizerToSinkWriter,
-            Hop::ToClickHouse,
-        ][rng.random_range(0..3)],
-    };
-    let act = act(hop, rng);
-    // On the inner hops many calls share one connection, and their heads are packed.
-    let marked = hop == Hop::ToClickHouse && (matches!(act, Act::Answer(_)) || rng.random_bool(0.7));
-    Network {
-        hop,
-        rule: if marked {
-            Rule::on(INSERTS, act)
-        } else {
-            Rule::all(act)
-        },
-        time: ms(rng, NETWORK_MS),
-        leaves_clients: rng.random_bool(0.3),
-        loses: rng.random_bool(0.5),
-        kills: rng.random_bool(0.3).then(|| part(shape, rng)),
-    }
 }
 
 fn act(hop: Hop, rng: &mut StdRng) -> Act {

@@ -16,6 +16,14 @@ pub struct Figures {
     pub network: u64,
     /// Tables renamed away and back.
     pub tables: u64,
+    /// Volumes filled and freed, by whose they are.
+    pub full: BTreeMap<String, u64>,
+    /// Rows that ClickHouse refused: dead letters.
+    pub letters: u64,
+    /// Those that were tried again and are rows.
+    pub retried: u64,
+    /// Rounds with two edges and two sink-writers.
+    pub twins: u64,
     /// From a restart to the first acknowledged event.
     pub slowest_ready: Duration,
     /// Parts that took longer than they may.
@@ -42,13 +50,19 @@ impl Figures {
     /// Adds a round's.
     pub fn add(&mut self, other: Self) {
         self.rounds += other.rounds;
-        for (part, kills) in other.kills {
-            *self.kills.entry(part).or_default() += kills;
+        let counts = [(&mut self.kills, other.kills), (&mut self.full, other.full)];
+        for (sums, more) in counts {
+            for (name, count) in more {
+                *sums.entry(name).or_default() += count;
+            }
         }
         self.stops += other.stops;
         self.restarts += other.restarts;
         self.network += other.network;
         self.tables += other.tables;
+        self.letters += other.letters;
+        self.retried += other.retried;
+        self.twins += other.twins;
         self.slowest_ready = self.slowest_ready.max(other.slowest_ready);
         self.late.extend(other.late);
         self.tally.add(&other.tally);
@@ -58,15 +72,23 @@ impl Figures {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kills: Vec<String> = self.kills.iter().map(|(part, n)| format!("{part} {n}")).collect();
         let tally = &self.tally;
-        let rows: [(&str, String); 14] = [
-            ("rounds", self.rounds.to_string()),
-            ("SIGKILLs", format!("{} ({})", self.killed(), kills.join(", "))),
+        let rows: [(&str, String); 17] = [
+            (
+                "rounds",
+                format!("{} ({} with two edges and sink-writers)", self.rounds, self.twins),
+            ),
+            ("SIGKILLs", counted(&self.kills)),
             ("SIGSTOPs", self.stops.to_string()),
             ("SIGTERMs and restarts", self.restarts.to_string()),
             ("network faults", self.network.to_string()),
             ("tables renamed away and back", self.tables.to_string()),
+            ("volumes filled and freed", counted(&self.full)),
+            (
+                "dead letters",
+                format!("{} ({} of them still)", self.letters, tally.letters),
+            ),
+            ("dead letters stored by a retry", self.retried.to_string()),
             ("events acknowledged", tally.acked.to_string()),
             ("events refused", tally.refused.to_string()),
             (
@@ -76,10 +98,10 @@ impl fmt::Display for Figures {
             ("events stored", tally.stored.to_string()),
             ("lost / doubled", format!("{} / {}", tally.lost, tally.doubled)),
             (
-                "another tenant's / another event's / never sent / refused",
+                "another tenant's / another event's / never sent / refused / letters of nothing",
                 format!(
-                    "{} / {} / {} / {}",
-                    tally.strayed, tally.mangled, tally.never_sent, tally.refused_stored
+                    "{} / {} / {} / {} / {}",
+                    tally.strayed, tally.mangled, tally.never_sent, tally.refused_stored, tally.unasked
                 ),
             ),
             (
@@ -89,8 +111,14 @@ impl fmt::Display for Figures {
             ("most memory of a process", format!("{} MiB", self.peak_mib)),
         ];
         for (name, figure) in rows {
-            writeln!(f, "| {name:<58} | {figure:<60} |")?;
+            writeln!(f, "| {name:<80} | {figure:<100} |")?;
         }
         Ok(())
     }
+}
+
+/// The sum, and of what it is made.
+fn counted(counts: &BTreeMap<String, u64>) -> String {
+    let parts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    format!("{} ({})", counts.values().sum::<u64>(), parts.join(", "))
 }

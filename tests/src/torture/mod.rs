@@ -2,6 +2,7 @@
 //!
 //! - [`draw`]: what a round does, from its seed alone.
 //! - [`round`]: does it, to processes and through proxies, and asks the oracle.
+//! - [`letters`]: has dead letters tried again meanwhile.
 //! - [`figures`]: what was done, and what became of the events.
 //!
 //! The same seed draws the same rounds. What a machine makes of them in time is its own: a replay does the same
@@ -9,6 +10,7 @@
 
 pub mod draw;
 pub mod figures;
+pub mod letters;
 pub mod round;
 
 use crate::oracle::verdict::Verdict;
@@ -95,13 +97,16 @@ fn breach(figures: &Figures, verdict: &Verdict) -> Option<String> {
 fn line(number: u64, figures: &Figures) -> String {
     let tally = &figures.tally;
     format!(
-        "round {number}: {} kills, {} stops, {} restarts, {} network faults, {} tables away; acked {} refused {} unknown {} stored {} \
-         lost {} doubled {}; ready again after {:.1} s at most",
+        "round {number}: {} kills, {} stops, {} restarts, {} network faults, {} tables away, {} full disks, \
+         {} dead letters ({} retried); acked {} refused {} unknown {} stored {} lost {} doubled {}; ready again after {:.1} s at most",
         figures.killed(),
         figures.stops,
         figures.restarts,
         figures.network,
         figures.tables,
+        figures.full.values().sum::<u64>(),
+        figures.letters,
+        figures.retried,
         tally.acked,
         tally.refused,
         tally.unknown,

@@ -1,13 +1,15 @@
 //! One round: a deployment of its own, a load, its faults one after the other, a drain, and the oracle's verdict.
 
-use super::draw::{Draw, Fault, Network};
+use super::draw::{Disk, Draw, Fault, Full, Network};
 use super::figures::Figures;
-use crate::oracle::Oracle;
+use super::letters::Retries;
 use crate::oracle::request::DATASETS;
 use crate::oracle::verdict::Verdict;
+use crate::oracle::{self, Oracle, Refusal};
 use crate::{Deployment, Hop, Part, Plan, Shape, finally};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
+use tokio::task::block_in_place;
 
 /// From a restart to the first acknowledged event and an answer of ClickHouse.
 const READY_DEADLINE: Duration = Duration::from_secs(10);
@@ -16,6 +18,10 @@ const GIVEN_UP: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(20);
 /// Of the ClickHouse beside Sluice: a table that is away is set aside within a round.
 const PARK_AFTER: &str = "park_after: 1s";
+/// Volumes that are to be filled: ClickHouse without data needs about 60 MiB and keeps 64 MiB free, the log what [`LOG`]
+/// says.
+const VOLUME_BYTES: u64 = 512 << 20;
+const LOG: &str = "log: {max_bytes: 256MiB, reserve: 8MiB}\n";
 /// The oracle's datasets: the default one, and one with other partitions and another batch.
 const CONFIG: &str = "datasets:
 - &events {name: events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toDate(timestamp),
@@ -35,6 +41,7 @@ struct Round {
     deployment: Deployment,
     oracle: Oracle,
     figures: Figures,
+    retries: Option<Retries>,
 }
 
 /// Plays a round to its end; what it did, and the verdict.
@@ -42,31 +49,48 @@ struct Round {
 /// # Panics
 /// Where a part does not get ready, is not asked to end in vain, or nothing drains.
 pub async fn play(draw: &Draw) -> (Figures, Verdict) {
-    let mut plan = Plan::new(draw.shape)
-        .tenants(draw.tenants)
-        .small_files(draw.small_files)
-        .extra(CONFIG);
-    if draw.proxied {
-        plan = hops(draw.shape).iter().fold(plan, |plan, hop| plan.proxied(*hop));
-        plan = plan.clickhouse(PARK_AFTER);
-    }
-    let deployment = plan.start().await;
+    let deployment = plan(draw).start().await;
     let mut oracle = Oracle::new(&deployment, draw.seed);
     oracle.style = draw.style.clone();
     let mut round = Round {
         deployment,
         oracle,
         figures: Figures::default(),
+        retries: None,
     };
+    round.figures.twins = u64::from(draw.twins);
     let load = round.oracle.load(&round.deployment);
     for (pause, fault) in &draw.faults {
         tokio::time::sleep(*pause).await;
         round.suffer(fault).await;
     }
     load.stop().await;
+    if let Some(retries) = round.retries.take() {
+        // Letters of what is in flight are left alone until then.
+        oracle::drained(&round.deployment).await;
+        retries.finish().await;
+    }
     let verdict = round.oracle.drained_verdict(&round.deployment).await;
+    round.count_letters().await;
     round.figures.end(&verdict, round.oracle.peak_mib());
     (round.figures, verdict)
+}
+
+fn plan(draw: &Draw) -> Plan {
+    let mut plan = Plan::new(draw.shape)
+        .tenants(draw.tenants)
+        .small_files(draw.small_files)
+        .twins(draw.twins)
+        .extra(CONFIG);
+    if draw.proxied {
+        plan = hops(draw.shape).iter().fold(plan, |plan, hop| plan.proxied(*hop));
+        plan = plan.clickhouse(PARK_AFTER);
+    }
+    match draw.disk {
+        Some(Disk::Data) => plan.data_volume(VOLUME_BYTES).extra(&format!("{LOG}{CONFIG}")),
+        Some(Disk::ClickHouse) => plan.clickhouse_volume(VOLUME_BYTES),
+        None => plan,
+    }
 }
 
 fn hops(shape: Shape) -> &'static [Hop] {
@@ -99,7 +123,72 @@ impl Round {
             Fault::Restart { part } => self.restart(*part).await,
             Fault::Network(network) => self.network(network).await,
             Fault::Table { dataset, time } => self.table(DATASETS[*dataset], *time).await,
+            Fault::Full(full) => self.full(full).await,
+            Fault::Refuse(refusal) => self.refuse(*refusal).await,
+            Fault::Lift(refusal) => self.lift(*refusal).await,
         }
+    }
+
+    /// Fills a volume, and gives the room back.
+    async fn full(&mut self, full: &Full) {
+        let (name, volume, part) = match (full.disk, self.deployment.shape) {
+            (Disk::ClickHouse, _) => (
+                "ClickHouse's",
+                self.deployment.clickhouse_volume(),
+                Part::ClickHouse,
+            ),
+            (Disk::Data, Shape::AllInOne) => ("data", self.deployment.data_volume(), Part::Up),
+            (Disk::Data, Shape::ThreeProcesses) => ("data", self.deployment.data_volume(), Part::Normalizer),
+        };
+        *self.figures.full.entry(name.to_owned()).or_default() += 1;
+        let has_clickhouse =
+            full.disk == Disk::ClickHouse || !self.deployment.parts().contains(&Part::ClickHouse);
+        let ballast = match has_clickhouse {
+            true => {
+                volume
+                    .fill_around(&self.deployment.clickhouse(), full.spare)
+                    .await
+            }
+            false => block_in_place(|| volume.fill(full.spare)),
+        };
+        tokio::time::sleep(full.time / 2).await;
+        let before = self.deployment.clickhouse_pid();
+        if let Some(part) = full.kills {
+            self.oracle.weigh(&self.deployment);
+            self.kill(part);
+        }
+        tokio::time::sleep(full.time / 2).await;
+        drop(ballast);
+        match full.kills {
+            Some(part) => self.back(part, before).await,
+            None => self.until_ready(part, Instant::now()).await,
+        }
+    }
+
+    async fn refuse(&mut self, refusal: Refusal) {
+        self.oracle.refusal = Some(refusal);
+        self.change(&refusal.begins()).await;
+    }
+
+    /// Has rows taken again, and the letters of those that were not tried again from now on.
+    async fn lift(&mut self, refusal: Refusal) {
+        self.change(&refusal.ends()).await;
+        self.retries = Some(Retries::start(self.deployment.admin(Part::Normalizer)));
+    }
+
+    /// What the books say of rows that were refused.
+    async fn count_letters(&mut self) {
+        let sql = "SELECT sumIf(dead_lettered, entry = 'quarantined'), countIf(entry = 'retried') \
+                   FROM telemetry.ledger FORMAT TSV";
+        let told = finally(sql, GIVEN_UP, async || {
+            self.deployment.clickhouse().query(sql).await
+        });
+        let told = told.await;
+        let mut counts = told
+            .split('\t')
+            .map(|count| count.parse::<u64>().expect("a count"));
+        self.figures.letters = counts.next().expect("letters");
+        self.figures.retried = counts.next().expect("retries");
     }
 
     /// Renames a table away and back.
@@ -113,9 +202,12 @@ impl Round {
     }
 
     async fn rename(&self, from: &str, to: &str) {
-        let sql = format!("RENAME TABLE {from} TO {to}");
-        finally(&sql, GIVEN_UP, async || {
-            self.deployment.clickhouse().query(&sql).await
+        self.change(&format!("RENAME TABLE {from} TO {to}")).await;
+    }
+
+    async fn change(&self, sql: &str) {
+        finally(sql, GIVEN_UP, async || {
+            self.deployment.clickhouse().query(sql).await
         })
         .await;
     }
@@ -153,7 +245,7 @@ impl Round {
             // Its keeper starts it again, as after a kill.
             self.deployment.signal(part, Signal::TERM);
         } else {
-            let well = tokio::task::block_in_place(|| self.deployment.terminate(part));
+            let well = block_in_place(|| self.deployment.terminate(part));
             assert!(
                 well,
                 "{part:?} did not end with 0\n{}",
@@ -186,11 +278,14 @@ impl Round {
         }
     }
 
-    /// Waits until an event is acknowledged and ClickHouse answers.
+    /// Waits until an event is acknowledged, by each edge, and ClickHouse answers.
     async fn until_ready(&mut self, part: Part, begun: Instant) {
         loop {
-            let answers = self.deployment.clickhouse().query("SELECT 1").await.is_ok();
-            if answers && self.oracle.probe(&self.deployment).await {
+            let mut is_ready = self.deployment.clickhouse().query("SELECT 1").await.is_ok();
+            for _ in 0..self.deployment.edges() {
+                is_ready = is_ready && self.oracle.probe(&self.deployment).await;
+            }
+            if is_ready {
                 break;
             }
             self.in_time(part, begun);

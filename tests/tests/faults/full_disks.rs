@@ -21,7 +21,8 @@ async fn clickhouse_without_room_delays_rows_and_loses_and_doubles_none() {
     let load = trial.oracle.load(&trial.deployment);
     for spare in [0, 64 << 10, MIB] {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let ballast = trial.deployment.clickhouse_volume().fill(spare);
+        let volume = trial.deployment.clickhouse_volume();
+        let ballast = volume.fill_around(&trial.deployment.clickhouse(), spare).await;
         eventually("rows that wait", SOON, async || {
             let waits = trial
                 .deployment

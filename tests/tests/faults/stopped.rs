@@ -2,10 +2,14 @@
 
 use super::trial::Trial;
 use rustix::process::Signal;
-use sluice_tests::{Part, Plan, Shape};
+use sluice_tests::{Part, Plan, Shape, long_form};
 use std::time::{Duration, Instant};
 
-const STANDSTILL: Duration = Duration::from_secs(6);
+/// How long something stands still, in seconds; `SLUICE_STANDSTILL_S=60` is the long form.
+fn standstill() -> Duration {
+    Duration::from_secs(long_form("STANDSTILL_S", 6))
+}
+
 /// What the machine's other work may add, whatever Sluice does.
 const NOISE: Duration = Duration::from_millis(100);
 
@@ -25,9 +29,9 @@ async fn p99(trial: &Trial, time: Duration) -> Duration {
 async fn acknowledgements_are_as_quick_while_clickhouse_stands_still_and_all_rows_come() {
     let mut trial = Trial::start(Plan::new(Shape::ThreeProcesses)).await;
     p99(&trial, Duration::from_secs(1)).await;
-    let before = p99(&trial, STANDSTILL / 2).await;
+    let before = p99(&trial, standstill() / 2).await;
     trial.deployment.signal(Part::ClickHouse, Signal::STOP);
-    let during = p99(&trial, STANDSTILL).await;
+    let during = p99(&trial, standstill()).await;
     trial.deployment.signal(Part::ClickHouse, Signal::CONT);
     println!("p99 of acknowledgements: {before:?} before, {during:?} during");
     assert!(
@@ -43,9 +47,9 @@ async fn each_process_may_stand_still_for_a_while_under_load() {
     let load = trial.oracle.load(&trial.deployment);
     for part in trial.deployment.parts() {
         trial.deployment.signal(part, Signal::STOP);
-        tokio::time::sleep(STANDSTILL / 3).await;
+        tokio::time::sleep(standstill() / 3).await;
         trial.deployment.signal(part, Signal::CONT);
-        tokio::time::sleep(STANDSTILL / 6).await;
+        tokio::time::sleep(standstill() / 6).await;
     }
     load.stop().await;
     trial.verdict().await;

@@ -12,10 +12,12 @@ use http::{StatusCode, Uri};
 use hyper_util::client::legacy::{Client as Pool, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use ingestctl::clickhouse::{ClickHouse, Options};
-use sluice_common::limits::{CLICKHOUSE_SLOTS_MIN, RETRIES_AT_ONCE, RETRY_FLOOR, RETRY_PER_SUCCESS};
+use sluice_common::limits::{
+    CLICKHOUSE_SLOTS_MIN, DEDUP_BUCKET_BYTES, DEDUP_BUCKETS, RETRIES_AT_ONCE, RETRY_FLOOR, RETRY_PER_SUCCESS,
+};
 use sluice_tests::oracle::{Oracle, seed};
 use sluice_tests::service::{executable, places};
-use sluice_tests::{Deployment, Part, Shape, eventually};
+use sluice_tests::{Deployment, Part, Shape, eventually, long_form};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,9 +25,10 @@ use tokio::net::TcpListener;
 
 const CODES: [u32; 4] = [252, 241, 242, 159];
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Of the time in which each insert is refused twice: long enough that calls which came again without a budget
-/// would be far more than it allows.
-const FLAPPING: Duration = Duration::from_secs(25);
+/// For how many seconds each insert is refused twice: long enough that calls which came again without a budget would
+/// be far more than it allows. `SLUICE_STORM_S=180` is the long form, in which all are refused for as long before.
+const STORM: &str = "STORM_S";
+const FLAPPING_S: u64 = 25;
 
 /// Which inserts are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +163,11 @@ async fn an_overloaded_clickhouse_is_given_less_retries_stay_within_their_budget
     let dir = tempfile::TempDir::new().expect("a directory");
     let (deployment, server, front) = start(dir.path()).await;
     let mut oracle = Oracle::new(&deployment, seed("brown-out"));
+    if long_form(STORM, 0) > 0 {
+        // A backlog of millions of events: their keys stay in memory until they are stored, in the active bucket and in
+        // those that wait to be sealed.
+        oracle.memory_budget += (DEDUP_BUCKETS * DEDUP_BUCKET_BYTES) as u64;
+    }
     let begun = Instant::now();
     let load = oracle.load(&deployment);
     let slots = async || deployment.metric(Part::Up, "sluice_insert_slots", "").await;
@@ -178,6 +186,9 @@ async fn an_overloaded_clickhouse_is_given_less_retries_stay_within_their_budget
         (slots().await <= CLICKHOUSE_SLOTS_MIN).then_some(())
     })
     .await;
+    let storm = begun + Duration::from_secs(long_form(STORM, 0));
+    tokio::time::sleep(storm.saturating_duration_since(Instant::now())).await;
+    assert!(slots().await <= CLICKHOUSE_SLOTS_MIN);
     let errors = deployment.metric(Part::Up, "sluice_clickhouse_errors_total", "class=\"retry\"");
     assert!(errors.await > 1.0);
     assert_eq!(
@@ -192,7 +203,7 @@ async fn an_overloaded_clickhouse_is_given_less_retries_stay_within_their_budget
 
     // Each insert is refused twice: whoever came again at once each time would come far too often.
     front.feels(Mood::Refuses(2));
-    tokio::time::sleep(FLAPPING).await;
+    tokio::time::sleep(Duration::from_secs(long_form(STORM, FLAPPING_S))).await;
     let (taken, refused) = front.counts();
     let (made, passed) = (retries().await, begun.elapsed());
     let budget =
