@@ -4,6 +4,7 @@
 //! between processes [`transport::PeerClient`] is the same service, and [`transport::receive`] hands
 //! what arrives to the same service on the other side.
 
+mod asked;
 pub mod intake;
 pub mod sink;
 pub mod transport;
