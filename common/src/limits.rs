@@ -269,9 +269,9 @@ pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 /// Events a second that a replay writes at most, where its order does not say otherwise: about what leaves half of two
 /// cores to the live path.
-pub const REPLAY_EVENTS_PER_SECOND: u64 = 300_000;
-/// Rows of one range of a replay, or one record: a call of the live path waits for less than half a second behind it.
-pub const REPLAY_RANGE_ROWS: usize = 100_000;
+pub const REPLAY_EVENTS_PER_SECOND: u64 = 220_000;
+/// Rows of one range of a replay, or one record: of 100,000 a live insert beside it had to wait for noticeably longer.
+pub const REPLAY_RANGE_ROWS: usize = 30_000;
 /// Records of one range of a replay, those that it does not want included: what is known of their rows fits one answer.
 pub const REPLAY_RANGE_RECORDS: u64 = 10_000;
 /// While the live backlog is older, a replay waits.

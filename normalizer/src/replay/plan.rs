@@ -1,9 +1,10 @@
 //! Planning: which records exactly, which tables, and how it is known which rows are repeats. Nothing is touched.
 
+use super::Replays;
 use super::decide::reaches_back;
+use super::orders::{bad, conflict, missing, unreachable};
 use super::scan::{Wanted, touch, walk};
 use super::sink::{Sink, SinkTrouble};
-use super::{Replays, bad, conflict, missing, unreachable};
 use crate::log::ReadError;
 use crate::pump::PARTITION;
 use sluice_common::admin::Refused;

@@ -20,8 +20,8 @@ const ASK_EVERY: Duration = Duration::from_millis(20);
 const PARK_AFTER: &str = "park_after: 1s";
 /// Volumes that are to be filled: ClickHouse without data needs about 60 MiB and keeps 64 MiB free, the log what [`LOG`]
 /// says.
-const VOLUME_BYTES: u64 = 512 << 20;
-const LOG: &str = "log: {max_bytes: 256MiB, reserve: 8MiB}\n";
+const VOLUME_BYTES: u64 = 640 << 20;
+const LOG: &str = "log: {max_bytes: 256MiB, reserve: 128MiB}\n";
 /// The oracle's datasets: the default one, and one with other partitions and another batch.
 const CONFIG: &str = "datasets:
 - &events {name: events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toDate(timestamp),

@@ -1,0 +1,353 @@
+//! Orders of people: running a plan, pausing, resuming, comparing, promoting, discarding.
+//!
+//! What takes long is done by tasks: whoever asked may go away.
+
+use super::file::{self, Promotion, State};
+use super::plan::Planned;
+use super::run::is_at_work;
+use super::sink::SinkTrouble;
+use super::{Replays, Running, Turn};
+use crate::runtime::block_in_place;
+use http::StatusCode;
+use sluice_common::admin::Refused;
+use sluice_common::ids::{Name, Offset};
+use sluice_common::limits::REPLAY_PLANS;
+use sluice_common::replay::{
+    Decisions, Phase, PromoteOrder, ReplayId, ReplayOrder, ReplayPlan, ReplayTold, TableDiff,
+};
+use std::sync::Arc;
+
+impl Replays {
+    /// Remembers a plan, so that it can be run.
+    pub fn remember(&self, planned: Planned) {
+        let plans = &mut self.0.known.lock().plans;
+        if plans.len() == REPLAY_PLANS {
+            plans.pop_front();
+        }
+        plans.push_back(planned);
+    }
+
+    /// Runs a plan.
+    ///
+    /// # Errors
+    /// A refusal; nothing was touched then.
+    pub async fn order(&self, order: ReplayOrder) -> Result<ReplayTold, Refused> {
+        let planned = self
+            .0
+            .known
+            .lock()
+            .plans
+            .iter()
+            .find(|one| one.plan.id == order.plan)
+            .cloned();
+        let Some(planned) = planned else {
+            let detail = format!(
+                "there is no plan {}: plan again (a restart forgets plans)",
+                order.plan
+            );
+            return Err(missing("replay_unknown", detail));
+        };
+        let running = Arc::new(Running::new(self.fresh(planned, order).await?));
+        self.take_turn(&running)?;
+        // In a task: whoever asked may go away.
+        let (all, begins) = (self.clone(), Arc::clone(&running));
+        let begun = tokio::spawn(async move {
+            let turn = Turn(&all, begins.id());
+            all.prepare(&begins).await?;
+            all.0
+                .known
+                .lock()
+                .replays
+                .insert(begins.id(), Arc::clone(&begins));
+            all.0.known.lock().plans.retain(|one| one.plan.id != begins.id());
+            std::mem::forget(turn);
+            all.spawn(&begins);
+            Ok(())
+        });
+        begun.await.unwrap_or_else(|error| Err(stopped(&error)))?;
+        Ok(running.told_now())
+    }
+
+    async fn fresh(&self, planned: Planned, order: ReplayOrder) -> Result<State, Refused> {
+        let Planned {
+            mut plan,
+            decisions,
+            window_ms,
+            empty,
+        } = planned;
+        if plan.decisions.is_none() {
+            return Err(conflict("replay_undecidable", plan.notes.join("; ")));
+        }
+        let first = self.log().first_offset();
+        if plan.from < first {
+            let detail = format!("the log begins at {first} by now: plan again");
+            return Err(conflict("replay_out_of_reach", detail));
+        }
+        if let Some(cap) = order.events_per_second {
+            plan.events_per_second = cap.max(1);
+        }
+        let now = self.now_ms();
+        Ok(State {
+            end: plan.to,
+            needs: self.needs(&plan, window_ms),
+            empty,
+            decisions,
+            window_ms,
+            server: self.server().await?,
+            intent: None,
+            promotion: None,
+            told: ReplayTold {
+                id: plan.id,
+                who: order.who.chars().take(120).collect(),
+                begun_ms: now,
+                changed_ms: now,
+                phase: Phase::Running,
+                reason: None,
+                read: Vec::new(),
+                next: plan.from,
+                written: 0,
+                left_out: 0,
+                comparing: false,
+                diff: None,
+                steps: Vec::new(),
+                plan,
+            },
+        })
+    }
+
+    /// Where dedup has to begin to read, to decide anew.
+    fn needs(&self, plan: &ReplayPlan, window_ms: u64) -> Offset {
+        if plan.decisions != Some(Decisions::Anew) {
+            return plan.from;
+        }
+        let firsts = plan.partitions.iter().filter_map(|one| one.first_append_ms);
+        let first_ms = firsts.min().unwrap_or_default();
+        self.log()
+            .first_offset_appended_at_or_after(first_ms.saturating_sub(window_ms))
+    }
+
+    async fn server(&self) -> Result<sluice_common::servers::ServerId, Refused> {
+        let looked = self.0.servers.look().await;
+        looked.map_err(|reason| unreachable(&SinkTrouble(reason)))?;
+        let chosen = self.0.servers.chosen();
+        chosen.ok_or_else(|| unreachable(&SinkTrouble("no ClickHouse answers".into())))
+    }
+
+    /// Its state is durable and its tables are there, or nothing is.
+    async fn prepare(&self, running: &Running) -> Result<(), Refused> {
+        let state = running.state.lock().clone();
+        let (id, tables) = (state.told.id, state.tables().cloned().collect::<Vec<Name>>());
+        let kept = self.keep(running);
+        let begun = match kept {
+            Err(error) => {
+                let detail =
+                    format!("the state of a replay cannot be kept: {error}; make room in the data directory");
+                Err(Refused::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "replay_no_room",
+                    detail,
+                ))
+            }
+            Ok(()) => self
+                .sink(id)
+                .prepare(tables.clone())
+                .await
+                .map_err(|error| unreachable(&error)),
+        };
+        if begun.is_err() {
+            // Best effort: what stays is told by the list, and goes with `discard`.
+            let removed = block_in_place(|| file::remove(self.dir(), id));
+            let dropped = self.sink(id).drop_beside(tables).await;
+            if removed.is_err() || dropped.is_err() {
+                tracing::warn!(%id, "a replay that did not begin may have left empty tables");
+            }
+        }
+        begun
+    }
+
+    /// Pauses one that runs.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn pause(&self, id: ReplayId) -> Result<ReplayTold, Refused> {
+        let running = self.find(id)?;
+        let phase = running.state.lock().told.phase;
+        if phase != Phase::Running {
+            return Err(wrong_phase(id, phase, "only one that runs can be paused"));
+        }
+        running.stop().cancel();
+        Ok(running.told_now())
+    }
+
+    /// Resumes one that was paused or failed.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn resume(&self, id: ReplayId) -> Result<ReplayTold, Refused> {
+        let running = self.find(id)?;
+        let phase = running.state.lock().told.phase;
+        match phase {
+            Phase::Failed if running.state.lock().promotion.is_some() => {
+                return Err(wrong_phase(id, phase, "its promotion was given up: discard it"));
+            }
+            Phase::Paused | Phase::Failed => {}
+            Phase::Running => return Ok(running.told_now()),
+            Phase::Done | Phase::Promoting | Phase::Promoted | Phase::Discarded => {
+                return Err(wrong_phase(
+                    id,
+                    phase,
+                    "only one that was paused or failed can be resumed",
+                ));
+            }
+        }
+        self.take_turn(&running)?;
+        running.change(|state| (state.told.phase, state.told.reason) = (Phase::Running, None));
+        self.spawn(&running);
+        Ok(running.told_now())
+    }
+
+    /// Holds the shadows against the live tables, in the background.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn diff(&self, id: ReplayId) -> Result<ReplayTold, Refused> {
+        let running = self.find(id)?;
+        let phase = running.state.lock().told.phase;
+        if matches!(
+            phase,
+            Phase::Discarded | Phase::Running | Phase::Promoting | Phase::Promoted
+        ) {
+            return Err(wrong_phase(id, phase, "compare once it is done"));
+        }
+        let already = std::mem::replace(&mut running.state.lock().told.comparing, true);
+        if !already {
+            running.change(|state| (state.told.diff, state.told.reason) = (None, None));
+            let (all, running) = (self.clone(), Arc::clone(&running));
+            tokio::spawn(async move { all.compare(&running).await });
+        }
+        Ok(running.told_now())
+    }
+
+    async fn compare(&self, running: &Running) {
+        let state = running.state.lock().clone();
+        let (sink, plan) = (self.sink(state.told.id), &state.told.plan);
+        let mut all: Vec<TableDiff> = Vec::new();
+        let mut trouble = None;
+        for table in state.tables() {
+            let span = (plan.from, state.told.next);
+            match sink
+                .compare(table.clone(), plan.tenant.clone(), span, false)
+                .await
+            {
+                Ok(diff) => all.push(diff),
+                Err(error) => trouble = Some(format!("comparing {table}: {error}")),
+            }
+        }
+        running.change(|state| {
+            state.told.comparing = false;
+            state.told.diff = trouble.is_none().then_some(all);
+            state.told.reason = trouble;
+        });
+    }
+
+    /// Puts the shadow's rows in the live tables' places, in the background.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn order_promotion(&self, id: ReplayId, order: PromoteOrder) -> Result<ReplayTold, Refused> {
+        let running = self.find(id)?;
+        let phase = running.state.lock().told.phase;
+        if phase != Phase::Done || running.state.lock().told.comparing {
+            return Err(wrong_phase(
+                id,
+                phase,
+                "only one that is done, and not being compared, can be promoted",
+            ));
+        }
+        self.take_turn(&running)?;
+        running.change(|state| {
+            (state.told.phase, state.told.reason) = (Phase::Promoting, None);
+            state.told.steps.clear();
+            state.promotion = Some(Promotion {
+                row_wise: order.row_wise,
+                ..Promotion::default()
+            });
+        });
+        if let Err(error) = self.keep(&running) {
+            self.0.known.lock().at_work = None;
+            running.change(|state| state.told.phase = Phase::Done);
+            let detail =
+                format!("the state of the replay cannot be kept: {error}; make room in the data directory");
+            return Err(Refused::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "replay_no_room",
+                detail,
+            ));
+        }
+        self.spawn(&running);
+        Ok(running.told_now())
+    }
+
+    /// Drops a replay's tables.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub async fn discard(&self, id: ReplayId) -> Result<ReplayTold, Refused> {
+        let running = self.find(id)?;
+        let phase = running.state.lock().told.phase;
+        if is_at_work(phase) || running.state.lock().told.comparing {
+            return Err(wrong_phase(id, phase, "pause it first"));
+        }
+        self.take_turn(&running)?;
+        let (all, ends) = (self.clone(), Arc::clone(&running));
+        let discarded = tokio::spawn(async move {
+            let _turn = Turn(&all, id);
+            all.discarded(&ends).await
+        });
+        discarded.await.unwrap_or_else(|error| Err(stopped(&error)))?;
+        self.pin();
+        Ok(running.told_now())
+    }
+
+    async fn discarded(&self, running: &Running) -> Result<(), Refused> {
+        let tables: Vec<Name> = running.state.lock().tables().cloned().collect();
+        let dropped = self.sink(running.id()).drop_beside(tables).await;
+        dropped.map_err(|error| unreachable(&error))?;
+        running.change(|state| {
+            state.intent = None;
+            (state.told.phase, state.told.reason) = (Phase::Discarded, None);
+        });
+        self.keep(running).map_err(|error| {
+            let detail =
+                format!("its tables are dropped, and that cannot be kept: {error}; discard it again");
+            Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_no_room", detail)
+        })
+    }
+}
+
+fn stopped(error: &tokio::task::JoinError) -> Refused {
+    let detail = format!("it was cut short: {error}; look at `ingestctl replay list`");
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_unreachable", detail)
+}
+
+pub(super) fn bad(detail: String) -> Refused {
+    Refused::new(StatusCode::BAD_REQUEST, "bad_replay", detail)
+}
+
+pub(super) fn conflict(code: &'static str, detail: String) -> Refused {
+    Refused::new(StatusCode::CONFLICT, code, detail)
+}
+
+pub(super) fn missing(code: &'static str, detail: String) -> Refused {
+    Refused::new(StatusCode::NOT_FOUND, code, detail)
+}
+
+pub(super) fn unreachable(error: &SinkTrouble) -> Refused {
+    let detail = format!("ClickHouse cannot be asked or does not do it: {error}");
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_unreachable", detail)
+}
+
+pub(super) fn wrong_phase(id: ReplayId, phase: Phase, what: &str) -> Refused {
+    let phase = format!("{phase:?}").to_lowercase();
+    conflict("replay_wrong_phase", format!("replay {id} is {phase}: {what}"))
+}
