@@ -1,4 +1,4 @@
-//! What a sink-writer makes of a ClickHouse that answers strangely: FAULTS row 9, time-outs and refusals.
+//! What a sink-writer makes of a ClickHouse that answers strangely: row 9 of `docs/reliability.md`, time-outs and refusals.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Dedup: which rows of a record are repeats (DESIGN R7–R9). Behind the log, in log order, once.
+//! Dedup: which rows of a record are repeats (R7–R9 of ARCHITECTURE.md). Behind the log, in log order, once.
 //!
 //! # Constraints
 //! A row is dropped iff an earlier copy of its key, kept or dropped, was appended less than the

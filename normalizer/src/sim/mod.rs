@@ -1,5 +1,5 @@
 //! A whole partition in a world that is made up: the real pump, dedup, progress, parked rows and log, on a disk
-//! that may lose power, against a model of the sink-writer and of ClickHouse, in virtual time. A run is a
+//! that may lose power, against models of ClickHouse and of the sink-writer, whose verdicts are the real one's code, in virtual time. A run is a
 //! function of its seed.
 //!
 //! A process dies before any of its operations on the disk and at any call or answer; then the disk is as the

@@ -1,4 +1,4 @@
-//! The promise held against the rows (FAULTS.md, checks after every drain).
+//! The promise held against the rows (`docs/reliability.md`: what is checked after every drain).
 
 use super::ledger::{Fate, Identity};
 use std::collections::{HashMap, HashSet};

@@ -1,4 +1,4 @@
-//! Fault 2 of the list: at each failpoint, at its first, middle and last hit, a SIGKILL, an error and a delay.
+//! Fault 2 of the list: at each failpoint but a replay's, at its first, middle and last hit, a SIGKILL, an error and a delay.
 //! After each the process is back within 10 s, drains, and the oracle finds every promise kept.
 //!
 //! | scenario | points | how they are reached |
@@ -8,7 +8,7 @@
 //! | [`bump`] | a token given up for another | rows that ClickHouse has lost though it knows their token |
 //! | [`start`] | a first start | a data directory that is empty |
 //!
-//! `SLUICE_SWEEP=full` runs every case in both shapes, about an hour; else a choice by seed runs, each point at least once.
+//! `SLUICE_SWEEP=full` runs every case in both shapes, about an hour; else a choice by seed runs, each point at least once in three processes.
 //! `SLUICE_SEED` replays a choice. How often a point is hit is counted in a run without faults before.
 
 mod absent;
