@@ -11,6 +11,7 @@ pub mod disk;
 pub mod error;
 pub mod failpoint;
 pub mod fates;
+pub mod gentle;
 pub mod ids;
 pub mod letters;
 pub mod limits;

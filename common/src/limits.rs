@@ -210,6 +210,8 @@ pub const MAX_LETTERS_LISTED: usize = 10_000;
 pub const MAX_LETTERS_RETRIED: usize = 50;
 /// Dead letters that one order deletes.
 pub const MAX_LETTERS_DISCARDED: usize = 1_000;
+/// Frames of the log that are read at once.
+pub const LOG_READ_BYTES: usize = 4 * MIB;
 /// Frames of the log that are read to say what is in flight.
 pub const BOOKS_READ_BYTES: usize = 256 * MIB;
 /// How long a range that sends no rows grows, where its datasets' `batch.max_age` is shorter: nobody
@@ -270,18 +272,23 @@ pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Events a second that a replay writes at most, where its order does not say otherwise: about what leaves half of two
 /// cores to the live path.
 pub const REPLAY_EVENTS_PER_SECOND: u64 = 220_000;
-/// Rows of one range of a replay, or one record: of 100,000 a live insert beside it had to wait for noticeably longer.
-pub const REPLAY_RANGE_ROWS: usize = 30_000;
+/// Rows of one range of a replay, or one record. Of fewer, ClickHouse merges more; of many, a live insert waits no longer
+/// beside it, because what is replayed leaves the processor to others.
+pub const REPLAY_RANGE_ROWS: usize = 100_000;
 /// Records of one range of a replay, those that it does not want included: what is known of their rows fits one answer.
 pub const REPLAY_RANGE_RECORDS: u64 = 10_000;
 /// While the live backlog is older, a replay waits.
 pub const REPLAY_BACKLOG_AGE: Duration = Duration::from_secs(2);
+/// For so long a replay waits for rows that were set aside and are going in.
+pub const REPLAY_ASIDE_PATIENCE: Duration = Duration::from_secs(20);
 /// After so much trouble with one range, or with what was under way at a promotion, a replay stops and says why.
 pub const REPLAY_PATIENCE: Duration = Duration::from_secs(60);
 /// How long after its last step the log keeps what a replay may still ask for.
 pub const REPLAY_PIN_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Part of `log.max_bytes` by which the log grows larger at most for the sake of a replay.
 pub const REPLAY_PIN_PART: u64 = 4;
+/// Plans that are made at once, or wait for those who asked.
+pub const REPLAY_PLANNINGS: usize = 4;
 /// Plans that may be run; older ones are forgotten.
 pub const REPLAY_PLANS: usize = 16;
 

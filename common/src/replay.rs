@@ -244,9 +244,12 @@ pub struct ReplayOrder {
 }
 
 /// An order to put the shadow's rows in the live table's place.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromoteOrder {
+    /// For the list: `user@host`.
+    #[serde(default)]
+    pub who: String,
     /// Live rows that the shadow does not have are copied into it first, and stay.
     #[serde(default)]
     pub row_wise: bool,
@@ -317,12 +320,14 @@ pub struct ReplayCall {
 /// One question or act. Acts may be repeated: the second time they find done what the first one did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SinkAsk {
-    /// What books and table say of minutes `[since_s, until_s)` of append, of rows below an offset.
+    /// What books and table say of minutes `[since_s, until_s)` of append, of rows below an offset. No record of these
+    /// minutes is below `from`: so much of the table need not be looked at.
     Facts {
         table: Name,
         datasets: Vec<Name>,
         since_s: u64,
         until_s: u64,
+        from: Offset,
         below: Offset,
     },
     /// The provenance of the live table's rows of records `[from, to)`: at most 100,000 records and 200,000 rows

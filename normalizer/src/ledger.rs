@@ -22,7 +22,7 @@ use sluice_common::books::{BooksLine, BooksQuery, DEAD_LETTERS, LEDGER, MINUTE_M
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Period;
 use sluice_common::ids::{Name, Offset, TenantId, source_o};
-use sluice_common::limits::{BOOKS_READ_BYTES, MAX_BOOKS_LINES};
+use sluice_common::limits::{BOOKS_READ_BYTES, LOG_READ_BYTES, MAX_BOOKS_LINES};
 use sluice_common::record::{Holds, Record};
 use sluice_common::wire::sink::{Range, SinkReply, SinkRequest};
 use sluice_common::wire::transport::Seam;
@@ -34,8 +34,6 @@ use tower::ServiceExt as _;
 
 /// Embedded: one partition.
 const PARTITION: u16 = 0;
-/// Log bytes read at once.
-const READ_BYTES: usize = 4 * 1024 * 1024;
 /// How long ClickHouse may take for the sums.
 const SUMS_DEADLINE: Duration = Duration::from_secs(5);
 const DEFAULT_SINCE: Period = Period::hours(1);
@@ -147,7 +145,7 @@ impl Ledger {
         let end = *self.log.durable_end().borrow();
         let (mut at, mut bytes) = (from, 0);
         while at < end {
-            let records = self.log.read(at, READ_BYTES).map_err(|error| {
+            let records = self.log.read(at, LOG_READ_BYTES).map_err(|error| {
                 let detail = format!("what is in flight cannot be read from the log: {error}");
                 Refused::new(StatusCode::SERVICE_UNAVAILABLE, "books_unreadable", detail)
             })?;

@@ -11,6 +11,7 @@ use crate::block::SubBatch;
 use crate::client::{InsertRequest, seconds_left};
 use bytes::Bytes;
 use sluice_common::books::Entry;
+use sluice_common::gentle::NICE;
 use sluice_common::ids::{LogId, Name};
 use sluice_common::limits::{MAX_BLOCK_ROWS, MAX_SENT_BLOCK_BYTES};
 use sluice_common::wire::sink::{Piece, Range};
@@ -85,6 +86,11 @@ pub fn request(
         ("max_execution_time", seconds_left(deadline)),
     ]);
     InsertRequest { sql, settings, body }
+}
+
+/// Has the server's threads leave the processor to others; nothing where it is not allowed to (CAP_SYS_NICE).
+pub(crate) fn gentle() -> [(&'static str, String); 1] {
+    [("os_thread_priority", NICE.to_string())]
 }
 
 pub(crate) fn block_settings() -> Vec<(&'static str, String)> {

@@ -16,6 +16,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Dataset;
+use sluice_common::gentle::gently;
 use sluice_common::ids::Name;
 use sluice_common::limits::CLICKHOUSE_SLOTS_MAX;
 use sluice_common::metrics::Metrics;
@@ -200,6 +201,7 @@ impl SinkWriter {
             Ok(server) => server,
             Err(reason) => return SinkReply::Failed { reason },
         };
+        let is_gentle = !call.instead.is_empty();
         let source = Source {
             log: call.log,
             partition: call.partition,
@@ -208,7 +210,7 @@ impl SinkWriter {
             quarantined: call.quarantined,
             tasks: call.tasks.clone(),
         };
-        let subs = match self.build(&server, source, deadline).await {
+        let subs = match self.build(&server, (source, is_gentle), deadline).await {
             Ok(subs) => subs,
             Err(reason) => return SinkReply::Failed { reason },
         };
@@ -224,6 +226,7 @@ impl SinkWriter {
                 range: call.range,
             },
             steps: call.steps,
+            gentle: is_gentle,
             deadline,
             failed: Arc::default(),
         };
@@ -241,11 +244,11 @@ impl SinkWriter {
     async fn build(
         &self,
         server: &Server,
-        source: Source,
+        (source, is_gentle): (Source, bool),
         deadline: Instant,
     ) -> Result<Vec<SubBatch>, String> {
         let source = Arc::new(source);
-        let subs = self.build_once(server, &source, deadline).await?;
+        let subs = self.build_once(server, (&source, is_gentle), deadline).await?;
         let lacking = subs.iter().filter(|sub| !sub.left_out.is_empty());
         let lacking: BTreeSet<&Name> = lacking.map(|sub| &sub.key.table).collect();
         let now = Instant::now();
@@ -257,22 +260,25 @@ impl SinkWriter {
             return Ok(subs);
         }
         drop(subs);
-        self.build_once(server, &source, deadline).await
+        self.build_once(server, (&source, is_gentle), deadline).await
     }
 
     async fn build_once(
         &self,
         server: &Server,
-        source: &Arc<Source>,
+        (source, is_gentle): (&Arc<Source>, bool),
         deadline: Instant,
     ) -> Result<Vec<SubBatch>, String> {
         let sights = self.sights(server, source, deadline).await;
         let source = Arc::clone(source);
-        let built = tokio::task::spawn_blocking(move || block::build(&source, &sights)).await;
-        match built {
-            Ok(built) => built.map_err(|bad| bad.to_string()),
-            Err(panic) => Err(format!("building the blocks failed inside: {panic}")),
-        }
+        let build = move || block::build(&source, &sights).map_err(|bad| bad.to_string());
+        let built = if is_gentle {
+            gently(build).await.map_err(|undone| undone.to_string())
+        } else {
+            let built = tokio::task::spawn_blocking(build).await;
+            built.map_err(|panic| panic.to_string())
+        };
+        built.map_err(|why| format!("building the blocks failed inside: {why}"))?
     }
 
     async fn sights(&self, server: &Server, source: &Source, deadline: Instant) -> Sights {

@@ -28,6 +28,8 @@ pub struct Settler {
     pub limiter: Limiter,
     pub origin: Origin,
     pub steps: Steps,
+    /// Nobody waits for these rows: others go first.
+    pub gentle: bool,
     pub deadline: Instant,
     /// Tables that failed in this call, and how.
     pub failed: Arc<Mutex<BTreeMap<Name, String>>>,
@@ -53,7 +55,10 @@ impl Attempt for Sendable<'_> {
         let (settler, sub) = (self.settler, self.sub);
         let request = (self.columns, self.body.clone(), settler.deadline);
         let database = settler.client.database();
-        let request = insert::request(database, settler.origin, sub, self.generation, request);
+        let mut request = insert::request(database, settler.origin, sub, self.generation, request);
+        if settler.gentle {
+            request.settings.extend(insert::gentle());
+        }
         let begun = Instant::now();
         let answer = match failpoint::hit(Point::InsertSend) {
             Ok(()) => settler.client.insert(request, settler.deadline).await,

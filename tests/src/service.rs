@@ -1,6 +1,6 @@
 //! One real process of ours: started, watched, killed.
 
-use ingestctl::clickhouse::{Engine, LIBRARY_VARIABLE, Places};
+use ingestctl::clickhouse::{ClickHouse, Engine, LIBRARY_VARIABLE, Options, Places};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use std::fs::File;
@@ -41,6 +41,20 @@ pub fn executable(name: &str) -> PathBuf {
 #[must_use]
 pub fn places() -> Places {
     Places::of_this_process().and_above(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A ClickHouse with its data in `dir`, at `port`, or at any where that is 0.
+///
+/// # Panics
+/// Where it does not start.
+pub async fn clickhouse(dir: &Path, port: u16) -> ClickHouse {
+    let options = Options {
+        data_dir: dir.to_owned(),
+        port,
+        engine: places().locate().expect("a ClickHouse: run `make setup`"),
+        launcher: Some(executable("ingestctl")),
+    };
+    ClickHouse::start(options).await.expect("ClickHouse starts")
 }
 
 impl Service {

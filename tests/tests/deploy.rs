@@ -1,10 +1,10 @@
 //! The sample configs of `deploy/sample`: they run as they are, but for ports and keys, and each part
 //! ends with 0 when it is asked to.
 
-use ingestctl::clickhouse::{ClickHouse, Options};
+use ingestctl::clickhouse::ClickHouse;
 use serde_json::json;
 use sluice_common::config::Loaded;
-use sluice_tests::service::{Service, executable, places};
+use sluice_tests::service::{Service, clickhouse};
 use sluice_tests::{Client, eventually, now_ms};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -92,13 +92,7 @@ impl Place {
     }
 
     async fn clickhouse(&self) -> ClickHouse {
-        let options = Options {
-            data_dir: self.dir.path().join("server"),
-            port: self.port(8123),
-            engine: places().locate().expect("a ClickHouse"),
-            launcher: Some(executable("ingestctl")),
-        };
-        ClickHouse::start(options).await.expect("started")
+        clickhouse(&self.dir.path().join("server"), self.port(8123)).await
     }
 
     /// One event through the edge into the table.

@@ -1,10 +1,10 @@
 //! Two ClickHouse servers, one of which goes away: rows are exactly once on one of them, and nothing waits
 //! longer than it must.
 
-use ingestctl::clickhouse::{ClickHouse, Options};
+use ingestctl::clickhouse::ClickHouse;
 use serde_json::{Value, json};
 use sluice_tests::proxy::{Act, Proxy, Rule};
-use sluice_tests::service::{executable, places};
+use sluice_tests::service::{clickhouse, executable};
 use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms};
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -48,13 +48,7 @@ impl Pair {
     }
 
     async fn start(&mut self, at: usize) {
-        let options = Options {
-            data_dir: self.dir.path().join(at.to_string()),
-            port: self.ports[at],
-            engine: places().locate().expect("an engine"),
-            launcher: Some(executable("ingestctl")),
-        };
-        self.running[at] = Some(ClickHouse::start(options).await.expect("it starts"));
+        self.running[at] = Some(clickhouse(&self.dir.path().join(at.to_string()), self.ports[at]).await);
     }
 
     /// SIGKILLs one, and sees to it that it stays away.

@@ -4,7 +4,7 @@
 #[path = "../../sink-writer/tests/support/mod.rs"]
 mod support;
 
-use ingestctl::clickhouse::{ClickHouse, Options};
+use ingestctl::clickhouse::ClickHouse;
 use sluice_common::books::{Entry, LedgerRow};
 use sluice_common::config::Dataset;
 use sluice_common::fates::Fate;
@@ -15,7 +15,7 @@ use sluice_common::replay::{
 use sluice_common::wire::sink::{RangeRecord, SinkCall, SinkReply, SinkRequest, Steps, Verdict};
 use sluice_sink_writer::SinkWriter;
 use sluice_tests::Client;
-use sluice_tests::service::{executable, places};
+use sluice_tests::service::clickhouse;
 use std::time::Duration;
 use support::{APPEND_MS, LOG, PARTITION, call, events, name, record, rows, write, writer};
 use tempfile::TempDir;
@@ -37,13 +37,7 @@ struct Engine {
 impl Engine {
     async fn start(datasets: &[Dataset]) -> Self {
         let dir = TempDir::new().expect("a directory");
-        let options = Options {
-            data_dir: dir.path().to_owned(),
-            port: 0,
-            engine: places().locate().expect("a ClickHouse: run `make setup`"),
-            launcher: Some(executable("ingestctl")),
-        };
-        let server = ClickHouse::start(options).await.expect("ClickHouse");
+        let server = clickhouse(dir.path(), 0).await;
         let writer = writer(&server.url(), "s", datasets);
         let made = writer.create_missing(Duration::from_secs(20)).await;
         made.expect("created");
@@ -220,14 +214,15 @@ async fn books_and_rows_and_letters_are_told_as_they_are() {
     write_a_range_with_its_books(&engine).await;
     let table = || name("events");
     let minute = APPEND_MS / 60_000 * 60;
-    let facts = |since_s, until_s, below| SinkAsk::Facts {
+    let facts = |since_s, until_s, (from, below)| SinkAsk::Facts {
         table: table(),
         datasets: vec![name("events")],
         since_s,
         until_s,
+        from,
         below,
     };
-    let told = engine.ask(facts(minute, minute + 60, 12)).await;
+    let told = engine.ask(facts(minute, minute + 60, (10, 12))).await;
     let expected = Facts {
         live: Some(4),
         stored: 5,
@@ -238,8 +233,17 @@ async fn books_and_rows_and_letters_are_told_as_they_are() {
         servers: 1,
     };
     assert_eq!(told, Ok(SinkTold::Facts(expected)));
-    for (since, until, below) in [(minute + 60, u64::MAX, 12), (0, minute, 12), (0, u64::MAX, 10)] {
-        let Ok(SinkTold::Facts(facts)) = engine.ask(facts(since, until, below)).await else {
+    let later = engine.ask(facts(0, u64::MAX, (11, 12))).await;
+    let Ok(SinkTold::Facts(later)) = later else {
+        panic!("no facts")
+    };
+    assert_eq!(later.live, Some(2), "of record 11 alone");
+    for (since, until, records) in [
+        (minute + 60, u64::MAX, (0, 12)),
+        (0, minute, (0, 12)),
+        (0, u64::MAX, (0, 10)),
+    ] {
+        let Ok(SinkTold::Facts(facts)) = engine.ask(facts(since, until, records)).await else {
             panic!("no facts")
         };
         assert_eq!((facts.live, facts.stored), (Some(0), 0));
@@ -260,7 +264,7 @@ async fn books_and_rows_and_letters_are_told_as_they_are() {
     assert_eq!(engine.kept(letters).await, [kept(10, 3, &[3]), kept(11, 2, &[2])]);
     engine.sql("DROP TABLE s.events SYNC").await;
     engine.refused(rows(0, 99), "table events does not exist").await;
-    let Ok(SinkTold::Facts(gone)) = engine.ask(facts(0, u64::MAX, 99)).await else {
+    let Ok(SinkTold::Facts(gone)) = engine.ask(facts(0, u64::MAX, (0, 99))).await else {
         panic!("no facts")
     };
     assert_eq!((gone.live, gone.stored), (Some(0), 5));
@@ -660,6 +664,7 @@ async fn shadows_are_made_of_what_is_there_or_configured_and_of_nothing_that_los
         datasets: vec![name("events")],
         since_s: 0,
         until_s: 60,
+        from: 0,
         below: 9,
     };
     let Ok(SinkTold::Facts(facts)) = engine.ask(facts).await else {

@@ -11,7 +11,7 @@ use arrow_array::{
 };
 use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field};
-use ingestctl::clickhouse::{ClickHouse, Options};
+use ingestctl::clickhouse::ClickHouse;
 use sluice_common::books::{Entry, LedgerRow};
 use sluice_common::classify::{Class, TIME_OUT_OF_RANGE};
 use sluice_common::clock::{SharedClock, SystemClock};
@@ -25,7 +25,7 @@ use sluice_common::wire::sink::{
 use sluice_sink_writer::SinkWriter;
 use sluice_sink_writer::report::TableState;
 use sluice_tests::Client;
-use sluice_tests::service::{executable, places};
+use sluice_tests::service::clickhouse;
 use std::sync::Arc;
 use std::time::Duration;
 use support::{APPEND_MS, Columns, LOG, PARTITION, call, events, name, record, rows, write, writer};
@@ -50,13 +50,7 @@ struct Engine {
 impl Engine {
     async fn start(datasets: &[Dataset]) -> Self {
         let dir = TempDir::new().expect("a directory");
-        let options = Options {
-            data_dir: dir.path().to_owned(),
-            port: 0,
-            engine: places().locate().expect("a ClickHouse: run `make setup`"),
-            launcher: Some(executable("ingestctl")),
-        };
-        let server = ClickHouse::start(options).await.expect("ClickHouse");
+        let server = clickhouse(dir.path(), 0).await;
         let writer = writer(&server.url(), "s", datasets);
         writer
             .create_missing(Duration::from_secs(20))

@@ -1,8 +1,8 @@
 //! Tables that an operator made, changed or broke: adapted to by name, or refused loudly with nothing lost.
 
-use ingestctl::clickhouse::{ClickHouse, Options};
+use ingestctl::clickhouse::ClickHouse;
 use serde_json::{Value, json};
-use sluice_tests::service::{executable, places};
+use sluice_tests::service::{clickhouse, executable};
 use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms};
 use std::process::Command;
 use std::time::Duration;
@@ -37,13 +37,7 @@ impl Stand {
     /// Runs `ddl`, then starts Sluice.
     async fn start(ddl: &[&str]) -> Self {
         let dir = TempDir::new().expect("a directory");
-        let options = Options {
-            data_dir: dir.path().to_owned(),
-            port: 0,
-            engine: places().locate().expect("a ClickHouse: run `make setup`"),
-            launcher: Some(executable("ingestctl")),
-        };
-        let server = ClickHouse::start(options).await.expect("ClickHouse");
+        let server = clickhouse(dir.path(), 0).await;
         let sql = Client::new(server.url());
         sql.query("CREATE DATABASE telemetry").await.expect("created");
         for statement in ddl {

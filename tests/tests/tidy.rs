@@ -318,6 +318,12 @@ fn every_test_that_the_security_page_names_is_there() {
 }
 
 #[test]
+fn every_test_that_the_list_of_invariants_names_is_there() {
+    let (named, missing) = tests_named_and_missing("ARCHITECTURE.md", "## Invariants");
+    assert!(named > 40 && missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn every_test_that_the_reliability_page_names_is_there() {
     let (named, missing) = tests_named_and_missing("docs/reliability.md", "## Faults and their tests");
     assert!(named > 60 && missing.is_empty(), "{missing:?}");

@@ -1,6 +1,5 @@
 //! TLS over real processes and with real clients: curl, and our own.
 
-use ingestctl::clickhouse::{ClickHouse, Options};
 use ingestctl::http::Http;
 use rustix::process::{Signal, kill_process};
 use rustls::pki_types::pem::PemObject as _;
@@ -9,7 +8,7 @@ use serde_json::json;
 use sluice_common::tls::PemFile;
 use sluice_common::tls::client::{ClientFiles, ClientTls};
 use sluice_tests::pki::{Authority, dns};
-use sluice_tests::service::{Service, executable, places, tail};
+use sluice_tests::service::{Service, clickhouse, executable, tail};
 use sluice_tests::{Client, eventually, now_ms};
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -471,13 +470,7 @@ async fn three_processes_and_clickhouse_speak_mutual_tls_and_let_no_stranger_in(
     }
     strangers.sign_local("forged");
     place.configure(&three_processes(&place));
-    let options = Options {
-        data_dir: place.dir.path().join("server"),
-        port: place.ports[7],
-        engine: places().locate().expect("a ClickHouse"),
-        launcher: Some(executable("ingestctl")),
-    };
-    let server = ClickHouse::start(options).await.expect("started");
+    let server = clickhouse(&place.dir.path().join("server"), place.ports[7]).await;
     proxy(&place.address(6), place.address(7), &place.data(), "server").await;
     let mut services = Vec::new();
     for name in ["sluice-sink-writer", "sluice-normalizer", "sluice-edge"] {

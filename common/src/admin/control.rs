@@ -70,7 +70,7 @@ impl Control {
 }
 
 /// A request that a control route does not fulfil: a problem document.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Refused(Problem);
 
 impl Refused {

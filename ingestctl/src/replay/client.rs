@@ -44,9 +44,16 @@ impl Replays {
         Ok(Self(admin.remote()?))
     }
 
-    /// What would be touched. Nothing is.
+    /// What would be touched. Nothing is. A long log is read for longer than a request may last.
     pub(super) async fn plan(&self, ask: &ReplayAsk) -> Result<ReplayPlan, RemoteError> {
-        read(self.0.post(&format!("{ROUTE}/plan"), ask).await?)
+        loop {
+            match self.0.post(&format!("{ROUTE}/plan"), ask).await {
+                Err(error) if error.code() == Some("replay_planning") => {
+                    eprintln!("the log is being read for the plan");
+                }
+                answer => return read(answer?),
+            }
+        }
     }
 
     /// Begins a plan.

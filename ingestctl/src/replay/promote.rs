@@ -4,6 +4,7 @@ use super::One;
 use super::client::{Act, Replays};
 use super::follow::Look;
 use super::picture::{self, before, live, phase, shadows};
+use super::run::who;
 use crate::confirm::Question;
 use crate::exit::{EXIT_CODES, Exit};
 use clap::Args;
@@ -50,6 +51,7 @@ impl PromoteArgs {
             promotion(&replays.told(self.one.id).await?, self.row_wise).ask_person()?;
         }
         let order = PromoteOrder {
+            who: who(),
             row_wise: self.row_wise,
         };
         let told = promoted(&replays, &self.one, order).await?;

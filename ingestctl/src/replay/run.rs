@@ -89,6 +89,19 @@ struct Ended<'a> {
     reason: Option<&'a str>,
 }
 
+impl<'a> Ended<'a> {
+    fn of(told: &'a ReplayTold) -> Self {
+        Self {
+            plan: &told.plan,
+            phase: told.phase,
+            read: &told.read,
+            written: told.written,
+            left_out: told.left_out,
+            reason: told.reason.as_deref(),
+        }
+    }
+}
+
 impl RunArgs {
     /// Prints the plan; then asks, begins it and follows it.
     pub(super) async fn run(self) -> Result<Exit, Failure> {
@@ -170,7 +183,7 @@ fn confirm(plan: &ReplayPlan) -> Result<(), Failure> {
 }
 
 /// `user@host`, for the list of replays.
-fn who() -> String {
+pub(super) fn who() -> String {
     let user = ["USER", "LOGNAME"]
         .iter()
         .find_map(|name| std::env::var(name).ok());
@@ -190,14 +203,7 @@ pub(super) async fn finish(
 ) -> Result<Exit, Failure> {
     let interrupted = async { tokio::signal::ctrl_c().await };
     let told = to_its_end(replays, told, interrupted).await?;
-    let ended = Ended {
-        plan: &told.plan,
-        phase: told.phase,
-        read: &told.read,
-        written: told.written,
-        left_out: told.left_out,
-        reason: told.reason.as_deref(),
-    };
+    let ended = Ended::of(&told);
     output.print(&ended, || picture::ended(&told))?;
     Ok(exit(told.phase))
 }
@@ -301,14 +307,7 @@ mod tests {
     #[test]
     fn what_is_printed_at_the_end_is_the_plan_and_what_came_of_it() {
         let told = told(Phase::Paused);
-        let ended = Ended {
-            plan: &told.plan,
-            phase: told.phase,
-            read: &told.read,
-            written: told.written,
-            left_out: told.left_out,
-            reason: told.reason.as_deref(),
-        };
+        let ended = Ended::of(&told);
         let document = serde_json::to_value(&ended).expect("JSON");
         let mut expected = serde_json::to_value(&told.plan).expect("JSON");
         for (name, value) in [

@@ -227,7 +227,8 @@ fn options_of_a_run_and_verbs_do_not_mix() {
 
 #[tokio::test]
 async fn a_dry_run_asks_for_the_plan_and_nothing_else() {
-    let fake = Fake::that(vec![(PLAN, 200, json!(plan()))]).await;
+    let later = json!({"code": "replay_planning", "detail": "ask again", "status": 503});
+    let fake = Fake::that(vec![(PLAN, 503, later), (PLAN, 200, json!(plan()))]).await;
     let args = [
         "--dry-run",
         "--output",
@@ -242,7 +243,11 @@ async fn a_dry_run_asks_for_the_plan_and_nothing_else() {
         "from": {"offset": 1200}, "to": {"offset": 1210}, "since_ms": null, "until_ms": null,
         "partition": null, "tenant": "acme", "dataset": "orders",
     });
-    assert_eq!(fake.bodies.lock()[0], expected);
+    assert_eq!(
+        *fake.bodies.lock(),
+        [expected.clone(), expected],
+        "asked again, the same"
+    );
 }
 
 #[tokio::test]
@@ -377,7 +382,12 @@ async fn a_promotion_ends_promoted_or_says_why_not() {
         let outcome = fake
             .run(&[&["promote", "r00c0ffee", "--yes"], args].concat())
             .await;
-        assert_eq!(fake.bodies.lock()[0], json!({"row_wise": is_done}));
+        let order = fake.bodies.lock()[0].clone();
+        assert_eq!(order["row_wise"], is_done);
+        assert!(
+            order["who"].as_str().is_some_and(|who| who.contains('@')),
+            "{order}"
+        );
         match outcome {
             Ok(exit) => assert!(is_done && exit == Exit::Good),
             Err(error) => assert!(!is_done && error.contains("3 live rows: --row-wise"), "{error}"),

@@ -40,7 +40,7 @@ use servers::Servers;
 use sluice_common::clock::SharedClock;
 use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::ids::{Name, Offset};
-use sluice_common::limits::VERIFY_ONE_IN;
+use sluice_common::limits::{LOG_READ_BYTES, VERIFY_ONE_IN};
 use sluice_common::metrics::{Counter, Histogram, Metrics};
 use sluice_common::record::Record;
 use sluice_common::servers::ServerId;
@@ -56,8 +56,6 @@ use tokio::task::JoinHandle;
 
 /// Embedded: one partition.
 pub const PARTITION: u16 = 0;
-/// Record bytes read from the log at once.
-const READ_BYTES: usize = 4 * 1024 * 1024;
 /// A backlog is late at so many times the age to which ranges grow: one grows, one is settled.
 const LATE_AGES: u64 = 3;
 /// How long the pump sleeps at most before it looks around again.
@@ -286,7 +284,7 @@ impl Pump {
     fn fill(&mut self, durable: &mut watch::Receiver<Offset>) -> Result<(), PumpError> {
         while !self.next.is_full() && self.next.end() < *durable.borrow_and_update() {
             let from = self.next.end();
-            let records = block_in_place(|| self.log.read(from, READ_BYTES))?;
+            let records = block_in_place(|| self.log.read(from, LOG_READ_BYTES))?;
             for record in records {
                 if !self.next.has_room_for(&record) {
                     self.next.fill_up();

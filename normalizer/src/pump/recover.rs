@@ -3,13 +3,13 @@
 
 use super::drive::{Driver, Start};
 use super::range::OpenRange;
-use super::{PARTITION, Pump, PumpError, READ_BYTES};
+use super::{PARTITION, Pump, PumpError};
 use crate::dedup::DedupError;
 use crate::progress::Intent;
 use crate::runtime::{block_in_place, sleep};
 use sluice_common::failpoint::{self, Safety};
 use sluice_common::ids::{Name, Offset, source_o};
-use sluice_common::limits::{INSERT_DEADLINE_MAX, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
+use sluice_common::limits::{INSERT_DEADLINE_MAX, LOG_READ_BYTES, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::wire::sink::Horizon;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -140,7 +140,7 @@ impl Pump {
             tracing::info!(from, to, "reading the log again for the dedup state");
         }
         while at < to {
-            for record in block_in_place(|| self.log.read(at, READ_BYTES))? {
+            for record in block_in_place(|| self.log.read(at, LOG_READ_BYTES))? {
                 if record.place.offset >= to {
                     break;
                 }
@@ -165,7 +165,7 @@ impl Pump {
     async fn decide_intent(&mut self, intent: &Intent) -> Result<OpenRange, PumpError> {
         let mut range = OpenRange::at(intent.range.a);
         while range.end() < intent.range.b {
-            for record in block_in_place(|| self.log.read(range.end(), READ_BYTES))? {
+            for record in block_in_place(|| self.log.read(range.end(), LOG_READ_BYTES))? {
                 if record.place.offset >= intent.range.b {
                     break;
                 }

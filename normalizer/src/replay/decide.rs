@@ -14,21 +14,22 @@ use super::sink::{Sink, SinkTrouble};
 use crate::dedup::{Dedup, DedupError, DedupOpenError, DedupOptions};
 use crate::log::{EmbeddedLog, ReadError};
 use crate::parked::shelf::Shelf;
-use crate::runtime::{block_in_place, sleep};
+use crate::runtime::block_in_place;
 use sluice_common::clock::UnixMs;
 use sluice_common::disk::Dir;
 use sluice_common::fates::{Fate, Fates};
+use sluice_common::gentle::{Undone, gently};
 use sluice_common::ids::{Name, Offset};
+use sluice_common::limits::LOG_READ_BYTES;
 use sluice_common::record::Record;
 use sluice_common::replay::{Decisions, KeptRows};
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-/// Record bytes read from the log at once.
-const READ_BYTES: usize = 4 * 1024 * 1024;
 /// Ranges whose provenance is asked for at once.
 const RANGES_AHEAD: u64 = 8;
 /// Between two looks whether a bucket has been sealed.
@@ -56,6 +57,8 @@ pub enum DecideError {
     WindowLost,
     #[error("{0}")]
     Directory(#[from] std::io::Error),
+    #[error("{0}; resume it")]
+    Undone(#[from] Undone),
 }
 
 /// Decides records in log order.
@@ -215,31 +218,14 @@ impl Decider {
             if self.told.is_cancelled() {
                 return Err(DecideError::Told);
             }
-            let read = block_in_place(|| self.log.read(state.next, READ_BYTES))?;
-            for record in read {
-                let offset = record.place.offset;
-                if offset >= range.b {
-                    break;
-                }
-                let of_record = loop {
-                    match block_in_place(|| state.dedup.decide(&record)) {
-                        Err(stalled @ DedupError::Stalled { .. }) => {
-                            block_in_place(|| state.dedup.committed(offset))?;
-                            if state.dedup.stats().over_limit {
-                                return Err(stalled.into());
-                            }
-                            sleep(SEAL_WAIT).await;
-                        }
-                        decided => break decided?,
-                    }
-                };
-                state.next = offset + 1;
-                if offset >= range.a && wanted.contains(&record.meta.table) {
-                    fates.insert(offset, of_record);
-                }
-            }
-            // Nothing of it is needed after a crash: all is as good as committed.
-            block_in_place(|| state.dedup.committed(state.next))?;
+            let (log, wanted) = (Arc::clone(&self.log), wanted.clone());
+            let decided = gently(move || {
+                let decided = state.goes_on(&log, range, &wanted);
+                (state, decided)
+            });
+            let (went_on, decided) = decided.await?;
+            state = went_on;
+            fates.extend(decided?);
         }
         self.anew = Some(state);
         Ok(fates)
@@ -270,6 +256,48 @@ impl Decider {
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(%error, dir = %self.dir.path.display(), "a replay's dedup state stays until the next start");
+        }
+    }
+}
+
+impl Anew {
+    /// Decides some more records, up to the end of a range; those of it in the tables that are wanted are told, and a
+    /// window of others before it is not kept. Blocks for the disk, and until a bucket has been sealed.
+    fn goes_on(
+        &mut self,
+        log: &EmbeddedLog,
+        range: Range,
+        wanted: &[Name],
+    ) -> Result<Vec<(Offset, Fates)>, DecideError> {
+        let mut decided = Vec::new();
+        for record in log.read(self.next, LOG_READ_BYTES)? {
+            let offset = record.place.offset;
+            if offset >= range.b {
+                break;
+            }
+            let fates = self.decide(&record)?;
+            self.next = offset + 1;
+            if offset >= range.a && wanted.contains(&record.meta.table) {
+                decided.push((offset, fates));
+            }
+        }
+        // Nothing of it is needed after a crash: all is as good as committed.
+        self.dedup.committed(self.next)?;
+        Ok(decided)
+    }
+
+    fn decide(&mut self, record: &Record) -> Result<Fates, DedupError> {
+        loop {
+            match self.dedup.decide(record) {
+                Err(stalled @ DedupError::Stalled { .. }) => {
+                    self.dedup.committed(record.place.offset)?;
+                    if self.dedup.stats().over_limit {
+                        return Err(stalled);
+                    }
+                    thread::sleep(SEAL_WAIT);
+                }
+                decided => return decided,
+            }
         }
     }
 }

@@ -81,9 +81,6 @@ pub struct Promotion {
     /// How many of them are replaced.
     #[serde(default)]
     pub swapped: usize,
-    /// It was given up after some were replaced, and the shadow is gone.
-    #[serde(default)]
-    pub given_up: bool,
 }
 
 impl State {
@@ -100,6 +97,15 @@ impl State {
             .as_ref()
             .is_some_and(|promotion| promotion.saved > 0);
         saved && self.told.phase == Phase::Promoting
+    }
+
+    /// Whether a task works on it.
+    #[must_use]
+    pub fn is_at_work(&self) -> bool {
+        match self.told.phase {
+            Phase::Running | Phase::Promoting => true,
+            Phase::Paused | Phase::Failed | Phase::Done | Phase::Promoted | Phase::Discarded => false,
+        }
     }
 
     /// Whether nothing is left to be done but to show it.

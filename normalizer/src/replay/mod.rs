@@ -15,6 +15,7 @@ mod decide;
 mod file;
 mod orders;
 mod plan;
+mod planning;
 mod promote;
 mod routes;
 mod run;
@@ -36,7 +37,8 @@ use file::State;
 use orders::{conflict, missing};
 use parking_lot::Mutex;
 use plan::Planned;
-use run::{RunError, is_at_work};
+use planning::Planning;
+use run::RunError;
 use scan::Wanted;
 use sink::Sink;
 use sluice_common::admin::Refused;
@@ -84,9 +86,11 @@ struct Inner {
 struct Known {
     /// Plans that may be run, oldest first.
     plans: VecDeque<Planned>,
+    planning: Vec<Planning>,
     replays: BTreeMap<ReplayId, Arc<Running>>,
-    /// A task works on it.
-    at_work: Option<ReplayId>,
+    /// A task works on it, in the so-maniest turn: one that is over must not end the next.
+    at_work: Option<(ReplayId, u64)>,
+    turns: u64,
 }
 
 /// One replay, at work or not.
@@ -99,12 +103,12 @@ pub(crate) struct Running {
 }
 
 /// The turn of one replay, which ends with this.
-struct Turn<'a>(&'a Replays, ReplayId);
+struct Turn(Replays, u64);
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         let mut known = self.0.0.known.lock();
-        known.at_work.take_if(|id| *id == self.1);
+        known.at_work.take_if(|(_, turn)| *turn == self.1);
     }
 }
 
@@ -167,14 +171,17 @@ impl Replays {
     /// Goes on with what was at work when an earlier process ended.
     pub fn go_on(&self) {
         let known = self.0.known.lock();
-        let at_work = |one: &&Arc<Running>| is_at_work(one.state.lock().told.phase);
+        let at_work = |one: &&Arc<Running>| one.state.lock().is_at_work();
         let mut found: Vec<Arc<Running>> = known.replays.values().filter(at_work).cloned().collect();
         drop(known);
         found.sort_by_key(|one| one.state.lock().told.phase != Phase::Promoting);
         for running in found {
-            if self.begin(&running).is_err() {
-                tracing::error!("two replays were at work: the second waits to be resumed");
-                running.change(|state| state.told.phase = Phase::Paused);
+            match self.take_turn(&running) {
+                Ok(turn) => self.spawn(&running, turn),
+                Err(_) => {
+                    tracing::error!("two replays were at work: the second waits to be resumed");
+                    running.change(|state| state.told.phase = Phase::Paused);
+                }
             }
         }
     }
@@ -206,54 +213,47 @@ impl Replays {
         })
     }
 
-    fn begin(&self, running: &Arc<Running>) -> Result<(), Refused> {
-        self.take_turn(running)?;
-        self.spawn(running);
-        Ok(())
-    }
-
     /// One works at a time.
-    fn take_turn(&self, running: &Running) -> Result<(), Refused> {
-        let id = running.state.lock().told.id;
+    fn take_turn(&self, running: &Running) -> Result<Turn, Refused> {
+        let id = running.id();
         let mut known = self.0.known.lock();
-        if let Some(other) = known.at_work {
+        if let Some((other, _)) = known.at_work {
             let detail = format!("replay {other} is at work: wait for it, or pause it");
             return Err(conflict("replay_busy", detail));
         }
-        known.at_work = Some(id);
+        known.turns += 1;
+        known.at_work = Some((id, known.turns));
         *running.told.lock() = self.0.parts.stop.child_token();
-        Ok(())
+        Ok(Turn(self.clone(), known.turns))
     }
 
-    fn spawn(&self, running: &Arc<Running>) {
+    fn spawn(&self, running: &Arc<Running>, turn: Turn) {
         self.pin();
         let (all, running) = (self.clone(), Arc::clone(running));
-        tokio::spawn(async move { all.work(&running).await });
+        tokio::spawn(async move {
+            // It ends also where the work fails inside.
+            let _turn = turn;
+            all.work(&running).await;
+        });
     }
 
     /// Works on one until it is done, told to stop, or in trouble.
     async fn work(&self, running: &Running) {
-        let (id, phase) = {
-            let state = running.state.lock();
-            (state.told.id, state.told.phase)
-        };
-        // Also where it fails inside.
-        let _turn = Turn(self, id);
+        let phase = running.state.lock().told.phase;
         if phase == Phase::Promoting {
             self.promote(running).await;
         } else {
             self.work_to_end(running).await;
         }
-        tracing::info!(%id, phase = ?running.state.lock().told.phase, "replay");
+        tracing::info!(id = %running.id(), phase = ?running.state.lock().told.phase, "replay");
         self.pin();
     }
 
     async fn work_to_end(&self, running: &Running) {
-        let tables: Vec<Name> = running.state.lock().tables().cloned().collect();
-        let id = running.state.lock().told.id;
+        let id = running.id();
         let ran = if running.is_fresh() {
             // A process may have ended between its state and its tables.
-            let made = self.sink(id).prepare(tables).await;
+            let made = self.sink(id).prepare(running.tables()).await;
             made.map_err(|error| RunError::Sink(error.to_string()))
         } else {
             Ok(())
@@ -284,17 +284,22 @@ impl Replays {
     /// # Errors
     /// Any of the disk; nothing is shown then but the reason, and the turn is kept.
     fn end(&self, running: &Running, change: impl FnOnce(&mut State)) -> std::io::Result<()> {
-        let mut state = running.state.lock().clone();
-        change(&mut state);
-        state.told.changed_ms = self.now_ms();
-        if let Err(error) = block_in_place(|| file::write(self.dir(), &state)) {
+        let state = self.written(running, change).inspect_err(|error| {
             running.change(|state| state.told.reason = Some(format!("keeping its state: {error}")));
-            return Err(error);
-        }
+        })?;
         let mut known = self.0.known.lock();
         running.change(|shown| *shown = state);
         known.at_work = None;
         Ok(())
+    }
+
+    /// The changed state, once it is durable: shown by nobody yet.
+    fn written(&self, running: &Running, change: impl FnOnce(&mut State)) -> std::io::Result<State> {
+        let mut state = running.state.lock().clone();
+        change(&mut state);
+        state.told.changed_ms = self.now_ms();
+        block_in_place(|| file::write(self.dir(), &state))?;
+        Ok(state)
     }
 
     /// Has the log keep what replays may still read: for a while.
@@ -305,11 +310,10 @@ impl Replays {
         let mut lowest: Option<Offset> = None;
         for running in known.replays.values() {
             let state = running.state.lock();
-            if !state.has_ended() && (young(&state) || is_at_work(state.told.phase)) {
+            if !state.has_ended() && (young(&state) || state.is_at_work()) {
                 let anew = state.decisions.values().any(|how| *how == Decisions::Anew);
                 let needs = if anew { state.needs } else { state.told.next };
-                let needs = needs.min(lowest.unwrap_or(Offset::MAX));
-                lowest = Some(needs);
+                lowest = Some(lowest.map_or(needs, |lowest| lowest.min(needs)));
             }
         }
         self.log().pin(lowest);
@@ -327,12 +331,8 @@ impl Replays {
         self.0.parts.sink.clone()
     }
 
-    fn log(&self) -> &EmbeddedLog {
+    fn log(&self) -> &Arc<EmbeddedLog> {
         &self.0.parts.log
-    }
-
-    fn shared_log(&self) -> Arc<EmbeddedLog> {
-        Arc::clone(&self.0.parts.log)
     }
 
     fn shelf(&self) -> &Shelf {
@@ -388,6 +388,11 @@ impl Running {
 
     fn id(&self) -> ReplayId {
         self.state.lock().told.id
+    }
+
+    /// The live tables.
+    fn tables(&self) -> Vec<Name> {
+        self.state.lock().tables().cloned().collect()
     }
 
     /// Nothing of it is read yet.

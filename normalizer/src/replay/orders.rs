@@ -4,13 +4,12 @@
 
 use super::file::{self, Promotion, State};
 use super::plan::Planned;
-use super::run::is_at_work;
 use super::sink::SinkTrouble;
-use super::{Replays, Running, Turn};
+use super::{Replays, Running};
 use crate::runtime::block_in_place;
 use http::StatusCode;
 use sluice_common::admin::Refused;
-use sluice_common::ids::{Name, Offset};
+use sluice_common::ids::Offset;
 use sluice_common::limits::REPLAY_PLANS;
 use sluice_common::replay::{
     Decisions, Phase, PromoteOrder, ReplayId, ReplayOrder, ReplayPlan, ReplayTold, TableDiff,
@@ -48,20 +47,17 @@ impl Replays {
             return Err(missing("replay_unknown", detail));
         };
         let running = Arc::new(Running::new(self.fresh(planned, order).await?));
-        self.take_turn(&running)?;
+        let turn = self.take_turn(&running)?;
         // In a task: whoever asked may go away.
         let (all, begins) = (self.clone(), Arc::clone(&running));
         let begun = tokio::spawn(async move {
-            let turn = Turn(&all, begins.id());
             all.prepare(&begins).await?;
-            all.0
-                .known
-                .lock()
-                .replays
-                .insert(begins.id(), Arc::clone(&begins));
-            all.0.known.lock().plans.retain(|one| one.plan.id != begins.id());
-            std::mem::forget(turn);
-            all.spawn(&begins);
+            let id = begins.id();
+            let mut known = all.0.known.lock();
+            known.replays.insert(id, Arc::clone(&begins));
+            known.plans.retain(|one| one.plan.id != id);
+            drop(known);
+            all.spawn(&begins, turn);
             Ok(())
         });
         begun.await.unwrap_or_else(|error| Err(stopped(&error)))?;
@@ -98,7 +94,7 @@ impl Replays {
             promotion: None,
             told: ReplayTold {
                 id: plan.id,
-                who: order.who.chars().take(120).collect(),
+                who: short(&order.who),
                 begun_ms: now,
                 changed_ms: now,
                 phase: Phase::Running,
@@ -135,24 +131,13 @@ impl Replays {
 
     /// Its state is durable and its tables are there, or nothing is.
     async fn prepare(&self, running: &Running) -> Result<(), Refused> {
-        let state = running.state.lock().clone();
-        let (id, tables) = (state.told.id, state.tables().cloned().collect::<Vec<Name>>());
-        let kept = self.keep(running);
-        let begun = match kept {
-            Err(error) => {
-                let detail =
-                    format!("the state of a replay cannot be kept: {error}; make room in the data directory");
-                Err(Refused::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "replay_no_room",
-                    detail,
-                ))
+        let (id, tables) = (running.id(), running.tables());
+        let begun = match self.keep(running) {
+            Err(error) => Err(no_room(&error)),
+            Ok(()) => {
+                let made = self.sink(id).prepare(tables.clone()).await;
+                made.map_err(|error| unreachable(&error))
             }
-            Ok(()) => self
-                .sink(id)
-                .prepare(tables.clone())
-                .await
-                .map_err(|error| unreachable(&error)),
         };
         if begun.is_err() {
             // Best effort: what stays is told by the list, and goes with `discard`.
@@ -200,9 +185,9 @@ impl Replays {
                 ));
             }
         }
-        self.take_turn(&running)?;
+        let turn = self.take_turn(&running)?;
         running.change(|state| (state.told.phase, state.told.reason) = (Phase::Running, None));
-        self.spawn(&running);
+        self.spawn(&running, turn);
         Ok(running.told_now())
     }
 
@@ -264,27 +249,20 @@ impl Replays {
                 "only one that is done, and not being compared, can be promoted",
             ));
         }
-        self.take_turn(&running)?;
+        let turn = self.take_turn(&running)?;
         running.change(|state| {
             (state.told.phase, state.told.reason) = (Phase::Promoting, None);
-            state.told.steps.clear();
+            state.told.steps = vec![format!("ordered by {}", short(&order.who))];
             state.promotion = Some(Promotion {
                 row_wise: order.row_wise,
                 ..Promotion::default()
             });
         });
         if let Err(error) = self.keep(&running) {
-            self.0.known.lock().at_work = None;
             running.change(|state| state.told.phase = Phase::Done);
-            let detail =
-                format!("the state of the replay cannot be kept: {error}; make room in the data directory");
-            return Err(Refused::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "replay_no_room",
-                detail,
-            ));
+            return Err(no_room(&error));
         }
-        self.spawn(&running);
+        self.spawn(&running, turn);
         Ok(running.told_now())
     }
 
@@ -295,13 +273,17 @@ impl Replays {
     pub async fn discard(&self, id: ReplayId) -> Result<ReplayTold, Refused> {
         let running = self.find(id)?;
         let phase = running.state.lock().told.phase;
-        if is_at_work(phase) || running.state.lock().told.comparing {
+        let busy = {
+            let state = running.state.lock();
+            state.is_at_work() || state.told.comparing
+        };
+        if busy {
             return Err(wrong_phase(id, phase, "pause it first"));
         }
-        self.take_turn(&running)?;
+        let turn = self.take_turn(&running)?;
         let (all, ends) = (self.clone(), Arc::clone(&running));
         let discarded = tokio::spawn(async move {
-            let _turn = Turn(&all, id);
+            let _turn = turn;
             all.discarded(&ends).await
         });
         discarded.await.unwrap_or_else(|error| Err(stopped(&error)))?;
@@ -310,8 +292,7 @@ impl Replays {
     }
 
     async fn discarded(&self, running: &Running) -> Result<(), Refused> {
-        let tables: Vec<Name> = running.state.lock().tables().cloned().collect();
-        let dropped = self.sink(running.id()).drop_beside(tables).await;
+        let dropped = self.sink(running.id()).drop_beside(running.tables()).await;
         dropped.map_err(|error| unreachable(&error))?;
         running.change(|state| {
             state.intent = None;
@@ -325,8 +306,23 @@ impl Replays {
     }
 }
 
+/// Of whoever ordered something, as much as is kept.
+fn short(who: &str) -> String {
+    who.chars().take(120).collect()
+}
+
+fn no_room(error: &std::io::Error) -> Refused {
+    let detail = format!("the state of the replay cannot be kept: {error}; make room in the data directory");
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_no_room", detail)
+}
+
 fn stopped(error: &tokio::task::JoinError) -> Refused {
     let detail = format!("it was cut short: {error}; look at `ingestctl replay list`");
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_unreachable", detail)
+}
+
+pub(super) fn stopped_planning() -> Refused {
+    let detail = "making the plan was cut short: plan again";
     Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_unreachable", detail)
 }
 

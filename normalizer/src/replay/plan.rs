@@ -295,8 +295,18 @@ impl Replays {
         datasets.extend(found.written_by.get(table).into_iter().flatten().cloned());
         datasets.sort();
         datasets.dedup();
-        sink.facts((table.clone(), datasets), (since_s, until_s), self.committed())
+        let records = (self.none_older(since_s * 1_000), self.committed());
+        sink.facts((table.clone(), datasets), (since_s, until_s), records)
             .await
+    }
+
+    /// An offset at or below every record that was ever appended at `ms` or later.
+    fn none_older(&self, ms: UnixMs) -> Offset {
+        // First this: what is deleted meanwhile makes it no higher.
+        let first = self.log().first_offset();
+        let near = self.log().first_offset_appended_at_or_after(ms);
+        // The log does not tell how old the records were that it has no more.
+        if near <= first { 0 } else { near }
     }
 
     /// Rows of the books that wait elsewhere: then they say too little.
@@ -317,9 +327,7 @@ fn rank(decisions: &Option<Decisions>) -> u8 {
 }
 
 fn differs(table: &Name, facts: &Facts, decisions: Decisions) -> String {
-    let live = facts
-        .live
-        .map_or_else(|| "an unknown number of".to_owned(), |live| live.to_string());
+    let live = live(facts);
     let how = match decisions {
         Decisions::Anew => "dedup decides anew, from one window earlier on",
         Decisions::All | Decisions::Provenance => "the books know of no repeats, so all rows are replayed",
@@ -330,14 +338,17 @@ fn differs(table: &Name, facts: &Facts, decisions: Decisions) -> String {
     )
 }
 
+fn live(facts: &Facts) -> String {
+    let told = facts.live.map(|live| live.to_string());
+    told.unwrap_or_else(|| "an unknown number of".to_owned())
+}
+
 fn cannot(table: &Name, facts: &Facts) -> String {
     format!(
         "of these minutes table {table} has {} rows and the books say {} stored and {} repeats: which rows are repeats \
          could only be decided anew, and the log does not reach back one dedup window. A later `--from`, or minutes that \
          are whole, can be replayed",
-        facts
-            .live
-            .map_or_else(|| "an unknown number of".to_owned(), |live| live.to_string()),
+        live(facts),
         facts.stored,
         facts.duplicate
     )

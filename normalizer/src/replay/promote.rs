@@ -71,7 +71,7 @@ enum Ended {
 impl Replays {
     /// Promotes; returns when it is over, or the process stops.
     pub(super) async fn promote(&self, running: &Running) {
-        let tables: Vec<Name> = running.state.lock().tables().cloned().collect();
+        let tables = running.tables();
         // Orders of dead letters and promotions take turns.
         let Ok(_letters) = self.letters_gate().acquire_owned().await else {
             return;
@@ -91,10 +91,8 @@ impl Replays {
         };
         let ended = |state: &mut State| {
             (state.told.phase, state.told.reason) = (phase, reason.clone());
-            match (phase, &mut state.promotion) {
-                (Phase::Failed, Some(promotion)) => promotion.given_up = true,
-                (Phase::Done, promotion) => *promotion = None,
-                _ => {}
+            if phase == Phase::Done {
+                state.promotion = None;
             }
         };
         // Rows stay aside until it is durable that nothing is to be replaced any more.
@@ -188,12 +186,8 @@ impl Replays {
         let events: u64 = found.touched.tables.values().sum();
         if events > 0 {
             let decided = self.decisions(sink, &found).await?;
-            let lacking = found
-                .touched
-                .tables
-                .keys()
-                .find(|table| !decided.by_table.contains_key(*table));
-            if lacking.is_some() {
+            let is_decided = |table| decided.by_table.contains_key(table);
+            if !found.touched.tables.keys().all(is_decided) {
                 return Err(Refusal::Behind(decided.notes.join("; ")));
             }
             running.change(|state| {
@@ -266,12 +260,14 @@ impl Replays {
             if at >= saved {
                 sink.save(table.clone(), part.id.clone()).await?;
                 // Durable before it is replaced: what is kept must never be kept again from then on.
-                self.note(running, |promotion| promotion.saved = at + 1)?;
+                self.note(running, |promotion, _| promotion.saved = at + 1)?;
             }
             if at >= swapped {
                 sink.swap(table.clone(), part.clone()).await?;
-                self.note(running, |promotion| promotion.swapped = at + 1)?;
-                running.step(format!("table {table}: partition {} is replaced", part.id));
+                self.note(running, |promotion, steps| {
+                    promotion.swapped = at + 1;
+                    steps.push(format!("table {table}: partition {} is replaced", part.id));
+                })?;
             }
         }
         sink.fence(tables.to_vec()).await?;
@@ -279,11 +275,14 @@ impl Replays {
     }
 
     /// Makes a step durable, and counts on it only then.
-    fn note(&self, running: &Running, change: impl FnOnce(&mut Promotion)) -> std::io::Result<()> {
-        let mut state = running.state.lock().clone();
-        change(state.promotion.get_or_insert_default());
-        state.told.changed_ms = self.now_ms();
-        crate::runtime::block_in_place(|| super::file::write(self.dir(), &state))?;
+    fn note(
+        &self,
+        running: &Running,
+        change: impl FnOnce(&mut Promotion, &mut Vec<String>),
+    ) -> std::io::Result<()> {
+        let state = self.written(running, |state| {
+            change(state.promotion.get_or_insert_default(), &mut state.told.steps);
+        })?;
         running.change(|shown| *shown = state);
         Ok(())
     }

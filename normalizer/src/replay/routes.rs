@@ -40,10 +40,7 @@ async fn plan(
     State(replays): State<Replays>,
     Json(ask): Json<ReplayAsk>,
 ) -> Result<Json<ReplayPlan>, Refused> {
-    let planned = replays.plan(&ask).await?;
-    let plan = planned.plan.clone();
-    replays.remember(planned);
-    Ok(Json(plan))
+    replays.planned(ask).await.map(Json)
 }
 
 async fn order(State(replays): State<Replays>, Json(order): Json<ReplayOrder>) -> Told {

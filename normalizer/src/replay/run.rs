@@ -6,6 +6,8 @@ use super::file::State;
 use super::scan::{Wanted, touch, walk};
 use super::{Replays, Running};
 use crate::log::ReadError;
+use crate::parked::file::UnitId;
+use crate::parked::shelf::Unit;
 use crate::progress::closing::{self, Aside, Work};
 use crate::progress::plan::{Next, Rules};
 use crate::progress::settle::Settling;
@@ -15,15 +17,16 @@ use crate::pump::call::{Caller, Occasion};
 use crate::runtime::{Instant, block_in_place, sleep};
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::{
-    MAX_RANGE_BYTES, MAX_RANGE_FRAME_BYTES, REPLAY_BACKLOG_AGE, REPLAY_PATIENCE, REPLAY_RANGE_RECORDS,
-    REPLAY_RANGE_ROWS, RETRY_BACKOFF_MIN, VERIFY_ONE_IN,
+    MAX_RANGE_BYTES, MAX_RANGE_FRAME_BYTES, REPLAY_ASIDE_PATIENCE, REPLAY_BACKLOG_AGE, REPLAY_PATIENCE,
+    REPLAY_RANGE_RECORDS, REPLAY_RANGE_ROWS, RETRY_BACKOFF_MIN, VERIFY_ONE_IN,
 };
 use sluice_common::metrics::Counter;
 use sluice_common::record::Record;
-use sluice_common::replay::{Beside, Phase, Touched};
+use sluice_common::replay::{Beside, Touched};
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two looks at the live path while it is behind.
@@ -62,14 +65,41 @@ impl Replays {
     /// # Errors
     /// [`RunError`]; the state says how far it came.
     pub(super) async fn run(&self, running: &Running) -> Result<(), RunError> {
+        self.let_in(running).await?;
         let mut decider = {
             let state = running.state.lock();
-            let from = (self.shared_log(), self.sink(state.told.id), self.shelf().clone());
+            let from = (
+                Arc::clone(self.log()),
+                self.sink(state.told.id),
+                self.shelf().clone(),
+            );
             Decider::new(from, &state, (self.dir(), self.dedup_at()), running.stop())
         };
         let ran = self.ranges(running, &mut decider).await;
         decider.close();
         ran
+    }
+
+    /// Rows that are set aside are left out, and go into the live table by themselves. Done after that, a shadow without
+    /// them could not take its place: those that are still to be decided are waited for, for a while.
+    async fn let_in(&self, running: &Running) -> Result<(), RunError> {
+        let (begun, tables) = (Instant::now(), running.tables());
+        let (next, end, declared) = {
+            let state = running.state.lock();
+            (state.told.next, state.end, state.intent.is_some())
+        };
+        let shelf = self.shelf();
+        let waits = |(id, unit): &(UnitId, Unit)| {
+            let is_due = id.a < end && next < id.b && tables.contains(&id.table);
+            is_due && (unit.heals || unit.mend) && !shelf.is_held(&id.table)
+        };
+        // What is declared is to come out as it was.
+        while !declared && begun.elapsed() < REPLAY_ASIDE_PATIENCE && shelf.units().iter().any(waits) {
+            running.change(|state| state.told.reason = Some("rows that were set aside go in first".into()));
+            running.wait(LOOK).await?;
+        }
+        running.change(|state| state.told.reason = None);
+        Ok(())
     }
 
     async fn ranges(&self, running: &Running, decider: &mut Decider) -> Result<(), RunError> {
@@ -104,6 +134,7 @@ impl Replays {
                     touched.iter().for_each(|record| touch(read, record));
                 }
             });
+            // A range that stayed declared while others go on would be decided again after they changed the live table.
             self.keep(running)?;
             running.owe(events, begun);
         }
@@ -359,13 +390,4 @@ fn of_partition(read: &mut Vec<Touched>) -> &mut Touched {
         });
     }
     &mut read[0]
-}
-
-/// Whether a phase is one in which a task works.
-#[must_use]
-pub fn is_at_work(phase: Phase) -> bool {
-    match phase {
-        Phase::Running | Phase::Promoting => true,
-        Phase::Paused | Phase::Failed | Phase::Done | Phase::Promoted | Phase::Discarded => false,
-    }
 }

@@ -1,13 +1,13 @@
 //! Reading the log for a replay: which records are meant, and what was touched.
 
 use crate::log::{EmbeddedLog, ReadError};
-use crate::runtime::block_in_place;
+use sluice_common::gentle::gently;
 use sluice_common::ids::{Name, Offset, TenantId};
+use sluice_common::limits::LOG_READ_BYTES;
 use sluice_common::record::{Holds, Record};
 use sluice_common::replay::Touched;
-
-/// Record bytes read from the log at once.
-const READ_BYTES: usize = 4 * 1024 * 1024;
+use std::io;
+use std::sync::Arc;
 
 /// Which records of a span are replayed: those with events of this tenant and dataset.
 #[derive(Debug, Clone, Default)]
@@ -46,19 +46,26 @@ pub fn touch(touched: &mut Touched, record: &Record) {
     *touched.tables.entry(meta.table.clone()).or_default() += events;
 }
 
-/// Hands records `[from, to)` to `each` in order until it returns `false`. Between two reads others have their
-/// turn; the disk is waited for.
+/// Hands records `[from, to)` to `each` in order until it returns `false`. They are read on a thread that leaves the
+/// processor to the live path.
 ///
 /// # Errors
 /// The log's.
 pub async fn walk(
-    log: &EmbeddedLog,
+    log: &Arc<EmbeddedLog>,
     (from, to): (Offset, Offset),
     mut each: impl FnMut(Record) -> bool,
 ) -> Result<(), ReadError> {
     let mut at = from;
     while at < to {
-        let records = block_in_place(|| log.read(at, READ_BYTES))?;
+        let reads = Arc::clone(log);
+        let records = gently(move || reads.read(at, LOG_READ_BYTES)).await;
+        let records = records.unwrap_or_else(|undone| {
+            Err(ReadError::Io {
+                segment: format!("of offset {at}"),
+                source: io::Error::other(undone),
+            })
+        })?;
         for record in records {
             let offset = record.place.offset;
             if offset >= to || !each(record) {
@@ -66,7 +73,6 @@ pub async fn walk(
             }
             at = offset + 1;
         }
-        tokio::task::yield_now().await;
     }
     Ok(())
 }

@@ -75,18 +75,20 @@ impl Sink {
         }
     }
 
-    /// What books and table say of minutes `[since_s, until_s)`, of rows below an offset.
+    /// What books and table say of minutes `[since_s, until_s)`, of records `[from, below)`: none of these minutes is
+    /// older.
     pub async fn facts(
         &self,
         (table, datasets): (Name, Vec<Name>),
         (since_s, until_s): (u64, u64),
-        below: Offset,
+        (from, below): (Offset, Offset),
     ) -> Result<Facts, SinkTrouble> {
         let ask = SinkAsk::Facts {
             table,
             datasets,
             since_s,
             until_s,
+            from,
             below,
         };
         let told = self.ask(ask, QUESTION).await?;
@@ -173,8 +175,11 @@ impl Sink {
 
     /// Puts a shadow's partition in the live one's place.
     pub async fn swap(&self, table: Name, part: Part) -> Result<(), SinkTrouble> {
-        let Part { id, live, shadow } = part;
-        let part = id;
+        let Part {
+            id: part,
+            live,
+            shadow,
+        } = part;
         let ask = SinkAsk::Swap {
             table,
             part,

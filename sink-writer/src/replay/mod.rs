@@ -33,9 +33,10 @@ const KEY: &str = "_src_l, _src_p, _src_o";
 const END_OF_OFFSETS: Offset = 1 << 48;
 /// Under these, reading much leaves the live path its processor and memory: an aggregate goes to disk at
 /// 256 MiB, and fails at 1 GiB.
-const GENTLE: [(&str, &str); 5] = [
+const GENTLE: [(&str, &str); 6] = [
     ("max_threads", "1"),
     ("priority", "10"),
+    ("os_thread_priority", "10"),
     ("max_bytes_before_external_group_by", "268435456"),
     ("max_memory_usage", "1073741824"),
     ("select_sequential_consistency", "1"),
@@ -59,11 +60,13 @@ pub(crate) async fn answer(servers: &Servers, call: ReplayCall) -> Result<SinkTo
             datasets,
             since_s,
             until_s,
+            from,
             below,
         } => {
             let minutes = facts::Minutes {
                 since_s,
                 until_s,
+                from,
                 below,
             };
             let mut facts = facts::facts(&site, &table, &datasets, minutes).await?;

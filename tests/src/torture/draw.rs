@@ -62,7 +62,7 @@ pub enum Fault {
         part: Part,
     },
     Network(Network),
-    /// A dataset's table is renamed away, and back after so long.
+    /// A dataset's table is taken away, and brought back after so long.
     Table {
         dataset: usize,
         time: Duration,

@@ -14,7 +14,7 @@ pub struct Figures {
     pub stops: u64,
     pub restarts: u64,
     pub network: u64,
-    /// Tables renamed away and back.
+    /// Tables taken away and brought back.
     pub tables: u64,
     /// Volumes filled and freed, by whose they are.
     pub full: BTreeMap<String, u64>,
@@ -82,7 +82,7 @@ impl fmt::Display for Figures {
             ("SIGSTOPs", self.stops.to_string()),
             ("SIGTERMs and restarts", self.restarts.to_string()),
             ("network faults", self.network.to_string()),
-            ("tables renamed away and back", self.tables.to_string()),
+            ("tables taken away and back", self.tables.to_string()),
             ("volumes filled and freed", counted(&self.full)),
             (
                 "dead letters",

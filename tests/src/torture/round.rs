@@ -151,6 +151,7 @@ impl Round {
             }
             false => block_in_place(|| volume.fill(full.spare)),
         };
+        // The fault lasts so long.
         tokio::time::sleep(full.time / 2).await;
         let before = self.deployment.clickhouse_pid();
         if let Some(part) = full.kills {
@@ -191,18 +192,15 @@ impl Round {
         self.figures.retried = counts.next().expect("retries");
     }
 
-    /// Renames a table away and back.
+    /// Takes a table away and brings it back. Detached, not renamed: nobody can make another one of its name meanwhile,
+    /// and a ClickHouse that starts again has it back by itself.
     async fn table(&mut self, table: &str, time: Duration) {
         self.figures.tables += 1;
-        let away = format!("telemetry.{table}_away");
-        let table = format!("telemetry.{table}");
-        self.rename(&table, &away).await;
+        self.change(&format!("DETACH TABLE telemetry.{table}")).await;
+        // The fault lasts so long.
         tokio::time::sleep(time).await;
-        self.rename(&away, &table).await;
-    }
-
-    async fn rename(&self, from: &str, to: &str) {
-        self.change(&format!("RENAME TABLE {from} TO {to}")).await;
+        self.change(&format!("ATTACH TABLE IF NOT EXISTS telemetry.{table}"))
+            .await;
     }
 
     async fn change(&self, sql: &str) {

@@ -119,9 +119,18 @@ async fn without_verification_rows_that_clickhouse_lost_are_found_lost() {
             .lose_rows_of_a_token(&mut stand.deployment, &stand.oracle)
             .await;
         stand.bring_up(Part::SinkWriter).await;
-        stand.verdict().await
+        let verdict = stand.verdict().await;
+        let bumps = "sluice_token_generation_bumps_total";
+        (
+            verdict,
+            stand.deployment.metric(Part::Normalizer, bumps, "").await,
+        )
     };
-    let (with, without) = (scenario(&[]).await, scenario(&[Safety::Verify]).await);
+    let ((with, bumps), (without, none)) = (scenario(&[]).await, scenario(&[Safety::Verify]).await);
+    assert!(
+        bumps >= 1.0 && none == 0.0,
+        "{bumps} tokens given up, without verification {none}"
+    );
     is_needed(&with, &without, |total| total.lost);
 }
 

@@ -1,13 +1,13 @@
 //! A pipeline inside the test's process, so that its clock can be stepped, with a real ClickHouse.
 
-use ingestctl::clickhouse::{ClickHouse, Options};
+use ingestctl::clickhouse::ClickHouse;
 use ingestctl::demo;
 use ingestctl::pipeline::{Given, Pipeline};
 use sluice_common::clock::SharedClock;
 use sluice_common::config::{DEFAULT_YAML, Loaded};
 use sluice_common::metrics::Metrics;
 use sluice_common::process::Failure;
-use sluice_tests::service::{executable, places};
+use sluice_tests::service::clickhouse;
 use sluice_tests::{Client, eventually};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,13 +37,7 @@ impl InProcess {
     /// The same with other keys of `log`.
     pub async fn start_with(clock: SharedClock, log: &str) -> Self {
         let dir = TempDir::new().expect("a directory");
-        let options = Options {
-            data_dir: dir.path().join("server"),
-            port: 0,
-            engine: places().locate().expect("a ClickHouse: run `make setup`"),
-            launcher: Some(executable("ingestctl")),
-        };
-        let clickhouse = ClickHouse::start(options).await.expect("ClickHouse");
+        let clickhouse = clickhouse(&dir.path().join("server"), 0).await;
         let yaml = DEFAULT_YAML
             .replace("127.0.0.1:4318", "127.0.0.1:0")
             .replace("127.0.0.1:9464", "127.0.0.1:0")

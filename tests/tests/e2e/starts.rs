@@ -7,6 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+/// Of a segment of the log, before its first record.
+const SEGMENT_HEADER_BYTES: usize = 64;
+
 /// A Sluice that has stored one event and was stopped.
 async fn stopped() -> Deployment {
     let mut deployment = with_an_event().await;
@@ -113,6 +116,35 @@ async fn a_wiped_log_with_its_progress_kept_refuses() {
         &refused(&deployment),
         &["acknowledged records are missing", "restore", "together"],
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_in_a_durable_record_refuses_and_flipped_back_it_goes_on() {
+    let mut deployment = stopped().await;
+    let log = std::fs::read_dir(deployment.data().join("log")).expect("a log");
+    let segment = log
+        .map(|file| file.expect("a file").path())
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"00000000000000000000."))
+        })
+        .expect("the first segment");
+    let flip = || {
+        let mut bytes = std::fs::read(&segment).expect("read");
+        // In the first record, behind its head.
+        bytes[SEGMENT_HEADER_BYTES + 100] ^= 4;
+        std::fs::write(&segment, bytes).expect("written");
+    };
+    flip();
+    let words = refused(&deployment);
+    assert_says(&words, &["the log is damaged", "restore this file from a copy"]);
+    flip();
+    deployment.bring_up(Part::Up).await.expect("ready");
+    let rows = deployment
+        .clickhouse()
+        .query("SELECT count() FROM telemetry.events")
+        .await;
+    assert_eq!(rows.as_deref(), Ok("1"));
 }
 
 /// Progress from before an event, restored under a log that has stored it: going on would store it twice.

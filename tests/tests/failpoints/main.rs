@@ -8,7 +8,7 @@
 //! | [`bump`] | a token given up for another | rows that ClickHouse has lost though it knows their token |
 //! | [`start`] | a first start | a data directory that is empty |
 //!
-//! `SLUICE_SWEEP=full` runs every case in both shapes, about an hour; else a choice by seed runs, each point at least once in three processes.
+//! `SLUICE_SWEEP=full` runs every case, those of [`way`] in both shapes, about an hour; else a choice by seed runs, each point at least once in three processes.
 //! `SLUICE_SEED` replays a choice. How often a point is hit is counted in a run without faults before.
 
 mod absent;

@@ -3,12 +3,12 @@
 #[path = "../../../sink-writer/tests/support/mod.rs"]
 mod support;
 
-use ingestctl::clickhouse::{ClickHouse, Options};
+use ingestctl::clickhouse::ClickHouse;
 use sluice_common::config::Dataset;
 use sluice_common::wire::sink::{Steps, Verdict};
 use sluice_sink_writer::SinkWriter;
 use sluice_tests::proxy::{Act, Ending, Proxy, Rule, Way};
-use sluice_tests::service::{executable, places};
+use sluice_tests::service::clickhouse;
 use sluice_tests::{Client, eventually};
 use std::time::Duration;
 use support::{APPEND_MS, call, events, record, rows, write, writer};
@@ -35,13 +35,7 @@ struct Cutter {
 impl Cutter {
     async fn start() -> Self {
         let dir = TempDir::new().expect("a directory");
-        let options = Options {
-            data_dir: dir.path().to_owned(),
-            port: 0,
-            engine: places().locate().expect("a ClickHouse: run `make setup`"),
-            launcher: Some(executable("ingestctl")),
-        };
-        let server = ClickHouse::start(options).await.expect("ClickHouse");
+        let server = clickhouse(dir.path(), 0).await;
         let proxy = Proxy::start(server.port()).await;
         let lasting = Dataset {
             ttl: None,

@@ -4,7 +4,7 @@ use super::{ROWS, Stand, Sums, TURNS};
 use serde_json::json;
 use sluice_common::failpoint::Point;
 use sluice_tests::failpoints::{Action, Case, Failpoints};
-use sluice_tests::{Deployment, Part, Shape};
+use sluice_tests::{Deployment, Part, Shape, finally};
 use std::time::Duration;
 
 const POINTS: [Point; 4] = [
@@ -15,16 +15,14 @@ const POINTS: [Point; 4] = [
 ];
 const FIRED: Duration = Duration::from_secs(30);
 
-async fn stand() -> (Stand, Failpoints) {
+pub(super) async fn stand(shape: Shape, extra: &str) -> (Stand, Failpoints) {
     let mut points = None;
-    let deployment = Deployment::start_prepared(3, Shape::AllInOne, "", |dir| {
-        points = Some(Failpoints::below(dir))
-    });
+    let deployment = Deployment::start_prepared(3, shape, extra, |dir| points = Some(Failpoints::below(dir)));
     let deployment = deployment.await;
     (Stand { deployment }, points.expect("prepared"))
 }
 
-async fn rise(stand: &mut Stand) {
+pub(super) async fn rise(stand: &mut Stand) {
     stand.deployment.kill(Part::Up);
     stand.deployment.bring_up(Part::Up).await.expect("ready");
 }
@@ -32,7 +30,7 @@ async fn rise(stand: &mut Stand) {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_a_replay_goes_on_and_its_promotion_too() {
     let _turn = TURNS.acquire().await;
-    let (mut stand, mut points) = stand().await;
+    let (mut stand, mut points) = stand(Shape::AllInOne, "").await;
     for tenant in 0..3 {
         stand.send(tenant, 0..40_000).await;
         stand.send(tenant, 10_000..30_000).await;
@@ -122,16 +120,15 @@ async fn killed_at(stand: &mut Stand, points: &Failpoints, case: Case) -> u64 {
 }
 
 /// Waits until it is in a phase, or the process is killed: whether it was the former.
-async fn quiet(stand: &Stand, points: &Failpoints, id: &str, phase: &str) -> bool {
-    let until = std::time::Instant::now() + super::DEADLINE;
-    loop {
-        let admin = stand.deployment.admin(Part::Normalizer);
-        let answer = admin.get(&format!("/admin/v1/replay/{id}")).await;
+pub(super) async fn quiet(stand: &Stand, points: &Failpoints, id: &str, phase: &str) -> bool {
+    let path = format!("/admin/v1/replay/{id}");
+    finally(&format!("{id} {phase}"), super::DEADLINE, async || {
+        let answer = stand.deployment.admin(Part::Normalizer).get(&path).await;
         match answer {
-            Err(_) if points.has_fired() => return false,
-            Ok(answer) if answer.json()["phase"] == phase => return true,
-            other => assert!(std::time::Instant::now() < until, "{other:?}"),
+            Err(_) if points.has_fired() => Ok(false),
+            Ok(answer) if answer.json()["phase"] == phase => Ok(true),
+            other => Err(format!("{other:?}")),
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    })
+    .await
 }

@@ -1,5 +1,6 @@
 //! Replay on a real ClickHouse: what is planned is read, what was lost or damaged comes back, and nothing else changes.
 
+mod hard;
 mod kills;
 mod orders;
 mod promote;
