@@ -322,6 +322,17 @@ impl Record {
         if end.next_multiple_of(8) != frame.len() || rows as usize > MAX_RECORD_ROWS {
             return Err(BadRecord::Content("the parts do not add up to the frame".into()));
         }
+        let mut next = Some(0);
+        for span in frame[spans..keys].chunks_exact(SPAN_BYTES).map(read_span) {
+            next = next
+                .filter(|next| *next == span.first_row)
+                .and_then(|next| next.checked_add(span.rows));
+        }
+        if next != Some(rows) {
+            return Err(BadRecord::Content(
+                "the rows of its requests do not follow one another to the record's last".into(),
+            ));
+        }
         let meta = serde_json::from_slice(&frame[HEADER_BYTES..spans])
             .map_err(|error| BadRecord::Content(format!("meta: {error}")))?;
         let place = Placement {
@@ -396,7 +407,7 @@ impl Record {
                 high = middle;
             }
         }
-        // Spans without rows may stand before the one that has the row.
+        // None of these begins past the row; those without rows may stand before the one that has it.
         let holds = |span: &RequestSpan| row - span.first_row < span.rows;
         (0..low).rev().map(at).find(holds).map(|span| span.request)
     }
@@ -519,6 +530,41 @@ mod tests {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(Record::read(&bytes.into()).is_err());
+        }
+    }
+
+    /// Checksums do not tell a wrong writer; without this, reading one row's request could panic.
+    #[test]
+    fn requests_whose_rows_do_not_follow_one_another_are_no_record() {
+        let read = |spans: &[(u32, u32)]| {
+            let mut content = content(vec![1, 2, 3], false, Vec::new());
+            let one = content.spans[0];
+            let span = |&(first_row, rows): &(u32, u32)| RequestSpan {
+                first_row,
+                rows,
+                ..one
+            };
+            content.spans = spans.iter().map(span).collect();
+            let mut out = Vec::new();
+            content.write(place(), &mut out);
+            Record::read(&out.into())
+        };
+        for good in [&[(0, 3)][..], &[(0, 0), (0, 1), (1, 0), (1, 2), (3, 0)]] {
+            let record = read(good).expect("a record");
+            assert!((0..3).all(|row| record.request_of(row).is_some()), "{good:?}");
+            assert_eq!(record.request_of(3), None, "{good:?}");
+        }
+        let bad: [&[(u32, u32)]; 7] = [
+            &[],
+            &[(1, 3)],
+            &[(0, 2)],
+            &[(0, 4)],
+            &[(0, 2), (1, 2)],
+            &[(1, 2), (0, 1)],
+            &[(0, u32::MAX), (u32::MAX, 4)],
+        ];
+        for spans in bad {
+            assert!(matches!(read(spans), Err(BadRecord::Content(_))), "{spans:?}");
         }
     }
 
