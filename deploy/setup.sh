@@ -23,6 +23,12 @@ sha256:a6f752b793e3e6ae8055a828358e144324bc6e21706075a6d3bad7075259a0e3
 sha256:a9b79dee5c30792469512d635ef8f285e12a2c2e53fed747740997a1e336a221
 '
 
+# A Kafka broker for tests, from Maven Central. Its client's C library is built with the rest (librdkafka, by cargo).
+kafka_version=4.1.1
+# Of `sha256sum *.jar` over all jars, by name: a repository that serves something else is refused.
+kafka_digest=212e915c18991fc48cdceb7e9258c2c7e4343699b32961c71d1ce4c048303a4d
+maven_dependency_plugin=3.8.1
+
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -32,11 +38,22 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # One line for each tool: the command that must exist, and the Debian package that brings it.
 debian_tools='
 cc build-essential
+c++ build-essential
+make build-essential
 pkg-config pkg-config
 npm npm
 openssl openssl
 python3 python3
 pip3 python3-pip
+java default-jre-headless
+mvn maven
+'
+
+# Headers, which no command tells of: what pkg-config must know, and the Debian package that brings it. librdkafka
+# speaks TLS through OpenSSL.
+debian_headers='
+libssl libssl-dev
+zlib zlib1g-dev
 '
 
 install_debian_packages() {
@@ -44,6 +61,9 @@ install_debian_packages() {
     while read -r tool package; do
         [ -z "$tool" ] || have "$tool" || missing+=("$package")
     done <<<"$debian_tools"
+    while read -r tool package; do
+        [ -z "$tool" ] || pkg-config --exists "$tool" 2>/dev/null || missing+=("$package")
+    done <<<"$debian_headers"
     [ ${#missing[@]} -gt 0 ] || return 0
 
     have apt-get || die "missing: ${missing[*]}. Install them with this system's package manager, then run 'make setup' again."
@@ -143,6 +163,34 @@ install_k6() {
     say "installed $dir/k6"
 }
 
+# --- Kafka ----------------------------------------------------------------------------------------
+
+install_kafka() {
+    local dir=$local_dir/kafka
+    if [ -d "$dir/libs" ] && [ "$(cat "$dir/VERSION" 2>/dev/null)" = "$kafka_version" ]; then
+        return 0
+    fi
+    say "installing Kafka $kafka_version from Maven Central, for tests (54 MB)"
+    local work=$local_dir/tmp/kafka
+    rm -rf "$work" && mkdir -p "$work/libs"
+    # --strict-checksums: what does not have the repository's checksum is refused.
+    mvn --batch-mode --quiet --strict-checksums --file "$repo/deploy/kafka/pom.xml" -Dkafka.version="$kafka_version" \
+        "org.apache.maven.plugins:maven-dependency-plugin:$maven_dependency_plugin:copy-dependencies" \
+        -DoutputDirectory="$work/libs" -DincludeScope=runtime </dev/null ||
+        die "Maven could not fetch Kafka $kafka_version: is Maven Central reachable?"
+    local digest
+    digest=$(cd "$work/libs" && LC_ALL=C sha256sum -- *.jar | sha256sum | cut -d' ' -f1)
+    [ "$digest" = "$kafka_digest" ] || die "Kafka's jars have digest $digest, expected $kafka_digest: not installed."
+    java -cp "$work/libs/*" kafka.Kafka --version >/dev/null 2>&1 </dev/null ||
+        die "Kafka $kafka_version does not run with this Java: it needs 17 or newer."
+    rm -rf "$dir" && mkdir -p "$dir"
+    mv "$work/libs" "$dir/libs"
+    printf '%s\n' "$kafka_version" >"$work/VERSION"
+    mv -f "$work/VERSION" "$dir/VERSION"
+    rm -rf "$local_dir/tmp"
+    say "installed $dir"
+}
+
 # --- The order -------------------------------------------------------------------------------------
 
 mkdir -p "$local_dir"
@@ -155,4 +203,5 @@ install_debian_packages
 check_rust
 install_clickhouse
 install_k6
+install_kafka
 say "ready"

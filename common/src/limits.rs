@@ -210,6 +210,21 @@ pub const MAX_LETTERS_LISTED: usize = 10_000;
 pub const MAX_LETTERS_RETRIED: usize = 50;
 /// Dead letters that one order deletes.
 pub const MAX_LETTERS_DISCARDED: usize = 1_000;
+/// How long a message may take to its topic, retries of Kafka's client included; what is not there by then waits on
+/// disk, so that the range goes on: a broker that restarts is back sooner.
+pub const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
+/// Payloads that wait for their broker, in bytes, new ones and those that have waited on disk apart; a broker that is
+/// slower is waited for.
+pub const PUBLISH_QUEUE_BYTES: usize = 32 * MIB;
+/// The same in messages.
+pub const PUBLISH_QUEUE_MESSAGES: usize = 32_768;
+/// What a message takes beside its payload: key, headers, and what the client notes of it.
+pub const PUBLISH_MESSAGE_BYTES: usize = KIB;
+/// Shares of ranges that waited for their topics and are in memory at once: one of a topic that takes events, and one
+/// of those that are in trouble.
+pub const PUBLISH_UNITS: usize = 2;
+/// Records and columns of calls that publish: a range's. ClickHouse's calls have their own ([`SINK_CALL_BYTES`]).
+pub const PUBLISH_CALL_BYTES: usize = 128 * MIB;
 /// Frames of the log that are read at once.
 pub const LOG_READ_BYTES: usize = 4 * MIB;
 /// Frames of the log that are read to say what is in flight.
@@ -329,16 +344,21 @@ pub const DEDUP_MEMORY_BYTES: usize = 256 * MIB;
 /// Most that an edge holds.
 pub const EDGE_MEMORY_BYTES: usize = PROCESS_BYTES + EDGE_BODY_BYTES + MAX_CONNECTIONS * CONNECTION_BYTES;
 /// Most that a normalizer holds: bodies and the columns of their size, columns and frames that wait for the log, its
-/// tail, a range that settles and one that grows, and dedup's state.
+/// tail, a range that settles and one that grows, what waited for its topic, and dedup's state.
 pub const NORMALIZER_MEMORY_BYTES: usize = PROCESS_BYTES
     + 2 * INTAKE_BYTES
     + 2 * LOG_QUEUE_BYTES
     + TAIL_CACHE_BYTES
     + 2 * (MAX_RANGE_FRAME_BYTES + MAX_RANGE_BYTES)
+    + 2 * PUBLISH_UNITS * MAX_RANGE_FRAME_BYTES
     + DEDUP_BUCKETS * DEDUP_BUCKET_BYTES
     + DEDUP_MEMORY_BYTES;
-/// Most that a sink-writer holds: calls with their columns, and of these the blocks and the bodies made of them.
-pub const SINK_MEMORY_BYTES: usize = PROCESS_BYTES + 3 * SINK_CALL_BYTES;
+/// Most that a sink-writer holds: calls with their columns, and of these the blocks and the bodies made of them; and
+/// messages on their way to a topic.
+pub const SINK_MEMORY_BYTES: usize = PROCESS_BYTES
+    + 3 * SINK_CALL_BYTES
+    + PUBLISH_CALL_BYTES
+    + 2 * (PUBLISH_QUEUE_BYTES + PUBLISH_QUEUE_MESSAGES * PUBLISH_MESSAGE_BYTES);
 /// Most that Sluice holds on one machine, in whichever shape.
 pub const MEMORY_BYTES: usize = EDGE_MEMORY_BYTES + NORMALIZER_MEMORY_BYTES + SINK_MEMORY_BYTES;
 
@@ -349,6 +369,7 @@ const _: () = {
     assert!(EDGE_GUARANTEED_BYTES + EDGE_BORROW_BYTES < EDGE_BODY_BYTES);
     assert!(MAX_BODY_BYTES + MIB <= EDGE_BORROW_BYTES);
     assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
+    assert!(MAX_RANGE_FRAME_BYTES + MAX_RANGE_BYTES <= PUBLISH_CALL_BYTES);
     assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
     assert!(MAX_BODY_BYTES <= MAX_REQUEST_COLUMN_BYTES);
     // Built in a group that is nearly full, it still fits the log's queue.

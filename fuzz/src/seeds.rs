@@ -5,13 +5,17 @@ use bytes::Bytes;
 use http::HeaderMap;
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::LogId;
-use sluice_common::record::Record;
+use sluice_common::record::{HEADER_BYTES, Record};
+use sluice_common::wire::publish::{PublishCall, PublishOrder};
 use sluice_common::wire::sink::{Range, RangeRecord, SinkCall, SinkRequest, Steps, WhichServers};
 use sluice_common::wire::transport::Call as _;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
+
+
+
 
 /// Writes `dir/TARGET/NAME`.
 pub fn write(dir: &Path) {
@@ -24,6 +28,7 @@ pub fn write(dir: &Path) {
     // So long that intake packs it.
     seed("arrow", "packed", &arrow::seed(&"y".repeat(9_000)));
     seed("record", "sound", &frame);
+    seed("record", "requests_out_of_order", &requests_out_of_order(&frame));
     seed("files", "segment", &[&[1], frame.as_slice()].concat());
     let record = Record::read(&Bytes::from(frame)).expect("sound");
     let mut fates = Fates::new();
@@ -50,6 +55,23 @@ pub fn write(dir: &Path) {
             .concat(),
         );
     }
+    let records = vec![RangeRecord { record, fates }];
+    let order = PublishOrder {
+        log: LogId(1),
+        partition: 0,
+        range: Range { a: 0, b: 1 },
+        topic: "clean".into(),
+        key: Vec::new(),
+        skip: 1,
+        most: u64::MAX,
+        waited: false,
+    };
+    let publish = SinkRequest::Publish(PublishCall {
+        order,
+        records: records.clone(),
+        timeout: Duration::from_secs(1),
+        trace: Default::default(),
+    });
     let call = SinkRequest::Write(SinkCall {
         log: LogId(1),
         partition: 0,
@@ -59,7 +81,7 @@ pub fn write(dir: &Path) {
         timeout: Duration::from_secs(1),
         steps: Steps::FIRST,
         tasks: None,
-        records: vec![RangeRecord { record, fates }],
+        records,
         ledger: Vec::new(),
         quarantined: Vec::new(),
         instead: BTreeMap::new(),
@@ -67,6 +89,7 @@ pub fn write(dir: &Path) {
     });
     for (name, call) in [
         ("write", call),
+        ("publish", publish),
         (
             "servers",
             SinkRequest::Servers(WhichServers {
@@ -80,4 +103,13 @@ pub fn write(dir: &Path) {
             &[&[0], call.into_parts(&mut HeaderMap::new()).as_ref()].concat(),
         );
     }
+}
+
+/// The first request's rows begin at the second row: asking for the first row's request once ended the process.
+fn requests_out_of_order(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let meta = u32::from_le_bytes(frame[52..56].try_into().expect("4 bytes"));
+    let first_row = HEADER_BYTES + meta as usize + 16;
+    frame[first_row] = 1;
+    frame
 }

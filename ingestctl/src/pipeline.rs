@@ -15,7 +15,7 @@ use sluice_common::tls::client::ClientTlsError;
 use sluice_common::tls::{ServerTls, reload};
 use sluice_edge::{Edge, EdgeServer, tenants_routes};
 use sluice_normalizer::start::{Environment, Running};
-use sluice_sink_writer::{SinkWriter, Target};
+use sluice_sink_writer::{SinkWriter, Target, publish};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +61,8 @@ impl Pipeline {
         let tls = tls.transpose()?;
         let probes = listen(&config.edge.admin).await?;
         let targets = targets(loaded, &given)?;
-        let sink = SinkWriter::new(&targets, &config.datasets, &given.metrics);
+        let sink = SinkWriter::new(&targets, &config.datasets, &given.metrics)
+            .publishing(publish::Target::of(loaded));
         make_tables(&sink, given.wait_for_tables).await;
         let (taking, pumping) = (Stop::new(), Stop::new());
         let environment = Environment {

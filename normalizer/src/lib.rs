@@ -17,6 +17,7 @@ mod ledger;
 pub mod log;
 pub mod parked;
 pub mod progress;
+pub mod publish;
 pub mod pump;
 mod replay;
 mod runtime;

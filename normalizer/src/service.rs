@@ -38,6 +38,9 @@ const APPEND_GRACE: Duration = Duration::from_millis(250);
 /// Shed: the request's time was over before its append began.
 const TOO_LATE: &[(&str, &str)] = &[("where", "intake"), ("reason", "too_late")];
 
+/// Labels of what is shed for a dataset's sake, and what its clients are told.
+const WAITS_FOR_TABLE: (&str, &str) = ("parked", "no rows are taken by the table");
+const WAITS_FOR_TOPIC: (&str, &str) = ("unpublished", "no events are taken by the Kafka topic");
 /// What the edge is told to wait where a dataset's table takes no rows.
 const PARKED_RETRY_MS: u64 = 10_000;
 
@@ -49,6 +52,8 @@ pub struct IntakeService {
     pub log: Arc<EmbeddedLog>,
     pub grant: Grant,
     pub shelf: Shelf,
+    /// What waits for its topic.
+    pub outbox: Shelf,
     pub key_cap: KeyCap,
     pub marks: RejectMarks,
     pub budget: ByteBudget,
@@ -192,8 +197,10 @@ impl IntakeService {
             return Err(self.busy("log", "log_full", reason, FULL_RETRY));
         }
         // Not `Busy`: that would hold back the tenant's other datasets at the edge too.
-        if self.shelf.is_full(&request.dataset) {
-            return Err(self.dataset_full(&request.dataset));
+        for (shelf, waits_for) in [(&self.shelf, WAITS_FOR_TABLE), (&self.outbox, WAITS_FOR_TOPIC)] {
+            if shelf.is_full(&request.dataset) {
+                return Err(self.dataset_full(&request.dataset, waits_for));
+            }
         }
         let view = self
             .grant
@@ -233,15 +240,13 @@ impl IntakeService {
         may
     }
 
-    /// R16: rows wait for a table that is in trouble, up to a cap.
-    fn dataset_full(&self, dataset: &str) -> IntakeReply {
-        let labels = [("where", "intake"), ("reason", "parked")];
+    /// R16: rows wait for a table or a topic that is in trouble, up to a cap.
+    fn dataset_full(&self, dataset: &str, (reason, what): (&str, &str)) -> IntakeReply {
+        let labels = [("where", "intake"), ("reason", reason)];
         self.metrics.add(Counter::Shed, 1, &labels);
         IntakeReply::Unavailable {
             unknown: false,
-            reason: format!(
-                "the table of dataset {dataset} takes no rows, and as many as may wait for it are waiting"
-            ),
+            reason: format!("{what} of dataset {dataset}, and as many as may wait for it are waiting"),
             retry_after_ms: PARKED_RETRY_MS,
         }
     }
@@ -370,7 +375,8 @@ impl IntakeService {
             ("log", "queue"),
             ("intake", "bytes"),
             ("intake", "keys_per_tenant"),
-            ("intake", "parked"),
+            ("intake", WAITS_FOR_TABLE.0),
+            ("intake", WAITS_FOR_TOPIC.0),
             ("intake", "too_late"),
             ("intake", Why::Drain.label()),
             ("intake", Why::Room.label()),

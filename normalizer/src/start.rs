@@ -117,6 +117,7 @@ impl Running {
             log: log_options(loaded),
             parked_dir: loaded.parked_dir(),
             parked_max_bytes: loaded.config.parked.max_bytes.0,
+            outbox: (loaded.outbox_dir(), loaded.config.kafka.max_bytes.0),
             dedup: &|log, secret_check| dedup_options(loaded, &disk, (log, secret_check)),
         };
         let state = State::open(options, Arc::clone(&environment.clock), &disk)?;
@@ -139,6 +140,7 @@ impl Running {
             store,
             dedup,
             shelf,
+            outbox,
         } = state;
         let Environment {
             sink,
@@ -159,6 +161,7 @@ impl Running {
             log: Arc::clone(&log),
             grant: grant.clone(),
             shelf: shelf.clone(),
+            outbox: outbox.clone(),
             key_cap: key_cap(loaded, &dedup, clock.now_ms()),
             marks: RejectMarks::default(),
             budget: IntakeService::budget(&metrics),
@@ -172,6 +175,7 @@ impl Running {
             dedup,
             store,
             shelf,
+            outbox,
             grant,
             sink,
             metrics,

@@ -23,6 +23,8 @@ pub struct StateOptions<'a> {
     pub parked_dir: PathBuf,
     /// Of one dataset.
     pub parked_max_bytes: u64,
+    /// Where events wait for their topics, and what one dataset may have there.
+    pub outbox: (PathBuf, u64),
     /// For the log of this id, and a hash of its secret.
     pub dedup: &'a dyn Fn(LogId, u64) -> DedupOptions,
 }
@@ -33,6 +35,7 @@ pub struct State {
     pub store: Store,
     pub dedup: Dedup,
     pub shelf: Shelf,
+    pub outbox: Shelf,
 }
 
 impl State {
@@ -61,11 +64,18 @@ impl State {
         let log = EmbeddedLog::open_with(log, clock, hooks)?;
         let store = match_store(disk, store, &path, (&log, log_dir))?;
         let committed = store.state().committed;
-        let parked = Dir {
-            disk: disk.clone(),
-            path: options.parked_dir,
+        let shelf = |path, max_bytes| {
+            let dir = Dir {
+                disk: disk.clone(),
+                path,
+            };
+            Shelf::open(dir, (log.id(), PARTITION), max_bytes, committed)
         };
-        let shelf = Shelf::open(parked, (log.id(), PARTITION), options.parked_max_bytes, committed)?;
+        let (parked, outbox) = (options.parked_dir, options.outbox);
+        let (shelf, outbox) = (
+            shelf(parked, options.parked_max_bytes)?,
+            shelf(outbox.0, outbox.1)?,
+        );
         let dedup = Dedup::open((options.dedup)(log.id(), secret_check(&log)))?;
         log.set_progress(committed, dedup.sealed().min(committed));
         Ok(Self {
@@ -73,6 +83,7 @@ impl State {
             store,
             dedup,
             shelf,
+            outbox,
         })
     }
 }

@@ -6,6 +6,8 @@
 //! each block's columns with [`assemble`] as far as they fit ([`adapt`]); [`settle`] works each sub-batch to
 //! one verdict with [`insert`] and [`verify`], as many at once as the server bears ([`limiter`]). [`client`] alone speaks to ClickHouse.
 //!
+//! `publish` sends what dedup kept of a range to a Kafka topic, where its dataset asks for it.
+//!
 //! Beside that path, `replay` makes shadow tables, compares them with live ones, and puts one in the other's place.
 
 pub mod adapt;
@@ -19,12 +21,14 @@ pub mod ddl;
 mod dead_letters;
 pub mod horizon;
 pub mod insert;
+mod json;
 mod ledger;
 mod letters;
 pub mod limiter;
 pub mod observe;
 pub mod pace;
 pub mod place;
+pub mod publish;
 mod replay;
 pub mod report;
 mod route;

@@ -13,7 +13,7 @@ use sluice_common::telemetry::{self, LogFormat};
 use sluice_common::tls::{ServerTls, reload};
 use sluice_common::wire::transport::receive;
 use sluice_common::{admin, process};
-use sluice_sink_writer::{SinkWriter, Target};
+use sluice_sink_writer::{SinkWriter, Target, publish};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,7 +57,8 @@ async fn run(args: Args) -> Result<(), process::Failure> {
         .inner_listener_tls()
         .map(|files| ServerTls::open(files, &metrics));
     let tls = tls.transpose()?;
-    let sink = SinkWriter::new(&targets, &loaded.config.datasets, &metrics);
+    let sink =
+        SinkWriter::new(&targets, &loaded.config.datasets, &metrics).publishing(publish::Target::of(&loaded));
     let (taking, probing) = (Stop::new(), Stop::new());
     let clock: SharedClock = Arc::new(SystemClock);
     let reloader = Reloader::new(&loaded, &metrics, &clock).with(sink.part());

@@ -6,6 +6,7 @@ use crate::block::{self, Sight, Sights, Source, SubBatch};
 use crate::client::{ServerError, Target};
 use crate::insert::Origin;
 use crate::observe::Observer;
+use crate::publish::{self, Topics};
 use crate::servers::{AtServer, Server, Servers};
 use crate::settle::Settler;
 use crate::survey::Survey;
@@ -18,7 +19,7 @@ use sluice_common::clock::SharedClock;
 use sluice_common::config::Dataset;
 use sluice_common::gentle::gently;
 use sluice_common::ids::Name;
-use sluice_common::limits::CLICKHOUSE_SLOTS_MAX;
+use sluice_common::limits::{CLICKHOUSE_SLOTS_MAX, PUBLISH_CALL_BYTES};
 use sluice_common::metrics::Metrics;
 use sluice_common::reload::Part;
 use sluice_common::telemetry;
@@ -31,6 +32,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tower::Service;
 use tower::util::BoxCloneSyncService;
@@ -38,6 +40,10 @@ use tracing::Instrument as _;
 
 /// Tables that one call has described at once.
 const LOOKS_AT_ONCE: usize = 8;
+/// The byte budget is spent; nothing was begun.
+const BUSY: SinkReply = SinkReply::Busy {
+    retry_after_ms: RETRY_AFTER_MS,
+};
 /// How long the making of new datasets' tables may take; after it, calls make them.
 const NEW_TABLES_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -47,6 +53,8 @@ pub struct SinkWriter {
     servers: Arc<Servers>,
     budget: Budget,
     observer: Observer,
+    topics: Topics,
+    publishing: Budget,
 }
 
 impl SinkWriter {
@@ -66,7 +74,16 @@ impl SinkWriter {
             observer: Observer::new(metrics, &budget, limiters.collect()),
             servers,
             budget,
+            topics: Topics::default(),
+            publishing: Budget::new(PUBLISH_CALL_BYTES),
         }
+    }
+
+    /// The same, which publishes to `target`'s topics.
+    #[must_use]
+    pub fn publishing(self, target: Option<publish::Target>) -> Self {
+        self.topics.replace(target);
+        self
     }
 
     /// The same with another byte budget, which is not watched.
@@ -102,14 +119,16 @@ impl SinkWriter {
         join_all(asked).await
     }
 
-    /// Follows the config: the datasets whose tables are made where they are missing. What is known of
-    /// tables is forgotten, so that columns that were added are seen.
+    /// Follows the config: the datasets whose tables are made where they are missing, and the Kafka that is published
+    /// to. What is known of tables is forgotten, so that columns that were added are seen.
     #[must_use]
     pub fn part(&self) -> Part {
         let sink = self.clone();
         Box::new(move |loaded| {
             let (sink, datasets) = (sink.clone(), loaded.config.datasets.clone());
+            let target = publish::Target::of(loaded);
             Ok(Box::new(move || {
+                sink.topics.replace(target);
                 let servers = sink.servers.all().iter();
                 let new = servers.map(|server| server.tables.replace(datasets.clone()));
                 if new.fold(false, |some, new| some | new) {
@@ -158,13 +177,19 @@ impl SinkWriter {
     async fn answer(self, request: SinkRequest) -> SinkReply {
         match request {
             SinkRequest::Write(call) => {
-                let Some(_held) = self.budget.take(held_by(&call)) else {
-                    self.observer.refused();
-                    return SinkReply::Busy {
-                        retry_after_ms: RETRY_AFTER_MS,
-                    };
+                let Some(_held) = self.hold(&self.budget, &call.records) else {
+                    return BUSY;
                 };
                 self.write(call).await
+            }
+            SinkRequest::Publish(call) => {
+                let Some(_held) = self.hold(&self.publishing, &call.records) else {
+                    return BUSY;
+                };
+                match self.topics.publish(call).await {
+                    Ok(published) => SinkReply::Published(published),
+                    Err(reason) => SinkReply::Failed { reason },
+                }
             }
             SinkRequest::Horizon(asked) => match horizon::ask(&self.servers, &asked).await {
                 Ok(told) => SinkReply::Horizon(told),
@@ -190,6 +215,15 @@ impl SinkWriter {
                 Err(reason) => SinkReply::Failed { reason },
             },
         }
+    }
+
+    /// Bytes of a budget for a call's records; none where they are not free now.
+    fn hold(&self, budget: &Budget, records: &[RangeRecord]) -> Option<OwnedSemaphorePermit> {
+        let held = budget.take(held_by(records));
+        if held.is_none() {
+            self.observer.refused();
+        }
+        held
     }
 
     async fn write(&self, call: SinkCall) -> SinkReply {
@@ -303,9 +337,11 @@ impl SinkWriter {
 }
 
 /// What a call holds while it is worked: its frames, and their columns once decoded.
-fn held_by(call: &SinkCall) -> usize {
-    let columns = call.records.iter().map(|one| one.record.column_bytes());
-    columns.fold(call.record_bytes(), usize::saturating_add)
+fn held_by(records: &[RangeRecord]) -> usize {
+    let sizes = records
+        .iter()
+        .map(|one| one.record.frame().len().saturating_add(one.record.column_bytes()));
+    sizes.fold(0, usize::saturating_add)
 }
 
 /// Records whose rows go to other tables than they name.
@@ -386,6 +422,13 @@ fn span(request: &SinkRequest) -> tracing::Span {
         SinkRequest::Parts(_) => tracing::debug_span!("parts"),
         SinkRequest::Servers(_) => tracing::debug_span!("servers"),
         SinkRequest::Replay(call) => tracing::info_span!("replay", id = %call.id),
+        SinkRequest::Publish(call) => {
+            let (partition, topic) = (call.order.partition, call.order.topic.as_str());
+            let (a, b) = (call.order.range.a, call.order.range.b);
+            let span = tracing::info_span!("publish", partition, a, b, topic);
+            telemetry::set_parent(&span, call.trace);
+            span
+        }
     }
 }
 

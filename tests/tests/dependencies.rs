@@ -129,16 +129,51 @@ fn everything_comes_from_crates_io_and_nothing_that_is_banned() {
     assert!(elsewhere.is_empty(), "{elsewhere:?}");
     let (sources, sums) = (lines("source = ").len(), lines("checksum = ").len());
     assert!(sources > 100 && sources == sums, "each is held by its checksum");
-    let banned: BTreeSet<String> = listed("\ndeny = [", "]")
-        .into_iter()
-        .filter(|word| !word.contains(' '))
-        .collect();
-    assert!(banned.contains("openssl-sys"), "{banned:?}");
-    let found: Vec<_> = lines("name = ")
-        .into_iter()
-        .filter(|name| banned.contains(name))
+    let banned = bans();
+    assert!(banned.iter().any(|(name, _)| name == "openssl-sys"), "{banned:?}");
+    let found: Vec<_> = banned
+        .iter()
+        .filter_map(|(name, wrapper)| {
+            let users = users_of(&lock, name);
+            let allowed = users.iter().all(|user| Some(user) == wrapper.as_ref());
+            (!allowed).then(|| format!("{name} by {users:?}"))
+        })
         .collect();
     assert!(found.is_empty(), "{found:?}");
+    assert_eq!(
+        users_of(&lock, "rdkafka-sys"),
+        ["rdkafka"],
+        "the lock file is understood"
+    );
+}
+
+/// Banned crates of `deny.toml`, each with the one that may use it all the same.
+fn bans() -> Vec<(String, Option<String>)> {
+    let text = read("deny.toml");
+    let quoted = |line: &str, key: &str| {
+        let (_, rest) = line.split_once(key)?;
+        rest.split('"').nth(1).map(str::to_owned)
+    };
+    let lines = text
+        .lines()
+        .filter(|line| line.trim_start().starts_with("{ crate ="));
+    let ban = |line| Some((quoted(line, "crate =")?, quoted(line, "wrappers =")));
+    lines.filter_map(ban).collect()
+}
+
+/// The crates that the lock file has depend on `name`.
+fn users_of(lock: &str, name: &str) -> Vec<String> {
+    let packages = lock.split("[[package]]").skip(1);
+    let uses = |package: &&str| {
+        let (_, needs) = package.split_once("dependencies = [").unwrap_or_default();
+        let mut needs = needs.split('"').skip(1).step_by(2);
+        needs.any(|need| need.split(' ').next() == Some(name))
+    };
+    let named = |package: &str| {
+        let (_, rest) = package.split_once("name = \"").unwrap_or_default();
+        rest.split('"').next().unwrap_or_default().to_owned()
+    };
+    packages.filter(uses).map(named).collect()
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A dataset: what may be sent, how it is checked, which table it goes to.
 
-use super::{Count, FieldType, Override, PartitionBy, Period, Zone};
+use super::{Count, FieldType, Override, PartitionBy, Period, Publish, Zone};
 use crate::config::ByteSize;
 use crate::ids::Name;
 use schemars::JsonSchema;
@@ -67,6 +67,8 @@ pub struct Dataset {
     /// When rows are written.
     #[serde(default)]
     pub batch: Batch,
+    /// The Kafka topic that takes its events too.
+    pub publish: Option<Publish>,
     /// What is different for some tenants.
     #[serde(default)]
     pub overrides: Vec<Override>,

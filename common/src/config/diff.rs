@@ -8,7 +8,17 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// Keys that take effect at once, with all below them. Every other key is read at start only.
-const AT_ONCE: [&str; 4] = ["tenants", "datasets", "dedup.keys_per_tenant", "edge.quota_share"];
+const AT_ONCE: [&str; 9] = [
+    "tenants",
+    "datasets",
+    "dedup.keys_per_tenant",
+    "edge.quota_share",
+    "kafka.brokers",
+    "kafka.compression",
+    "kafka.max_message_bytes",
+    "kafka.sasl",
+    "kafka.tls",
+];
 
 /// When a change takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -25,6 +25,8 @@ pub struct Loaded {
     pub clickhouse_failover: Vec<String>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<Secret>,
+    /// Name and password of `kafka.sasl`.
+    pub kafka_sasl: Option<(String, Secret)>,
     /// What was read.
     pub source: Arc<Source>,
 }
@@ -243,6 +245,9 @@ impl Loaded {
             .collect();
         let clickhouse_user = references.plain("clickhouse.user", ch.user.as_ref());
         let clickhouse_password = references.secret("clickhouse.password", ch.password.as_ref());
+        let sasl = config.kafka.sasl.as_ref();
+        let kafka_user = references.plain("kafka.sasl.username", sasl.map(|sasl| &sasl.username));
+        let kafka_password = references.secret("kafka.sasl.password", sasl.map(|sasl| &sasl.password));
         for sentence in servers::problems(ch, clickhouse_url.as_deref(), &clickhouse_failover) {
             references.problems.push(locate(&source.tree, &sentence).into());
         }
@@ -257,6 +262,7 @@ impl Loaded {
             clickhouse_failover,
             clickhouse_user,
             clickhouse_password,
+            kafka_sasl: kafka_user.zip(kafka_password),
             config,
             data_dir: data_dir.to_owned(),
             source: Arc::new(source),

@@ -8,6 +8,7 @@ pub mod diff;
 mod expiry;
 pub mod field_type;
 pub mod history;
+pub mod kafka;
 pub mod load;
 pub mod not_yet;
 pub mod overrides;
@@ -31,6 +32,7 @@ pub mod zone;
 pub use dataset::{Batch, Dataset, DedupKey, EpochUnit, Field, RequiredIf, TimeBounds, Unit, UnknownFields};
 pub use expiry::Expiry;
 pub use field_type::{EnumValues, FieldType, Kind};
+pub use kafka::{Kafka, Publish};
 pub use load::{ConfigError, Loaded, Problem};
 pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;
@@ -81,6 +83,9 @@ pub struct Config {
     /// Rows that wait for a table that is in trouble.
     #[serde(default)]
     pub parked: Parked,
+    /// Where datasets with `publish` are published to.
+    #[serde(default)]
+    pub kafka: Kafka,
     /// Where our own traces and metrics go besides `/metrics`.
     #[serde(default)]
     pub telemetry: Telemetry,

@@ -50,6 +50,8 @@
 //! | `unit.marks`, `unit.marked` | around what is decided of them | tried again; in doubt: the process ends |
 //! | `unit.remove` | all of a unit is told, its file is there | the process ends |
 //! | `unit.removed` | the file is gone, what was decided of it is there | the process ends |
+//! | `publish.send` | events are about to go to the sink-writer, for their topic | not sent: they are set aside |
+//! | `publish.answered` | its answer is here, and counts for nothing yet | a lost answer: they are set aside |
 //! | `letter.stored` | the row of a dead letter that is tried again is in its table, the books do not say so | unknown |
 //! | `letter.booked` | the books say so, the letter is there | unknown |
 //! | `letter.deleted` | the letter is gone, the caller was not told | unknown |
@@ -147,6 +149,8 @@ named! {
         UnitMarked = "unit.marked",
         UnitRemove = "unit.remove",
         UnitRemoved = "unit.removed",
+        PublishSend = "publish.send",
+        PublishAnswered = "publish.answered",
         LetterStored = "letter.stored",
         LetterBooked = "letter.booked",
         LetterDeleted = "letter.deleted",

@@ -6,5 +6,6 @@
 
 mod asked;
 pub mod intake;
+pub mod publish;
 pub mod sink;
 pub mod transport;

@@ -3,6 +3,7 @@
 
 pub use super::asked::{Horizon, HorizonTold, PartsLine, PartsQuery, WhichServers};
 
+use super::publish::{PublishCall, PublishOrder, Published};
 use super::transport::{Answer, BadMessage, Call, Failure};
 use crate::books::{BooksLine, BooksQuery, Entry, LedgerRow};
 use crate::classify::Class;
@@ -195,6 +196,7 @@ pub enum SinkRequest {
     Parts(PartsQuery),
     Servers(WhichServers),
     Replay(ReplayCall),
+    Publish(PublishCall),
 }
 
 /// All that it answers.
@@ -210,6 +212,7 @@ pub enum SinkReply {
     Parts(Vec<PartsLine>),
     Servers(ServersSeen),
     Replay(SinkTold),
+    Published(Published),
     /// Over its byte budget; nothing was begun. Over HTTP: 429.
     Busy {
         retry_after_ms: u64,
@@ -233,7 +236,8 @@ impl SinkReply {
             | Self::Letters(_, _)
             | Self::Parts(_)
             | Self::Servers(_)
-            | Self::Replay(_) => "the sink-writer answers another question".into(),
+            | Self::Replay(_)
+            | Self::Published(_) => "the sink-writer answers another question".into(),
         }
     }
 }
@@ -255,7 +259,8 @@ impl Answer for SinkReply {
             | Self::Letters(_, _)
             | Self::Parts(_)
             | Self::Servers(_)
-            | Self::Replay(_) => StatusCode::OK,
+            | Self::Replay(_)
+            | Self::Published(_) => StatusCode::OK,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -286,14 +291,10 @@ enum Head {
     Parts(PartsQuery),
     Servers(WhichServers),
     Replay(ReplayCall),
-}
-
-impl SinkCall {
-    /// Bytes of the records that the call holds.
-    #[must_use]
-    pub fn record_bytes(&self) -> usize {
-        self.records.iter().map(|one| one.record.frame().len()).sum()
-    }
+    Publish {
+        order: PublishOrder,
+        fates: Vec<Fates>,
+    },
 }
 
 impl Call for SinkRequest {
@@ -310,12 +311,14 @@ impl Call for SinkRequest {
             Self::Parts(query) => query.timeout,
             Self::Servers(asked) => asked.timeout,
             Self::Replay(call) => call.timeout,
+            Self::Publish(call) => call.timeout,
         }
     }
 
     fn trace(&self) -> TraceContext {
         match self {
             Self::Write(call) => call.trace,
+            Self::Publish(call) => call.trace,
             Self::Horizon(_)
             | Self::Books(_)
             | Self::Letters(_)
@@ -334,6 +337,10 @@ impl Call for SinkRequest {
             Self::Parts(query) => (Head::Parts(query), Vec::new()),
             Self::Servers(asked) => (Head::Servers(asked), Vec::new()),
             Self::Replay(call) => (Head::Replay(call), Vec::new()),
+            Self::Publish(PublishCall { order, records, .. }) => {
+                let (records, fates) = taken_apart(records);
+                (Head::Publish { order, fates }, records)
+            }
         };
         let head = serde_json::to_vec(&head).expect("the head has no map with other keys than text");
         let frames: usize = records.iter().map(|record| record.frame().len()).sum();
@@ -368,6 +375,12 @@ impl Call for SinkRequest {
                 call.timeout = timeout;
                 Ok(Self::Replay(call))
             }
+            Head::Publish { order, fates } => Ok(Self::Publish(PublishCall {
+                order,
+                records: take_records(fates, &mut rest)?,
+                timeout,
+                trace: TraceContext::from_headers(headers),
+            })),
             Head::Write {
                 log,
                 partition,
@@ -381,14 +394,7 @@ impl Call for SinkRequest {
                 quarantined,
                 instead,
             } => {
-                let mut records = Vec::with_capacity(fates.len());
-                for fates in fates {
-                    let record = take_record(&mut rest)?;
-                    if fates.rows() != record.rows() || !fates.is_sound() {
-                        return Err(BadMessage("fates do not match their record".into()));
-                    }
-                    records.push(RangeRecord { record, fates });
-                }
+                let records = take_records(fates, &mut rest)?;
                 let trace = TraceContext::from_headers(headers);
                 Ok(Self::Write(SinkCall {
                     log,
@@ -425,7 +431,7 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
         instead,
         ..
     } = call;
-    let (records, fates) = records.into_iter().map(|one| (one.record, one.fates)).unzip();
+    let (records, fates) = taken_apart(records);
     (
         Head::Write {
             log,
@@ -444,12 +450,28 @@ fn split_call(call: SinkCall) -> (Head, Vec<Record>) {
     )
 }
 
+fn taken_apart(records: Vec<RangeRecord>) -> (Vec<Record>, Vec<Fates>) {
+    records.into_iter().map(|one| (one.record, one.fates)).unzip()
+}
+
 fn split_head(body: &Bytes) -> Result<(Head, Bytes), BadMessage> {
     let length = body.first_chunk().map(|word| u32::from_le_bytes(*word) as usize);
     let head = length.and_then(|length| body.get(4..4 + length));
     let head = head.ok_or_else(|| BadMessage("the head is cut short".into()))?;
     let parsed = serde_json::from_slice(head).map_err(|error| BadMessage(error.to_string()))?;
     Ok((parsed, body.slice(4 + head.len()..)))
+}
+
+/// The records that follow a head, each with its fates.
+fn take_records(fates: Vec<Fates>, rest: &mut Bytes) -> Result<Vec<RangeRecord>, BadMessage> {
+    let one = |fates: Fates| {
+        let record = take_record(rest)?;
+        if fates.rows() != record.rows() || !fates.is_sound() {
+            return Err(BadMessage("fates do not match their record".into()));
+        }
+        Ok(RangeRecord { record, fates })
+    };
+    fates.into_iter().map(one).collect()
 }
 
 fn take_record(rest: &mut Bytes) -> Result<Record, BadMessage> {

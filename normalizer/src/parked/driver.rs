@@ -5,6 +5,7 @@
 //! file goes. A crash anywhere repeats the rest.
 
 use super::file::{FileError, UnitId};
+use super::lines;
 use super::shelf::{Line, Shelf};
 use crate::progress::closing::{self, Work};
 use crate::progress::plan::{Next, Rules};
@@ -20,12 +21,9 @@ use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::servers::ServerId;
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::RangeRecord;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 /// Units whose rows are in memory at once.
 const UNITS_AT_ONCE: usize = 2;
@@ -88,32 +86,12 @@ impl Drivers {
     /// # Errors
     /// [`FileError`] where nobody knows what is on disk, or a unit is damaged: the process must end.
     pub async fn run(self) -> Result<(), FileError> {
-        let mut running: BTreeMap<Line, tokio::task::AbortHandle> = BTreeMap::new();
-        let mut tasks: JoinSet<(Line, Result<(), FileError>)> = JoinSet::new();
-        loop {
-            for line in self.shelf.lines_to_drive() {
-                if let Entry::Vacant(free) = running.entry(line) {
-                    let (drivers, line) = (self.clone(), free.key().clone());
-                    let task = async move {
-                        let ended = drivers.line(&line).await;
-                        (line, ended)
-                    };
-                    free.insert(tasks.spawn(task));
-                }
-            }
-            tokio::select! {
-                biased;
-                () = self.shelf.changed() => {}
-                Some(ended) = tasks.join_next() => {
-                    // A driver that failed inside is begun anew with the next change.
-                    running.retain(|_, task| !task.is_finished());
-                    if let Ok((line, ended)) = ended {
-                        running.remove(&line);
-                        ended?;
-                    }
-                }
-            }
-        }
+        let shelf = self.shelf.clone();
+        lines::work_on(&shelf, move |line| {
+            let drivers = self.clone();
+            async move { drivers.line(&line).await }
+        })
+        .await
     }
 
     /// Settles one table's units at one server, the oldest first, until there is none.
@@ -321,6 +299,7 @@ mod tests {
     use sluice_common::wire::sink::{
         Piece, Range, SinkCall, SinkReply, SinkRequest, SubKey, SubReport, Verdict,
     };
+    use std::collections::BTreeMap;
     use std::convert::Infallible;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tower::util::BoxCloneSyncService;
@@ -400,7 +379,8 @@ mod tests {
                     | SinkRequest::Letters(_)
                     | SinkRequest::Parts(_)
                     | SinkRequest::Servers(_)
-                    | SinkRequest::Replay(_) => {
+                    | SinkRequest::Replay(_)
+                    | SinkRequest::Publish(_) => {
                         let seen = ServerSeen {
                             id: server(),
                             up: true,

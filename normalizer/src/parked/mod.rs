@@ -4,5 +4,7 @@
 
 pub mod driver;
 pub mod file;
+mod held;
+pub mod lines;
 pub mod routes;
 pub mod shelf;

@@ -1,8 +1,9 @@
 //! All units that are set aside: their files, and what is known of them in memory (heads only).
 
 use super::file::{self, FileError, Head, UnitId};
+use super::held::State;
 use crate::progress::closing::{self, Aside, Work, in_flight, of_table};
-use crate::progress::plan::{Trouble, Why};
+use crate::progress::plan::Trouble;
 use crate::progress::{Marks, Proof};
 use parking_lot::Mutex;
 use sluice_common::books::{BooksLine, DEAD_LETTERS, LEDGER};
@@ -10,7 +11,6 @@ use sluice_common::clock::UnixMs;
 use sluice_common::config::Dataset;
 use sluice_common::disk::Dir;
 use sluice_common::ids::{LogId, Name, Offset};
-use sluice_common::limits::WATERMARK_REOPEN_PERCENT;
 use sluice_common::metrics::{Gauge, Metrics};
 use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Range, RangeRecord};
@@ -36,21 +36,6 @@ struct Inner {
     max_bytes: u64,
     state: Mutex<State>,
     changed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    units: BTreeMap<UnitId, Unit>,
-    /// Tables that take nothing, by server: what comes for them is set aside at once.
-    broken: BTreeSet<Line>,
-    /// Datasets over their cap.
-    full: BTreeSet<Name>,
-    /// Units of ranges below are committed, and may be settled.
-    committed: Offset,
-    /// Tables whose partitions are being replaced: nothing is written to them meanwhile.
-    held: BTreeSet<Name>,
-    /// Lines of which a unit is being worked on.
-    driven: BTreeSet<Line>,
 }
 
 /// What waits in one line: units of a server, by name, and table. Empty for what names no server.
@@ -118,7 +103,7 @@ impl Shelf {
             state: Mutex::new(state),
             changed: Notify::new(),
         }));
-        shelf.0.weigh(&mut shelf.0.state.lock());
+        shelf.0.state.lock().weigh(max_bytes);
         Ok(shelf)
     }
 
@@ -162,6 +147,12 @@ impl Shelf {
     #[must_use]
     pub fn is_held(&self, table: &Name) -> bool {
         self.0.state.lock().held.contains(table)
+    }
+
+    /// Whether anything of a table is here.
+    #[must_use]
+    pub fn has(&self, table: &Name) -> bool {
+        self.0.state.lock().of_tables.contains_key(table)
     }
 
     /// Whether a unit of one of these tables is being worked on.
@@ -252,7 +243,7 @@ impl Shelf {
         let file_bytes = head.bytes.values().sum();
         let mut state = self.0.state.lock();
         state.add(id, Unit::new(head, file_bytes));
-        self.0.weigh(&mut state);
+        state.weigh(self.0.max_bytes);
         Ok(())
     }
 
@@ -329,10 +320,10 @@ impl Shelf {
     pub fn remove(&self, id: &UnitId) -> Result<(), FileError> {
         file::remove(&self.0.dir, id)?;
         let mut state = self.0.state.lock();
-        if let Some(unit) = state.units.remove(id) {
+        if let Some(unit) = state.take_out(id) {
             state.broken.remove(&unit.line(id));
         }
-        self.0.weigh(&mut state);
+        state.weigh(self.0.max_bytes);
         Ok(())
     }
 
@@ -349,6 +340,17 @@ impl Shelf {
         }
         self.0.changed.notify_one();
         ordered
+    }
+
+    /// Bytes that are here, by dataset.
+    #[must_use]
+    pub fn bytes(&self) -> BTreeMap<Name, u64> {
+        let state = self.0.state.lock();
+        state
+            .of_datasets
+            .iter()
+            .map(|(name, held)| (name.clone(), held.bytes))
+            .collect()
     }
 
     /// Everything here, oldest first.
@@ -390,7 +392,7 @@ impl Shelf {
             let labels: &[_] = &[("table", table.as_str())];
             metrics.watch(Gauge::ParkedUnits, labels, move || {
                 let state = shelf.0.state.lock();
-                state.units.keys().filter(|id| id.table == name).count() as f64
+                state.of_tables.get(&name).copied().unwrap_or(0) as f64
             });
         }
     }
@@ -416,7 +418,7 @@ impl Unit {
         }
     }
 
-    fn line(&self, id: &UnitId) -> Line {
+    pub(super) fn line(&self, id: &UnitId) -> Line {
         let server = self.server.as_ref();
         (
             server.map_or_else(String::new, |server| server.name.clone()),
@@ -432,63 +434,10 @@ fn refused(head: &Head) -> u64 {
     (refused + conflicts) as u64
 }
 
-impl State {
-    /// Committed units that may settle by being sent, or were ordered to.
-    fn drivable(&self) -> impl Iterator<Item = (&UnitId, &Unit)> {
-        let committed = self.committed;
-        self.units.iter().filter(move |(id, unit)| {
-            id.b <= committed && (unit.heals || unit.mend) && !self.held.contains(&id.table)
-        })
-    }
-
-    /// A unit whose server is lost says nothing of its table.
-    fn add(&mut self, id: UnitId, unit: Unit) {
-        if unit.heals && unit.why != Why::ServerLost.label() {
-            self.broken.insert(unit.line(&id));
-        }
-        self.units.insert(id, unit);
-    }
-
-    /// A table is broken only while units of it may heal: one that waits for a person says nothing of
-    /// the table.
-    fn unbreak(&mut self, id: &UnitId) {
-        let Some(line) = self.units.get(id).map(|unit| unit.line(id)) else {
-            return;
-        };
-        let heals = |(id, unit): (&UnitId, &Unit)| unit.heals && unit.line(id) == line;
-        if !self.units.iter().any(heals) {
-            self.broken.remove(&line);
-        }
-    }
-
-    fn bytes_of(&self, dataset: &Name) -> u64 {
-        self.units
-            .values()
-            .filter_map(|unit| unit.bytes.get(dataset))
-            .sum()
-    }
-}
-
-impl Inner {
-    /// Which datasets are over their cap; one that was reopens at 80 %.
-    fn weigh(&self, state: &mut State) {
-        let names: BTreeSet<&Name> = state.units.values().flat_map(|unit| unit.bytes.keys()).collect();
-        let reopen = self.max_bytes / 100 * WATERMARK_REOPEN_PERCENT;
-        let is_full = |name: &&&Name| {
-            let limit = if state.full.contains(**name) {
-                reopen
-            } else {
-                self.max_bytes
-            };
-            state.bytes_of(name) >= limit
-        };
-        state.full = names.iter().filter(is_full).map(|name| (*name).clone()).collect();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::plan::Why;
     use crate::sim::append::kept;
     use std::time::Duration;
 

@@ -41,6 +41,8 @@ pub enum Why {
     Repartitioned,
     /// The server that its rows were sent to does not answer, and another takes what comes.
     ServerLost,
+    /// Its topic does not take a dataset's events.
+    Unpublished,
 }
 
 impl Why {
@@ -54,6 +56,7 @@ impl Why {
             Self::Vanished => "vanished",
             Self::Repartitioned => "repartitioned",
             Self::ServerLost => "server_lost",
+            Self::Unpublished => "unpublished",
         }
     }
 
@@ -61,7 +64,7 @@ impl Why {
     #[must_use]
     pub fn heals(self) -> bool {
         match self {
-            Self::Unsettled | Self::TooMany | Self::ServerLost => true,
+            Self::Unsettled | Self::TooMany | Self::ServerLost | Self::Unpublished => true,
             Self::Between | Self::Vanished | Self::Repartitioned => false,
         }
     }

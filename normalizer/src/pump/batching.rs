@@ -2,10 +2,11 @@
 //! are and how far back dedup must remember. It addresses the present, not the past, and decides nothing
 //! about what a record means; so it may change at any moment.
 
+use crate::publish::{TopicPlan, topics_of};
 use arc_swap::ArcSwap;
 use sluice_common::config::{Batch, Config};
 use sluice_common::ids::Name;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The settings in force, replaced whole when the config changes.
@@ -20,6 +21,8 @@ pub struct Settings {
     pub datasets: Vec<(Name, Name)>,
     /// The widest dedup window of all datasets.
     pub max_window_ms: u64,
+    /// Kafka topics by dataset.
+    pub topics: BTreeMap<Name, TopicPlan>,
 }
 
 impl Settings {
@@ -35,6 +38,7 @@ impl Settings {
                 .map(|one| (one.name.clone(), one.table().clone()))
                 .collect(),
             max_window_ms: config.max_window_ms(),
+            topics: topics_of(config),
         }
     }
 }

@@ -78,6 +78,8 @@ pub enum DriveError {
     Parked(#[from] FileError),
     #[error(transparent)]
     Ahead(#[from] RowsAhead),
+    #[error("the publishing task failed: {0}")]
+    Publishing(#[from] tokio::task::JoinError),
 }
 
 /// Traces that one range's span is linked to at most.

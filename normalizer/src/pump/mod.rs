@@ -18,6 +18,7 @@ mod recover;
 pub mod retries;
 mod room;
 pub mod servers;
+mod under_way;
 
 use crate::dedup::{Dedup, DedupError};
 use crate::grant::{Grant, Load};
@@ -27,10 +28,11 @@ use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Marks, Progress};
+use crate::publish::Publisher;
 use crate::runtime::{block_in_place, sleep};
 use batching::{Settings, SharedSettings};
 use call::Caller;
-use drive::{DriveError, Driver, Outcome, Start};
+use drive::{DriveError, Driver, Start};
 use live::{Live, show};
 use pacing::Pace;
 use parking_lot::Mutex;
@@ -52,7 +54,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use under_way::{Settled, UnderWay};
 
 /// Embedded: one partition.
 pub const PARTITION: u16 = 0;
@@ -67,6 +69,7 @@ pub struct Parts {
     pub dedup: Dedup,
     pub store: Store,
     pub shelf: Shelf,
+    pub outbox: Shelf,
     pub grant: Grant,
     pub sink: Seam<SinkRequest>,
     pub metrics: Metrics,
@@ -103,14 +106,12 @@ pub enum PumpError {
     Recover(#[from] recover::RecoverError),
 }
 
-/// The declared range, and the task that settles it.
-type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<Outcome, DriveError>>);
-
 /// The running pump of one partition.
 pub struct Pump {
     log: Arc<EmbeddedLog>,
     dedup: Dedup,
     driver: Driver,
+    publisher: Publisher,
     grant: Grant,
     store: Arc<Mutex<Store>>,
     settings: SharedSettings,
@@ -140,6 +141,7 @@ impl Pump {
             dedup,
             store,
             shelf,
+            outbox,
             grant,
             sink,
             metrics,
@@ -173,10 +175,17 @@ impl Pump {
             in_trouble,
             retries: Retries::new(Arc::clone(&clock), metrics.clone(), dice),
         };
+        let publisher = Publisher::new(
+            (driver.caller.sink.clone(), Arc::clone(&settings)),
+            (log.id(), PARTITION),
+            outbox,
+            (metrics.clone(), Arc::clone(&clock), driver.retries.clone()),
+        );
         Self {
             log,
             dedup,
             driver,
+            publisher,
             grant,
             store,
             settings,
@@ -220,6 +229,7 @@ impl Pump {
         );
         let following = tokio::spawn(driver.servers.clone().follow());
         let mut drivers = tokio::spawn(drivers.run());
+        let mut drain = tokio::spawn(self.publisher.clone().drain());
         let (sink, settings) = (self.driver.caller.sink.clone(), Arc::clone(&self.settings));
         let watch = self.pace.clone().watch(sink, settings, self.metrics.clone());
         let watch = tokio::spawn(watch);
@@ -227,9 +237,11 @@ impl Pump {
             biased;
             pumped = self.pump() => pumped,
             failed = &mut drivers => failed?.map_err(Into::into),
+            failed = &mut drain => failed?.map_err(Into::into),
         };
         // As a crash would end them: what they sent is verified before it is sent again.
         drivers.abort();
+        drain.abort();
         watch.abort();
         following.abort();
         ended?;
@@ -277,7 +289,8 @@ impl Pump {
     /// After a stop: everything durable is settled, or the rest is in trouble and stays in the log.
     fn is_drained(&self, durable: &watch::Receiver<Offset>) -> bool {
         let all = self.next.is_empty() && self.next.end() >= *durable.borrow() && self.under_way.is_none();
-        self.stop.is_cancelled() && (all || self.driver.in_trouble.load(Ordering::Relaxed))
+        let in_trouble = || self.driver.in_trouble.load(Ordering::Relaxed) || self.publisher.is_stuck();
+        self.stop.is_cancelled() && (all || in_trouble())
     }
 
     /// Reads and decides until the next range is full or the log's end is reached.
@@ -349,12 +362,6 @@ impl Pump {
         Ok(())
     }
 
-    fn settle(&mut self, closed: Arc<ClosedRange>, start: Start, server: ServerId) {
-        let settling = self.driver.clone().settle(Arc::clone(&closed), start, server);
-        let task = tokio::spawn(settling);
-        self.under_way = Some((closed, task));
-    }
-
     fn declare(&self, closed: &ClosedRange, server: &ServerId) -> Result<(), StoreError> {
         let intent = Intent {
             range: closed.range,
@@ -409,11 +416,10 @@ impl Pump {
     }
 
     /// Settled → committed.
-    fn settled(&mut self, outcome: &Outcome) -> Result<(), PumpError> {
+    fn settled(&mut self, (outcome, now): &Settled) -> Result<(), PumpError> {
         let Some((closed, _)) = self.under_way.take() else {
             return Ok(());
         };
-        let now = self.clock.now_ms();
         let here = closed
             .records
             .iter()
@@ -454,6 +460,7 @@ impl Pump {
             (place.offset, place.append_ms, &record.meta.tenant, load)
         }));
         self.driver.shelf.committed(committed);
+        self.publisher.outbox.committed(committed);
         self.note_dedup();
         Ok(())
     }

@@ -41,7 +41,10 @@ async fn answer(world: &Arc<World>, request: SinkRequest) -> SinkReply {
         SinkRequest::Horizon(asked) => horizon(world, &asked),
         SinkRequest::Servers(_) => SinkReply::Servers(servers(world)),
         SinkRequest::Parts(_) => SinkReply::Parts(Vec::new()),
-        SinkRequest::Books(_) | SinkRequest::Letters(_) | SinkRequest::Replay(_) => failed("not here"),
+        SinkRequest::Books(_)
+        | SinkRequest::Letters(_)
+        | SinkRequest::Replay(_)
+        | SinkRequest::Publish(_) => failed("not here"),
     };
     world.alive("an answer comes").await;
     reply

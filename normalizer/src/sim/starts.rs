@@ -81,11 +81,13 @@ fn answer(request: &SinkRequest, found: Vec<(Name, u64)>) -> SinkReply {
             chosen: 0,
         }),
         SinkRequest::Write(call) => panic!("{:?} is sent", call.range),
-        SinkRequest::Books(_) | SinkRequest::Letters(_) | SinkRequest::Parts(_) | SinkRequest::Replay(_) => {
-            SinkReply::Failed {
-                reason: "not here".into(),
-            }
-        }
+        SinkRequest::Books(_)
+        | SinkRequest::Letters(_)
+        | SinkRequest::Parts(_)
+        | SinkRequest::Replay(_)
+        | SinkRequest::Publish(_) => SinkReply::Failed {
+            reason: "not here".into(),
+        },
     }
 }
 

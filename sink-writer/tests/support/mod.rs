@@ -176,6 +176,7 @@ pub async fn write(writer: &SinkWriter, call: SinkCall) -> Vec<SubReport> {
         | SinkReply::Parts(_)
         | SinkReply::Servers(_)
         | SinkReply::Replay(_)
+        | SinkReply::Published(_)
         | SinkReply::Busy { .. }
         | SinkReply::Failed { .. }) => {
             panic!("not written: {other:?}")

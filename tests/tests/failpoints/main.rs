@@ -1,4 +1,4 @@
-//! Fault 2 of the list: at each failpoint but a replay's, at its first, middle and last hit, a SIGKILL, an error and a delay.
+//! Fault 2 of the list: at each failpoint but a replay's and a topic's, at its first, middle and last hit, a SIGKILL, an error and a delay.
 //! After each the process is back within 10 s, drains, and the oracle finds every promise kept.
 //!
 //! | scenario | points | how they are reached |
@@ -64,6 +64,8 @@ enum Scenario {
     Bump,
     /// In `tests/tests/replay/kills.rs`, at each of its steps.
     Replay,
+    /// In `tests/tests/kafka/kills.rs`, beside a real broker.
+    Publish,
 }
 
 fn scenario(point: Point) -> Scenario {
@@ -112,6 +114,7 @@ fn scenario(point: Point) -> Scenario {
         Point::ReplayPersist | Point::ReplayPersisted | Point::ReplayAct | Point::ReplayActed => {
             Scenario::Replay
         }
+        Point::PublishSend | Point::PublishAnswered => Scenario::Publish,
     }
 }
 
@@ -159,6 +162,8 @@ fn part(point: Point) -> Part {
         | Point::UnitMarked
         | Point::UnitRemove
         | Point::UnitRemoved
+        | Point::PublishSend
+        | Point::PublishAnswered
         | Point::ReplayPersist
         | Point::ReplayPersisted
         | Point::ReplayAct
@@ -211,6 +216,8 @@ fn ends(point: Point) -> bool {
         | Point::LetterStored
         | Point::LetterBooked
         | Point::LetterDeleted
+        | Point::PublishSend
+        | Point::PublishAnswered
         | Point::ReplayPersist
         | Point::ReplayPersisted
         | Point::ReplayAct

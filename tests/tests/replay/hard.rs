@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sluice_common::failpoint::Point;
 use sluice_tests::failpoints::{Action, Case, Failpoints};
 use sluice_tests::proxy::{Act, Rule};
-use sluice_tests::{Client, Hop, Part, Plan, Shape, finally, now_ms};
+use sluice_tests::{Client, Hop, Part, Plan, Shape, now_ms};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -89,6 +89,7 @@ impl Trickle {
                         Ok(answer) if answer.status == 202 => break,
                         other => assert!(begun.elapsed() < DEADLINE, "{other:?}"),
                     }
+                    // As a client does that was told to come again.
                     tokio::time::sleep(ASK_EVERY).await;
                 }
                 sent += 1;
@@ -239,15 +240,7 @@ async fn a_promotion_that_cannot_be_ended_is_given_up_and_rows_that_waited_go_in
             stand.deployment.kill(Part::Normalizer);
             stand.deployment.bring_up(Part::Normalizer).await.expect("ready");
             send_to_all(&stand, 300..400).await;
-            let told = finally("given up", DEADLINE * 3, async || {
-                let told = stand.show(&id).await;
-                if told["phase"] == "failed" {
-                    Ok(told)
-                } else {
-                    Err(told.to_string())
-                }
-            })
-            .await;
+            let told = stand.comes_to(&id, "failed", DEADLINE * 3).await;
             assert!(told["reason"].to_string().contains("given up"), "{told}");
             let again = stand
                 .refused(&format!("/admin/v1/replay/{id}/resume"), &json!({}))

@@ -134,6 +134,19 @@ impl Stand {
         .await
     }
 
+    /// Waits until it is in a phase, whatever comes before.
+    async fn comes_to(&self, id: &str, phase: &str, deadline: Duration) -> Value {
+        finally(&format!("replay {id} {phase}"), deadline, async || {
+            let told = self.show(id).await;
+            if told["phase"] == phase {
+                Ok(told)
+            } else {
+                Err(told.to_string())
+            }
+        })
+        .await
+    }
+
     async fn on(&self, id: &str, verb: &str, body: &Value) -> Value {
         self.order(&format!("/admin/v1/replay/{id}/{verb}"), body).await
     }

@@ -25,15 +25,7 @@ async fn live_rows_that_the_shadow_has_not_stop_a_promotion_and_are_kept_row_wis
         .await;
     let id = told["id"].as_str().expect("an id");
     stand.on(id, "promote", &json!({})).await;
-    let told = finally("a refusal", super::DEADLINE, async || {
-        let told = stand.show(id).await;
-        if told["phase"] == "done" {
-            Ok(told)
-        } else {
-            Err(told.to_string())
-        }
-    })
-    .await;
+    let told = stand.comes_to(id, "done", super::DEADLINE).await;
     assert!(told["reason"].to_string().contains("--row-wise"), "{told}");
     assert!(stand.sql(ROWS).await.starts_with("1004\t"), "nothing was touched");
     stand.send(2, 0..50).await;

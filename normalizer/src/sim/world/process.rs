@@ -18,6 +18,7 @@ use sluice_common::metrics::Metrics;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::SinkRequest;
 use sluice_common::wire::transport::Seam;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,7 @@ pub fn open_log_of(max_bytes: u64, disk: &Disk, root: &Path, clock: &SharedClock
         log,
         parked_dir: data.join("parked"),
         parked_max_bytes: 1 << 30,
+        outbox: (data.join("outbox"), 1 << 30),
         dedup: &dedup,
     };
     let opened = State::open(options, Arc::clone(clock), disk);
@@ -70,6 +72,7 @@ pub fn parts(state: State, clock: &SharedClock, sink: Seam<SinkRequest>, seed: u
         batching: Batching::default(),
         tables: TABLES.iter().map(|table| Name::new(table).unwrap()).collect(),
         max_window_ms: WINDOW_MS,
+        topics: BTreeMap::new(),
     };
     let end = *state.log.durable_end().borrow();
     let dice = Mutex::new(SmallRng::seed_from_u64(seed));
@@ -79,6 +82,7 @@ pub fn parts(state: State, clock: &SharedClock, sink: Seam<SinkRequest>, seed: u
         dedup: state.dedup,
         store: state.store,
         shelf: state.shelf,
+        outbox: state.outbox,
         sink,
         metrics: Metrics::detached(),
         clock: Arc::clone(clock),

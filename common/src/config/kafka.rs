@@ -1,0 +1,308 @@
+//! The Kafka that events are published to: how it is reached, and which topic takes what of a dataset.
+
+use super::{ByteSize, Config, Dataset, Loaded, Text};
+use crate::ids::Name;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// In a key, beside the dataset's fields.
+pub const TENANT: &str = "tenant";
+/// Longest name of a topic: Kafka's own limit.
+const MAX_TOPIC_BYTES: usize = 249;
+/// Smallest message that a broker's limit leaves room for; under it hardly an event would go out.
+const LEAST_MESSAGE_BYTES: u64 = 1_000;
+/// What librdkafka takes for `message.max.bytes` at most.
+const MOST_MESSAGE_BYTES: u64 = 1_000_000_000;
+
+/// The Kafka that datasets with `publish` are published to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kafka {
+    /// Brokers to begin with, `host:port`.
+    pub brokers: Vec<String>,
+    /// TLS is spoken; `tls: {}` trusts whom this machine trusts.
+    pub tls: Option<KafkaTls>,
+    /// Who we are.
+    pub sasl: Option<Sasl>,
+    /// Of batches.
+    pub compression: Compression,
+    /// Largest message, key and headers included; at most `max.message.bytes` of the topics. A larger event is not
+    /// published, and counted.
+    pub max_message_bytes: ByteSize,
+    /// Where events wait for a topic that is in trouble, relative to the data directory.
+    pub dir: PathBuf,
+    /// What each dataset may have waiting there; over it its requests get 503.
+    pub max_bytes: ByteSize,
+}
+
+impl Default for Kafka {
+    fn default() -> Self {
+        Self {
+            brokers: Vec::new(),
+            tls: None,
+            sasl: None,
+            compression: Compression::default(),
+            max_message_bytes: ByteSize(1_000_000),
+            dir: "outbox".into(),
+            max_bytes: ByteSize::gib(1),
+        }
+    }
+}
+
+/// Files of TLS, relative to the data directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaTls {
+    /// Whom the brokers' certificates must be signed by; absent: whom this machine trusts.
+    pub ca: Option<PathBuf>,
+    /// Our certificate, where brokers ask for one; with `key`.
+    pub cert: Option<PathBuf>,
+    /// Its private key, not encrypted.
+    pub key: Option<PathBuf>,
+}
+
+/// Name and password.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sasl {
+    /// How the password is shown.
+    pub mechanism: SaslMechanism,
+    /// Who.
+    pub username: Text,
+    /// Its password.
+    pub password: Text,
+}
+
+/// How a password is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SaslMechanism {
+    #[serde(rename = "plain")]
+    Plain,
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+    #[serde(rename = "scram-sha-512")]
+    ScramSha512,
+}
+
+impl SaslMechanism {
+    /// Kafka's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+/// Of batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    None,
+    Gzip,
+    Snappy,
+    #[default]
+    Lz4,
+    Zstd,
+}
+
+impl Compression {
+    /// Kafka's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Gzip => "gzip",
+            Self::Snappy => "snappy",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// The topic that takes a dataset's events once repeats are dropped, one JSON object each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    /// It must be there: Sluice makes none.
+    pub topic: String,
+    /// What a message's key is: fields of one value each, or `tenant`. Default: `dedup.key`. Empty: none.
+    pub key: Option<Vec<Name>>,
+}
+
+impl Dataset {
+    /// Fields of its messages' keys.
+    #[must_use]
+    pub fn message_key(&self, publish: &Publish) -> Vec<Name> {
+        let dedup = || self.dedup.as_ref().map(|dedup| dedup.key.clone());
+        publish.key.clone().or_else(dedup).unwrap_or_default()
+    }
+}
+
+impl Loaded {
+    /// Where events wait for a topic in trouble.
+    #[must_use]
+    pub fn outbox_dir(&self) -> PathBuf {
+        self.data_dir.join(&self.config.kafka.dir)
+    }
+}
+
+/// What may be wrong with these keys, each a sentence that names its place.
+pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
+    let kafka = &config.kafka;
+    for broker in &kafka.brokers {
+        let port = broker
+            .rsplit_once(':')
+            .map(|(host, port)| (host, port.parse::<u16>()));
+        if !matches!(port, Some((host, Ok(1..))) if !host.is_empty() && !broker.contains([',', '/', ' '])) {
+            found.push(format!("kafka.brokers: {broker:?} must be host:port"));
+        }
+    }
+    if let Some(tls) = &kafka.tls
+        && tls.cert.is_some() != tls.key.is_some()
+    {
+        found.push("kafka.tls: `cert` and `key` belong together".into());
+    }
+    if !(LEAST_MESSAGE_BYTES..=MOST_MESSAGE_BYTES).contains(&kafka.max_message_bytes.0) {
+        found.push(format!(
+            "kafka.max_message_bytes must be {LEAST_MESSAGE_BYTES} to {MOST_MESSAGE_BYTES}"
+        ));
+    }
+    let others = [
+        ("log.dir", &config.log.dir),
+        ("dedup.dir", &config.dedup.dir),
+        ("parked.dir", &config.parked.dir),
+    ];
+    for (key, dir) in others {
+        if *dir == kafka.dir {
+            found.push(format!("kafka.dir is {key} as well: each keeps files of its own"));
+        }
+    }
+    for dataset in &config.datasets {
+        let Some(publish) = &dataset.publish else { continue };
+        let mut add = |text: String| found.push(format!("datasets: {}: publish: {text}", dataset.name));
+        if kafka.brokers.is_empty() {
+            add("it needs `kafka.brokers`, the Kafka to publish to".into());
+        }
+        check(dataset, publish, &mut add);
+    }
+}
+
+fn check(dataset: &Dataset, publish: &Publish, add: &mut impl FnMut(String)) {
+    let topic = publish.topic.as_str();
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if topic.is_empty()
+        || topic.len() > MAX_TOPIC_BYTES
+        || !topic.bytes().all(is_legal)
+        || [".", ".."].contains(&topic)
+    {
+        add(format!(
+            "topic {topic:?} must be 1 to {MAX_TOPIC_BYTES} letters, digits, dots, underscores or dashes, and not dots alone"
+        ));
+    }
+    for name in publish
+        .key
+        .iter()
+        .flatten()
+        .filter(|name| name.as_str() != TENANT)
+    {
+        match dataset.fields.iter().find(|field| field.name == *name) {
+            None => add(format!("key: {name} is not a field")),
+            Some(field) if !field.required || field.field_type.nullable => {
+                add(format!(
+                    "key: {name} must be `required: true` and not nullable: every message has a key then"
+                ));
+            }
+            Some(field) if !field.field_type.kind.is_scalar() => {
+                add(format!(
+                    "key: {name} is {}; take fields of one value each",
+                    field.field_type
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    const FIELDS: &str = "fields: [{name: id, type: string, required: true}, {name: tags, type: array(string), required: true}, {name: may, type: string}]";
+
+    fn told(yaml: &str) -> String {
+        let read = Loaded::parse(yaml, Path::new("x"), Path::new("/"));
+        read.map_or_else(|error| error.to_string(), |_| "in force".into())
+    }
+
+    fn dataset(publish: &str) -> String {
+        format!("kafka: {{brokers: [\"a:9092\"]}}\ndatasets: [{{name: d, {FIELDS}, publish: {publish}}}]")
+    }
+
+    #[test]
+    fn what_cannot_be_published_is_refused_with_its_place() {
+        assert_eq!(
+            told(&dataset("{topic: clean.events_v1-x, key: [tenant, id]}")),
+            "in force"
+        );
+        for (yaml, wanted) in [
+            (
+                format!("datasets: [{{name: d, {FIELDS}, publish: {{topic: t}}}}]"),
+                "it needs `kafka.brokers`",
+            ),
+            (
+                dataset("{topic: \"a b\"}"),
+                "topic \"a b\" must be 1 to 249 letters",
+            ),
+            (dataset("{topic: \"..\"}"), "and not dots alone"),
+            (dataset("{topic: t, key: [nobody]}"), "key: nobody is not a field"),
+            (dataset("{topic: t, key: [may]}"), "must be `required: true`"),
+            ("kafka: {dir: parked}".into(), "kafka.dir is parked.dir as well"),
+            (
+                dataset("{topic: t, key: [tags]}"),
+                "take fields of one value each",
+            ),
+            (
+                "kafka: {brokers: [nowhere]}".into(),
+                "kafka.brokers: \"nowhere\" must be host:port",
+            ),
+            ("kafka: {brokers: [\"a:0\"]}".into(), "must be host:port"),
+            ("kafka: {brokers: [\"a:1,b:2\"]}".into(), "must be host:port"),
+            (
+                "kafka: {tls: {cert: a}}".into(),
+                "`cert` and `key` belong together",
+            ),
+            (
+                "kafka: {max_message_bytes: 1}".into(),
+                "kafka.max_message_bytes must be",
+            ),
+            (
+                "kafka: {sasl: {mechanism: plain, username: u, password: \"${NO_SUCH_VARIABLE}\"}}".into(),
+                "NO_SUCH_VARIABLE",
+            ),
+        ] {
+            let told = told(&yaml);
+            assert!(told.contains(wanted), "{yaml}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_message_s_key_is_dedup_s_unless_another_or_none_is_named() {
+        let keys = |publish: &str| {
+            let yaml = format!(
+                "kafka: {{brokers: [\"a:9092\"]}}\ndatasets: [{{name: d, {FIELDS}, dedup: {{key: [id]}}, publish: {publish}}}]"
+            );
+            let loaded = Loaded::parse(&yaml, Path::new("x"), Path::new("/")).expect("valid");
+            let dataset = &loaded.config.datasets[0];
+            let names = dataset.message_key(dataset.publish.as_ref().expect("published"));
+            names.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(keys("{topic: t}"), ["id"]);
+        assert_eq!(keys("{topic: t, key: [tenant]}"), ["tenant"]);
+        assert!(keys("{topic: t, key: []}").is_empty());
+    }
+}

@@ -1,0 +1,35 @@
+//! The declared range: a task writes it to ClickHouse and to its topics at once, and ends when both are done.
+
+use super::Pump;
+use super::drive::{DriveError, Outcome, Start};
+use super::range::ClosedRange;
+use sluice_common::clock::UnixMs;
+use sluice_common::servers::ServerId;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+
+/// The declared range, and the task that settles it.
+pub(super) type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<Settled, DriveError>>);
+
+/// What became of a range, and when ClickHouse had it.
+pub(super) type Settled = (Outcome, UnixMs);
+
+impl Pump {
+    /// Declared → settled and published.
+    pub(super) fn settle(&mut self, closed: Arc<ClosedRange>, start: Start, server: ServerId) {
+        let settling = self.driver.clone().settle(Arc::clone(&closed), start, server);
+        let (publisher, clock, of) = (
+            self.publisher.clone(),
+            Arc::clone(&self.clock),
+            Arc::clone(&closed),
+        );
+        // A task of its own: it blocks for the disk where a topic is in trouble.
+        let publishing = tokio::spawn(async move { publisher.range(of.range, &of.records).await });
+        let task = tokio::spawn(async move {
+            let settled = (settling.await?, clock.now_ms());
+            publishing.await??;
+            Ok(settled)
+        });
+        self.under_way = Some((closed, task));
+    }
+}

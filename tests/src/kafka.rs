@@ -1,0 +1,325 @@
+//! A real Kafka: one broker of its own, and its own tools to make topics and to read them.
+
+use crate::eventually;
+use crate::pki::Authority;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Name and password that the broker knows, over SASL.
+pub const USER: (&str, &str) = ("sluice", "a-secret-of-the-tests");
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// A reader that is told nothing for so long has read everything: longer than a busy machine needs to join.
+const IDLE: &str = "8000";
+
+/// What the console consumer tells of a message beside its value.
+const SHOWN: [&str; 5] = [
+    "print.timestamp=true",
+    "print.partition=true",
+    "print.offset=true",
+    "print.headers=true",
+    "print.key=true",
+];
+
+/// A broker with its data in a directory of its own. Dropping it kills it.
+#[derive(Debug)]
+pub struct Kafka {
+    dir: TempDir,
+    ports: Ports,
+    child: Option<Child>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    plain: u16,
+    controller: u16,
+    tls: u16,
+    sasl: u16,
+}
+
+/// One message as a consumer of Kafka's own sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub partition: u32,
+    pub offset: u64,
+    pub timestamp: u64,
+    pub headers: BTreeMap<String, String>,
+    /// None where it has no key.
+    pub key: Option<String>,
+    pub value: Value,
+}
+
+impl Kafka {
+    /// Starts one, and waits until it answers.
+    ///
+    /// # Panics
+    /// Where it does not.
+    pub async fn start() -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let authority = Authority::new(dir.path(), "ca");
+        authority.sign_local("broker");
+        authority.sign_local("client");
+        let held: Vec<TcpListener> = (0..4)
+            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
+            .collect();
+        let port = |at: usize| held[at].local_addr().expect("an address").port();
+        let ports = Ports {
+            plain: port(0),
+            controller: port(1),
+            tls: port(2),
+            sasl: port(3),
+        };
+        drop(held);
+        let kafka = Self {
+            ports,
+            child: None,
+            dir,
+        };
+        std::fs::write(kafka.properties(), kafka.config()).expect("written");
+        let (name, password) = USER;
+        let scram = format!("SCRAM-SHA-512=[name={name},password={password}]");
+        let properties = kafka.properties().display().to_string();
+        let format = [
+            "format",
+            "--cluster-id",
+            "AAAAAAAAAAAAAAAAAAAAAA",
+            "--config",
+            &properties,
+            "--add-scram",
+            &scram,
+        ];
+        kafka.tool("kafka.tools.StorageTool", &format).await;
+        kafka.brought_up().await
+    }
+
+    async fn brought_up(mut self) -> Self {
+        self.bring_up().await;
+        self
+    }
+
+    /// Starts it again on the same data.
+    ///
+    /// # Panics
+    /// Where it does not answer in time.
+    pub async fn bring_up(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        let log = File::options().create(true).append(true).open(self.log());
+        let log = log.expect("a file");
+        let mut command = java("-Xmx512m", "kafka.Kafka");
+        let child = command
+            .arg(self.properties())
+            .stdin(Stdio::null())
+            .stderr(log.try_clone().expect("a file"))
+            .stdout(log)
+            .spawn();
+        self.child = Some(child.expect("Java runs: `make setup` installs it"));
+        let address = self.brokers();
+        eventually("the broker answers", START_DEADLINE, async || {
+            TcpStream::connect(&address).ok()
+        })
+        .await;
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    /// `STOP`, `CONT`.
+    ///
+    /// # Panics
+    /// Where it does not run.
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        kill_process(Pid::from_child(child), signal).expect("it runs");
+    }
+
+    /// The broker without TLS or passwords.
+    #[must_use]
+    pub fn brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.plain)
+    }
+
+    /// The same with TLS, which asks for a certificate.
+    #[must_use]
+    pub fn tls_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.tls)
+    }
+
+    /// The same with TLS, which asks for [`USER`].
+    #[must_use]
+    pub fn sasl_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.sasl)
+    }
+
+    /// A file of its authority: `ca.crt`, `client.crt`, `client.key`.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a topic; `config` are `key=value`.
+    ///
+    /// # Panics
+    /// Where it cannot be made.
+    pub async fn topic(&self, name: &str, partitions: u32, config: &[&str]) {
+        let (brokers, partitions) = (self.brokers(), partitions.to_string());
+        let mut args = vec!["--bootstrap-server", &brokers, "--create", "--topic", name];
+        args.extend(["--partitions", &partitions]);
+        config.iter().for_each(|one| args.extend(["--config", one]));
+        self.tool("org.apache.kafka.tools.TopicCommand", &args).await;
+    }
+
+    /// Everything that is in a topic, by partition and offset, as Kafka's console consumer reads it.
+    ///
+    /// # Panics
+    /// Where it cannot be read, or a message is none of JSON.
+    pub async fn read(&self, topic: &str) -> Vec<Message> {
+        let brokers = self.brokers();
+        let mut args = vec![
+            "--bootstrap-server",
+            &brokers,
+            "--topic",
+            topic,
+            "--from-beginning",
+        ];
+        args.extend(["--timeout-ms", IDLE]);
+        SHOWN.iter().for_each(|shown| args.extend(["--property", shown]));
+        let told = self
+            .tool("org.apache.kafka.tools.consumer.ConsoleConsumer", &args)
+            .await;
+        let mut messages: Vec<Message> = told.lines().map(Message::parse).collect();
+        messages.sort_by_key(|one| (one.partition, one.offset));
+        messages
+    }
+
+    /// What a tool of Kafka's prints.
+    async fn tool(&self, class: &'static str, args: &[&str]) -> String {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let ran = tokio::task::spawn_blocking(move || java("-Xmx256m", class).args(args).output());
+        let output = ran
+            .await
+            .expect("it ran")
+            .expect("Java runs: `make setup` installs it");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{class}: {out}\n{err}\n{}",
+            self.last_words()
+        );
+        out
+    }
+
+    /// The end of the broker's log, for messages.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        crate::service::tail(&self.log())
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("broker.log")
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.dir.path().join("server.properties")
+    }
+
+    fn config(&self) -> String {
+        let Ports {
+            plain,
+            controller,
+            tls,
+            sasl,
+        } = self.ports;
+        let (name, password) = USER;
+        let dir = self.dir.path();
+        // Java wants the key and its certificates in one file.
+        let pem = ["broker.key", "broker.crt", "ca.crt"].map(|name| std::fs::read_to_string(dir.join(name)));
+        let pem: String = pem.into_iter().map(|text| text.expect("a file")).collect();
+        std::fs::write(dir.join("broker.pem"), pem).expect("written");
+        let dir = dir.display();
+        let module = "org.apache.kafka.common.security";
+        format!(
+            "process.roles=broker,controller\nnode.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller}\ncontroller.listener.names=CONTROLLER\n\
+             listeners=PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL\n\
+             inter.broker.listener.name=PLAINTEXT\nlog.dirs={dir}/data\nauto.create.topics.enable=false\n\
+             offsets.topic.replication.factor=1\noffsets.topic.num.partitions=1\n\
+             transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
+             group.initial.rebalance.delay.ms=0\n\
+             ssl.keystore.type=PEM\nssl.keystore.location={dir}/broker.pem\n\
+             ssl.truststore.type=PEM\nssl.truststore.location={dir}/ca.crt\n\
+             listener.name.ssl.ssl.client.auth=required\nsasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+             listener.name.sasl_ssl.plain.sasl.jaas.config={module}.plain.PlainLoginModule required user_{name}=\"{password}\";\n\
+             listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n"
+        )
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Message {
+    /// A line of the console consumer: time, partition, offset, headers, key, value, with tabs between.
+    fn parse(line: &str) -> Self {
+        let wrong = || panic!("not a message: {line}");
+        let parts: Vec<&str> = line.splitn(6, '\t').collect();
+        let [time, partition, offset, headers, key, value] = parts[..] else {
+            return wrong();
+        };
+        let number = |text: &str| -> u64 {
+            let digits = text.rsplit(':').next().and_then(|text| text.parse().ok());
+            digits.unwrap_or_else(|| panic!("not a message: {line}"))
+        };
+        let header = |pair: &str| {
+            let (name, value) = pair.split_once(':').unwrap_or((pair, ""));
+            (name.to_owned(), value.to_owned())
+        };
+        Self {
+            partition: u32::try_from(number(partition)).expect("a partition"),
+            offset: number(offset),
+            timestamp: number(time),
+            headers: headers.split(',').map(header).collect(),
+            key: (key != "null").then(|| key.to_owned()),
+            value: serde_json::from_str(value).unwrap_or_else(|_| panic!("not JSON: {line}")),
+        }
+    }
+
+    /// A header.
+    ///
+    /// # Panics
+    /// Where it is not there.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name}: {self:?}"))
+    }
+}
+
+fn java(heap: &str, class: &str) -> Command {
+    let local = std::env::var_os("SLUICE_LOCAL").map(PathBuf::from);
+    let local = local.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.local"));
+    let libs = local.join("kafka/libs");
+    assert!(libs.is_dir(), "{} is missing: run `make setup`", libs.display());
+    let mut command = Command::new("java");
+    // The first compiler alone: processes that live for seconds never earn the second.
+    command.args([heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
+    command.arg(libs.join("*")).arg(class);
+    command
+}

@@ -1,0 +1,60 @@
+//! How brokers are reached: TLS, certificates, passwords; changed while everything runs.
+
+use super::{Stand, config, hold};
+use sluice_tests::kafka::{Kafka, USER};
+use sluice_tests::{Part, Plan, Shape, finally, oracle};
+use std::time::Duration;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_is_reached_with_certificates_and_passwords_and_a_wrong_one_is_told() {
+    let kafka = Kafka::start().await;
+    kafka.topic("clean.events", 1, &[]).await;
+    let ca = kafka.file("ca.crt").display().to_string();
+    let (user, password) = USER;
+    let sasl = |mechanism: &str, password: &str| {
+        config(&format!(
+            "brokers: [\"{}\"], tls: {{ca: {ca}}}, sasl: {{mechanism: {mechanism}, username: {user}, password: {password}}}",
+            kafka.sasl_brokers()
+        ))
+    };
+    let mutual = config(&format!(
+        "brokers: [\"{}\"], tls: {{ca: {ca}, cert: {}, key: {}}}, compression: zstd",
+        kafka.tls_brokers(),
+        kafka.file("client.crt").display(),
+        kafka.file("client.key").display()
+    ));
+    let wrong = sasl("scram-sha-512", "another");
+    let ways = [sasl("scram-sha-512", password), sasl("plain", password), mutual];
+    let deployment = Plan::new(Shape::AllInOne).extra(&wrong).start().await;
+    let stand = Stand { kafka, deployment };
+    assert_eq!(stand.send((0, "events"), 0..100, 0).await, 202);
+    oracle::drained(&stand.deployment).await;
+    finally(
+        "the wrong password is told",
+        Duration::from_secs(30),
+        async || {
+            let told = std::fs::read_to_string(stand.deployment.log_file(Part::Up)).expect("a log");
+            assert!(
+                !told.contains(password) && !told.contains("another"),
+                "a password is told: {told}"
+            );
+            if told.contains("uthentication") {
+                Ok(())
+            } else {
+                Err(told)
+            }
+        },
+    )
+    .await;
+    for (round, way) in (1..).zip(&ways) {
+        stand.deployment.reload(way).await;
+        assert_eq!(
+            stand.send((0, "events"), round * 100..round * 100 + 100, 0).await,
+            202
+        );
+        stand.drained().await;
+        let rows = stand.rows("events").await;
+        assert_eq!(rows.len() as u64, (round + 1) * 100);
+        hold(&stand.kafka.read("clean.events").await, &rows, "events");
+    }
+}
