@@ -200,7 +200,8 @@ impl Publisher {
     }
 
     fn set_aside(&self, range: Range, lot: &Lot, reason: &str) -> Result<(), FileError> {
-        if !self.outbox.has(&lot.dataset) {
+        let is_first = !self.outbox.has(&lot.dataset);
+        if is_first {
             tracing::warn!(dataset = %lot.dataset, topic = lot.plan.topic, reason, "events wait for their topic");
         }
         let share = Share {

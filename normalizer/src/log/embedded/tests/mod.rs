@@ -8,8 +8,8 @@ mod space;
 use super::*;
 use sluice_common::clock::ManualClock;
 use sluice_common::disk::{Disk, DiskOp, DiskWatch};
-use sluice_common::ids::{Name, TenantId};
-use sluice_common::record::Identity;
+use sluice_common::ids::{Name, RequestId, TenantId};
+use sluice_common::record::{Identity, RequestSpan};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -34,7 +34,15 @@ pub fn record(key: u128, bytes: usize) -> RecordContent {
     RecordContent {
         column_bytes: 0,
         meta: serde_json::to_vec(&meta).unwrap().into(),
-        spans: Vec::new(),
+        spans: vec![RequestSpan {
+            request: RequestId(1),
+            first_row: 0,
+            rows: 1,
+            taken: 1,
+            rejected: 0,
+            trace_id: 0,
+            span_id: 0,
+        }],
         keys: vec![key],
         fingerprints: Vec::new(),
         body: vec![0xA5; bytes].into(),
