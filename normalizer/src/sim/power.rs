@@ -92,19 +92,23 @@ fn a_file_that_is_replaced_is_the_old_one_or_the_new_one_after_any_power_loss() 
     }
 }
 
-/// The safety is off: some disk must show it, by what it is there against.
+/// The safety is off: some disk must show it, by what it is there against. Which of a lie's consequences is seen first
+/// hangs on where the cut falls.
 fn must_show(lie: Lie, kind: &str) {
+    let mut others = Vec::new();
     for seed in 0..40 {
         for at in (10..400).step_by(7) {
             let outcome = simulate(&Plan { lie, ..cut(seed, at) });
-            if let Some(breach) = outcome.breach {
-                println!("{lie:?} shows at seed {seed}, operation {at}: {breach}");
-                assert!(breach.contains(kind), "{lie:?} is to show {kind:?}");
-                return;
+            match outcome.breach {
+                Some(breach) if breach.contains(kind) => {
+                    println!("{lie:?} shows at seed {seed}, operation {at}: {breach}");
+                    return;
+                }
+                other => others.extend(other),
             }
         }
     }
-    panic!("{lie:?} does not show");
+    panic!("{lie:?} does not show {kind:?}, only {others:?}");
 }
 
 #[test]
