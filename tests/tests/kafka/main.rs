@@ -120,6 +120,15 @@ impl Stand {
         .await;
     }
 
+    /// Holds both topics against their datasets' rows; copies may be among the messages.
+    async fn hold_both(&self) {
+        for (topic, dataset) in [("clean.events", "events"), ("clean.more", "more_events")] {
+            let messages = self.kafka.read(topic).await;
+            let copies = hold(&messages, &self.rows(dataset).await, dataset);
+            println!("{dataset}: {} messages, {copies} copies", messages.len());
+        }
+    }
+
     /// The rows of a table.
     async fn rows(&self, table: &str) -> Rows {
         let sql = format!(
