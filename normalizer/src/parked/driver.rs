@@ -5,7 +5,7 @@
 //! file goes. A crash anywhere repeats the rest.
 
 use super::file::{FileError, UnitId};
-use super::lines;
+use super::lines::{self, Working};
 use super::shelf::{Line, Shelf};
 use crate::progress::closing::{self, Work};
 use crate::progress::plan::{Next, Rules};
@@ -43,15 +43,6 @@ pub struct Drivers {
     pub metrics: Metrics,
     retries: Retries,
     room: Arc<Semaphore>,
-}
-
-/// A unit of a line is worked on as long as this is there.
-struct Working<'a>(&'a Shelf, &'a Line);
-
-impl Drop for Working<'_> {
-    fn drop(&mut self) {
-        self.0.worked(self.1);
-    }
 }
 
 /// How an attempt at a unit ended.

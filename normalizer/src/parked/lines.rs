@@ -6,6 +6,15 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use tokio::task::JoinSet;
 
+/// A unit of a line is worked on as long as this is there.
+pub struct Working<'a>(pub &'a Shelf, pub &'a Line);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.worked(self.1);
+    }
+}
+
 /// Works on every line for ever, `one` until it has nothing left. Dropping it is as a crash.
 ///
 /// # Errors

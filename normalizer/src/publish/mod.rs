@@ -20,7 +20,7 @@ mod tests;
 mod work;
 
 use crate::parked::file::{FileError, UnitId};
-use crate::parked::lines;
+use crate::parked::lines::{self, Working};
 use crate::parked::shelf::{Line, Share, Shelf};
 use crate::progress::Marks;
 use crate::progress::closing::Work;
@@ -61,14 +61,14 @@ const CALL_GRACE: Duration = Duration::from_secs(5);
 /// Publishes a partition's ranges. Cloning shares it.
 #[derive(Clone)]
 pub struct Publisher {
-    pub sink: Seam<SinkRequest>,
-    pub log: LogId,
-    pub partition: u16,
+    sink: Seam<SinkRequest>,
+    log: LogId,
+    partition: u16,
     pub outbox: Shelf,
-    pub settings: SharedSettings,
-    pub metrics: Metrics,
-    pub clock: SharedClock,
-    pub retries: Retries,
+    settings: SharedSettings,
+    metrics: Metrics,
+    clock: SharedClock,
+    retries: Retries,
     /// Room for a unit of a topic that takes events, and for one of those that are in trouble.
     room: [Arc<Semaphore>; 2],
     /// Shares that can neither be sent nor be set aside: their range is not committed.
@@ -90,15 +90,6 @@ impl<'a> Stuck<'a> {
 impl Drop for Stuck<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Work on a line's unit is under way as long as this is there.
-struct Working<'a>(&'a Shelf, &'a Line);
-
-impl Drop for Working<'_> {
-    fn drop(&mut self) {
-        self.0.worked(self.1);
     }
 }
 
@@ -196,7 +187,9 @@ impl Publisher {
 
     /// Notes how many of a unit's events are certainly in their topic.
     fn is_done(&self, id: UnitId, events: u64) {
-        self.done.lock().insert(id, events);
+        if events > 0 {
+            self.done.lock().insert(id, events);
+        }
     }
 
     fn set_aside(&self, range: Range, lot: &Lot, reason: &str) -> Result<(), FileError> {

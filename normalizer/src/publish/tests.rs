@@ -167,6 +167,7 @@ async fn live(seed: u64) -> (Vec<Event>, Vec<Event>) {
             if dice.random_bool(0.2) {
                 break;
             }
+            // Of virtual time: how far the outbox is drained when the next range comes is drawn.
             sleep(Duration::from_millis(dice.random_range(0..2_000))).await;
         }
         // A crash.
@@ -179,6 +180,7 @@ async fn live(seed: u64) -> (Vec<Event>, Vec<Event>) {
     let begun = Instant::now();
     while !publisher.outbox.units().is_empty() {
         assert!(begun.elapsed() < IN_TIME, "what waits goes out");
+        // Of virtual time: a look a second.
         sleep(Duration::from_secs(1)).await;
     }
     drain.abort();

@@ -57,9 +57,11 @@ async fn kafka_and_every_process_killed_under_load_leave_no_stored_event_out_of_
             Some(Part::SinkWriter),
             Some(Part::ClickHouse),
         ][round % 4];
+        // When the kill comes is drawn; nothing is waited for.
         tokio::time::sleep(Duration::from_millis(rng.random_range(200..900))).await;
         let Some(part) = victim else {
             stand.kafka.kill();
+            // And how long the broker is away: shorter and longer than a message has.
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..6_000))).await;
             stand.kafka.bring_up().await;
             continue;
