@@ -225,6 +225,22 @@ pub const PUBLISH_MESSAGE_BYTES: usize = KIB;
 pub const PUBLISH_UNITS: usize = 2;
 /// Records and columns of calls that publish: a range's. ClickHouse's calls have their own ([`SINK_CALL_BYTES`]).
 pub const PUBLISH_CALL_BYTES: usize = 128 * MIB;
+/// `consume`s of all datasets together: each has a thread and a client of its own.
+pub const MAX_SOURCES: usize = 64;
+/// Topics of one.
+pub const MAX_SOURCE_TOPICS: usize = 256;
+/// Messages that are appended at once.
+pub const SOURCE_BATCH_MESSAGES: usize = 20_000;
+/// The same in bytes; a single message may be larger.
+pub const SOURCE_BATCH_BYTES: usize = 4 * MIB;
+/// What a source's client fetches ahead. Each has as much again for its batch.
+pub const SOURCE_QUEUE_BYTES: usize = 8 * MIB;
+/// How long what came is left to grow into a batch.
+pub const SOURCE_LINGER: Duration = Duration::from_millis(20);
+/// What a source holds at most: what is fetched, its batch, and the requests made of it.
+pub const SOURCE_MEMORY_BYTES: usize = SOURCE_QUEUE_BYTES + 2 * (SOURCE_BATCH_BYTES + MAX_EVENT_BYTES);
+/// Within it a request of messages is answered, or made again.
+pub const SOURCE_DEADLINE: Duration = Duration::from_secs(10);
 /// Frames of the log that are read at once.
 pub const LOG_READ_BYTES: usize = 4 * MIB;
 /// Frames of the log that are read to say what is in flight.
@@ -371,6 +387,8 @@ const _: () = {
     assert!(MAX_BODY_BYTES <= INTAKE_BYTES);
     assert!(MAX_RANGE_FRAME_BYTES + MAX_RANGE_BYTES <= PUBLISH_CALL_BYTES);
     assert!(MAX_EVENT_BYTES <= MAX_BODY_BYTES);
+    assert!(SOURCE_BATCH_MESSAGES <= MAX_EVENTS_PER_REQUEST);
+    assert!(SOURCE_BATCH_BYTES <= MAX_BODY_BYTES);
     assert!(MAX_BODY_BYTES <= MAX_REQUEST_COLUMN_BYTES);
     // Built in a group that is nearly full, it still fits the log's queue.
     assert!(MAX_REQUEST_COLUMN_BYTES + GROUP_COMMIT_BYTES + TARGET_RECORD_BYTES <= LOG_QUEUE_BYTES);

@@ -145,6 +145,8 @@ names! {
         ParkedUnits = "sluice_parked_units", "Shares of ranges that wait for a table in trouble.";
         /// `dataset` with a topic.
         PublishWaitingBytes = "sluice_publish_waiting_bytes", "Bytes of events that wait for their Kafka topic.";
+        /// `dataset`, `topic`, `partition` of topics that a dataset is fed from.
+        ConsumerLag = "sluice_kafka_consumer_lag", "Messages of a Kafka topic that are there and not yet read; of partitions that this process reads.";
         /// `tenant` with a quota.
         QuotaUsedRatio = "sluice_quota_used_ratio", "What was taken in the last ten seconds or so over what the quota gives: the highest of its limits.";
         /// `server`.

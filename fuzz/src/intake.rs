@@ -26,7 +26,10 @@ const NOT_READ: [&str; 3] = ["too_deep", "event_too_large", "too_many_members"];
 /// One body.
 pub fn run(input: &[u8]) {
     let (choice, body) = super::choice(input);
-    let format = [BodyFormat::Json, BodyFormat::Ndjson, BodyFormat::Auto][usize::from(choice) % 3];
+    let format = match choice {
+        240.. => BodyFormat::Messages,
+        _ => [BodyFormat::Json, BodyFormat::Ndjson, BodyFormat::Auto][usize::from(choice) % 3],
+    };
     let intake = INTAKE.get_or_init(intake);
     let result = intake.parse(&request(format, body.to_vec()), NOW_MS, &mut |_| true);
     let parsed = match result {

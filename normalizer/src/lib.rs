@@ -24,6 +24,7 @@ mod runtime;
 pub mod service;
 #[cfg(test)]
 mod sim;
+pub mod source;
 pub mod start;
 mod state;
 mod tenant_rate;

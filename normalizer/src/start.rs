@@ -17,6 +17,7 @@ use crate::pump::batching::{Settings, SharedSettings};
 use crate::pump::{Parts, Pump, PumpError, retries};
 use crate::replay::{self, Replays};
 use crate::service::{IntakeService, RejectMarks};
+use crate::source::{Sources, Spec};
 use crate::state::{State, StateOptions, secret_check};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -61,6 +62,7 @@ pub struct Running {
     log: Arc<EmbeddedLog>,
     service: Arc<IntakeService>,
     settings: SharedSettings,
+    sources: Sources,
 }
 
 /// Why a normalizer does not start.
@@ -195,6 +197,7 @@ impl Running {
         let control = questions_to(&service, pump.progress(), (questions, orders), loaded);
         let pump = tokio::spawn(watched(pump.run(), builder));
         replays.go_on();
+        let sources = Sources::start(&service, Spec::all(loaded));
         Ok(Self {
             control: control.merge(routes).merge(replay::routes(replays)),
             intake: Arc::clone(&service).seam(),
@@ -203,6 +206,7 @@ impl Running {
             log,
             service,
             settings,
+            sources,
         })
     }
 
@@ -211,23 +215,27 @@ impl Running {
     #[must_use]
     pub fn part(&self) -> Part {
         let (service, settings) = (Arc::clone(&self.service), Arc::clone(&self.settings));
+        let sources = self.sources.clone();
         Box::new(move |loaded| {
             let schemas = Intake::compile(&loaded.config.datasets)?;
             let next = Settings::new(&loaded.config);
             let cap = loaded.config.dedup.keys_per_tenant.0;
             let (service, settings) = (Arc::clone(&service), Arc::clone(&settings));
+            let (sources, specs) = (sources.clone(), Spec::all(loaded));
             Ok(Box::new(move || {
                 service.key_cap.set(cap, next.max_window_ms);
                 // First: nothing may be deleted that the new windows ask for.
                 settings.store(Arc::new(next));
                 service.intake.replace(schemas);
                 service.show_datasets();
+                sources.replace(specs);
             }))
         })
     }
 
-    /// Closes the log: what is queued is written, nothing more is taken.
+    /// Ends the sources, and closes the log: what is queued is written, nothing more is taken.
     pub async fn close(&self) {
+        self.sources.stop().await;
         let log = Arc::clone(&self.log);
         if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log did not close in order; what was acknowledged is durable all the same");

@@ -22,6 +22,10 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 const POOL_IDLE: Duration = Duration::from_secs(2);
 /// Room beyond the statement itself that ClickHouse may parse.
 const QUERY_SLACK_BYTES: usize = 1_024;
+/// The least room, beyond what the server keeps free, for files of a table or a deletion.
+const ROOM_BYTES: u64 = 1 << 20;
+/// ClickHouse's code for a disk without room.
+const NOT_ENOUGH_SPACE: u32 = 243;
 /// Longest part of a server's message that is passed on.
 const MAX_MESSAGE_CHARS: usize = 400;
 
@@ -162,6 +166,28 @@ impl Client {
     /// [`ServerError`].
     pub async fn command(&self, sql: &str, deadline: Instant) -> Result<(), ServerError> {
         self.rows(sql, deadline).await.map(|_| ())
+    }
+
+    /// Looks whether the server's disk has room for what a statement writes beside rows: a mutation, a new table's
+    /// files. The embedded ClickHouse leaves these empty on a full disk, and does not start with them again; what it
+    /// keeps free for inserts (`keep_free_space_bytes`) it gives away here. A server that does not say is believed.
+    ///
+    /// # Errors
+    /// 243, as the server has it for inserts; its own where it cannot be reached.
+    pub async fn has_room(&self, deadline: Instant) -> Result<(), ServerError> {
+        let sql = "SELECT free_space FROM system.disks WHERE name = 'default'";
+        let free = match self.rows(sql, deadline).await {
+            Ok(rows) => rows.first().and_then(|row| row.first()?.as_u64()),
+            Err(ServerError::Definite { .. }) => None,
+            Err(error @ (ServerError::Unreached(_) | ServerError::Uncertain(_))) => return Err(error),
+        };
+        if free.is_none_or(|free| free >= ROOM_BYTES) {
+            return Ok(());
+        }
+        Err(ServerError::Definite {
+            code: NOT_ENOUGH_SPACE,
+            message: "the server's disk is full: it is not asked to write tables or deletions now".into(),
+        })
     }
 
     async fn fetch(

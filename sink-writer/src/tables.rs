@@ -203,6 +203,7 @@ impl Tables {
         if statements.is_empty() {
             return Ok(());
         }
+        self.client.has_room(deadline).await?;
         self.client.command(&ddl::database(database), deadline).await?;
         for (name, sql) in statements {
             self.client.command(&sql, deadline).await?;

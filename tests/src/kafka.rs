@@ -6,6 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +16,9 @@ use tempfile::TempDir;
 /// Name and password that the broker knows, over SASL.
 pub const USER: (&str, &str) = ("sluice", "a-secret-of-the-tests");
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Stands for the value of a message that has none.
+pub const NO_VALUE: &str = "no-value";
+const GROUPS: &str = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
 /// A reader that is told nothing for so long has read everything: longer than a busy machine needs to join.
 const IDLE: &str = "8000";
 
@@ -202,10 +206,106 @@ impl Kafka {
         messages
     }
 
+    /// Sends messages, each a key and a value without tabs and line ends, by Kafka's console producer. [`NO_VALUE`] is a
+    /// message without one.
+    ///
+    /// # Panics
+    /// Where they are not all taken.
+    pub async fn write(&self, topic: &str, messages: impl IntoIterator<Item = (String, String)>) {
+        let text: String = messages
+            .into_iter()
+            .map(|(key, value)| format!("{key}\t{value}\n"))
+            .collect();
+        let brokers = self.brokers();
+        let marker = format!("null.marker={NO_VALUE}");
+        let mut args = vec!["--bootstrap-server", &brokers, "--topic", topic];
+        for property in ["parse.key=true", "key.separator=\t", &marker] {
+            args.extend(["--property", property]);
+        }
+        args.extend(["--producer-property", "acks=all"]);
+        self.told("org.apache.kafka.tools.ConsoleProducer", &args, text.into_bytes())
+            .await;
+    }
+
+    /// The offsets of a consumer group, by topic and partition.
+    ///
+    /// # Panics
+    /// Where the broker does not say.
+    pub async fn offsets(&self, group: &str) -> BTreeMap<(String, u32), u64> {
+        let brokers = self.brokers();
+        let args = [
+            "--bootstrap-server",
+            &brokers,
+            "--describe",
+            "--offsets",
+            "--group",
+            group,
+        ];
+        let told = self.tool(GROUPS, &args).await;
+        // GROUP TOPIC PARTITION CURRENT-OFFSET …
+        let line = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [name, topic, partition, offset, ..] = words[..] else {
+                return None;
+            };
+            let numbers = partition.parse().ok().zip(offset.parse().ok());
+            let (partition, offset) = numbers.filter(|_| name == group)?;
+            Some(((topic.to_owned(), partition), offset))
+        };
+        told.lines().filter_map(line).collect()
+    }
+
+    /// Sets a group's offsets to where a topic begins.
+    ///
+    /// # Panics
+    /// Where it cannot: the group has a member.
+    pub async fn rewind(&self, group: &str, topic: &str) {
+        let brokers = self.brokers();
+        let args = ["--bootstrap-server", &brokers, "--group", group, "--topic", topic];
+        let reset = ["--reset-offsets", "--to-earliest", "--execute"];
+        self.tool(GROUPS, &[args.as_slice(), &reset].concat()).await;
+    }
+
+    /// Deletes the messages of a partition before an offset.
+    ///
+    /// # Panics
+    /// Where the broker does not.
+    pub async fn delete_before(&self, topic: &str, partition: u32, offset: u64) {
+        let file = self.dir.path().join("deleted.json");
+        let what = serde_json::json!({
+            "version": 1,
+            "partitions": [{"topic": topic, "partition": partition, "offset": offset}],
+        });
+        std::fs::write(&file, what.to_string()).expect("written");
+        let (brokers, file) = (self.brokers(), file.display().to_string());
+        let args = ["--bootstrap-server", &brokers, "--offset-json-file", &file];
+        self.tool("org.apache.kafka.tools.DeleteRecordsCommand", &args)
+            .await;
+    }
+
     /// What a tool of Kafka's prints.
     async fn tool(&self, class: &'static str, args: &[&str]) -> String {
+        self.told(class, args, Vec::new()).await
+    }
+
+    /// The same of one that reads.
+    async fn told(&self, class: &'static str, args: &[&str], text: Vec<u8>) -> String {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let ran = tokio::task::spawn_blocking(move || java("-Xmx256m", class).args(args).output());
+        let ran = tokio::task::spawn_blocking(move || {
+            let mut command = java("-Xmx256m", class);
+            command
+                .args(args)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            let mut child = command.spawn()?;
+            let mut stdin = child.stdin.take().expect("piped");
+            // A tool that does not read has ended before it is told all.
+            let writing = std::thread::spawn(move || stdin.write_all(&text).ok());
+            let output = child.wait_with_output();
+            writing.join().expect("written");
+            output
+        });
         let output = ran
             .await
             .expect("it ran")

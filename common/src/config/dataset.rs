@@ -1,6 +1,6 @@
 //! A dataset: what may be sent, how it is checked, which table it goes to.
 
-use super::{Count, FieldType, Override, PartitionBy, Period, Publish, Zone};
+use super::{Consume, Count, FieldType, Override, PartitionBy, Period, Publish, Zone};
 use crate::config::ByteSize;
 use crate::ids::Name;
 use schemars::JsonSchema;
@@ -69,6 +69,9 @@ pub struct Dataset {
     pub batch: Batch,
     /// The Kafka topic that takes its events too.
     pub publish: Option<Publish>,
+    /// Kafka topics that it is fed from, beside what clients send.
+    #[serde(default)]
+    pub consume: Vec<Consume>,
     /// What is different for some tenants.
     #[serde(default)]
     pub overrides: Vec<Override>,

@@ -1,4 +1,4 @@
-//! The Kafka that events are published to: how it is reached, and which topic takes what of a dataset.
+//! The Kafka that events are published to and read from: how it is reached, and which topic takes what of a dataset.
 
 use super::{ByteSize, Config, Dataset, Loaded, Text};
 use crate::ids::Name;
@@ -15,7 +15,7 @@ const LEAST_MESSAGE_BYTES: u64 = 1_000;
 /// What librdkafka takes for `message.max.bytes` at most.
 const MOST_MESSAGE_BYTES: u64 = 1_000_000_000;
 
-/// The Kafka that datasets with `publish` are published to.
+/// The Kafka that datasets with `publish` are published to, and those with `consume` are fed from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kafka {
@@ -192,17 +192,7 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
 }
 
 fn check(dataset: &Dataset, publish: &Publish, add: &mut impl FnMut(String)) {
-    let topic = publish.topic.as_str();
-    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if topic.is_empty()
-        || topic.len() > MAX_TOPIC_BYTES
-        || !topic.bytes().all(is_legal)
-        || [".", ".."].contains(&topic)
-    {
-        add(format!(
-            "topic {topic:?} must be 1 to {MAX_TOPIC_BYTES} letters, digits, dots, underscores or dashes, and not dots alone"
-        ));
-    }
+    topic_problem(&publish.topic).into_iter().for_each(&mut *add);
     for name in publish
         .key
         .iter()
@@ -225,6 +215,20 @@ fn check(dataset: &Dataset, publish: &Publish, add: &mut impl FnMut(String)) {
             Some(_) => {}
         }
     }
+}
+
+/// Why a topic cannot have that name.
+pub(super) fn topic_problem(topic: &str) -> Option<String> {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let is_fine = !topic.is_empty()
+        && topic.len() <= MAX_TOPIC_BYTES
+        && topic.bytes().all(is_legal)
+        && ![".", ".."].contains(&topic);
+    (!is_fine).then(|| {
+        format!(
+            "topic {topic:?} must be 1 to {MAX_TOPIC_BYTES} letters, digits, dots, underscores or dashes, and not dots alone"
+        )
+    })
 }
 
 #[cfg(test)]

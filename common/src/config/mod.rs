@@ -3,6 +3,7 @@
 //! What a key means stands beside it. Unknown keys are errors. A key whose feature is not there yet
 //! is refused with that reason ([`not_yet`]), never accepted and ignored.
 
+pub mod consume;
 mod dataset;
 pub mod diff;
 mod expiry;
@@ -29,6 +30,7 @@ mod type_text;
 mod validate;
 pub mod zone;
 
+pub use consume::{Beginning, Consume};
 pub use dataset::{Batch, Dataset, DedupKey, EpochUnit, Field, RequiredIf, TimeBounds, Unit, UnknownFields};
 pub use expiry::Expiry;
 pub use field_type::{EnumValues, FieldType, Kind};
@@ -83,7 +85,7 @@ pub struct Config {
     /// Rows that wait for a table that is in trouble.
     #[serde(default)]
     pub parked: Parked,
-    /// Where datasets with `publish` are published to.
+    /// Where datasets with `publish` are published to, and those with `consume` are fed from.
     #[serde(default)]
     pub kafka: Kafka,
     /// Where our own traces and metrics go besides `/metrics`.

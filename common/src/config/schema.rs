@@ -5,8 +5,8 @@
 //! of single values are. Texts may also be references, `${NAME}`, so a pattern admits these.
 
 use super::{
-    ByteSize, Config, Count, Expiry, FieldType, PartitionBy, Period, Share, Text, UnknownFields, Weight,
-    Zone, quantity,
+    Beginning, ByteSize, Config, Count, Expiry, FieldType, PartitionBy, Period, Share, Text, UnknownFields,
+    Weight, Zone, quantity,
 };
 use crate::ids::{Name, TenantId};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
@@ -46,6 +46,7 @@ texts! {
     Period, "Period", {"title": "period", "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$|\\$\\{", "examples": ["500ms", "24h", "7d"]};
     Share, "Share", {"title": "share", "type": ["string", "integer"], "pattern": "^ *[0-9]+ *%?$|\\$\\{", "minimum": 1, "maximum": 100, "examples": ["50%"]};
     Expiry, "Expiry", {"title": "time", "type": "string", "format": "date-time", "examples": ["2026-11-21T07:00:00Z"]};
+    Beginning, "Beginning", {"title": "`earliest`, `latest` or a time", "type": "string", "examples": ["earliest", "latest", "2026-11-21T07:00:00Z"]};
     Name, "Name", {"title": "name", "type": "string", "pattern": "^[a-z_][a-z0-9_]{0,62}$|\\$\\{"};
     TenantId, "TenantId", {"title": "tenant id", "type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$|\\$\\{"};
     Weight, "Weight", {"title": "weight", "type": "integer", "minimum": 1, "maximum": 1000};
@@ -87,6 +88,12 @@ impl Serialize for FieldType {
 }
 
 impl Serialize for Expiry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Beginning {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }

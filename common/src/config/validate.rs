@@ -1,7 +1,7 @@
 //! What a parsed config may still get wrong. Every problem is found, not only the first.
 
 use super::overrides;
-use super::{Config, Dataset, Field, Kind, LogKind, TablePlan, UnknownFields, kafka, quota, tls};
+use super::{Config, Dataset, Field, Kind, LogKind, TablePlan, UnknownFields, consume, kafka, quota, tls};
 use crate::books::{DEAD_LETTERS, LEDGER};
 use crate::ids::Name;
 use crate::limits::{LOG_RESERVE_LEAST, MAX_BLOCK_ROWS, MAX_DEDUP_WINDOW, MAX_RANGE_BYTES, SEGMENT_BYTES};
@@ -24,6 +24,7 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
     tenants(config, &mut found);
     tls::problems(config, &mut found);
     kafka::problems(config, &mut found);
+    consume::problems(config, &mut found);
     let mut names = HashSet::new();
     for dataset in &config.datasets {
         if !names.insert(dataset.name.clone()) {

@@ -52,6 +52,8 @@
 //! | `unit.removed` | the file is gone, what was decided of it is there | the process ends |
 //! | `publish.send` | events are about to go to the sink-writer, for their topic | not sent: they are set aside |
 //! | `publish.answered` | its answer is here, and counts for nothing yet | a lost answer: they are set aside |
+//! | `source.read` | messages of a Kafka topic are about to be appended | not appended: tried again |
+//! | `source.durable` | they are durable, their offsets are not committed | a lost answer: appended again |
 //! | `letter.stored` | the row of a dead letter that is tried again is in its table, the books do not say so | unknown |
 //! | `letter.booked` | the books say so, the letter is there | unknown |
 //! | `letter.deleted` | the letter is gone, the caller was not told | unknown |
@@ -151,6 +153,8 @@ named! {
         UnitRemoved = "unit.removed",
         PublishSend = "publish.send",
         PublishAnswered = "publish.answered",
+        SourceRead = "source.read",
+        SourceDurable = "source.durable",
         LetterStored = "letter.stored",
         LetterBooked = "letter.booked",
         LetterDeleted = "letter.deleted",

@@ -21,6 +21,8 @@ pub enum BodyFormat {
     /// No content type was given: the first byte decides. `[` is an array, `{` is NDJSON, of which
     /// one object is the shortest form.
     Auto,
+    /// Messages of a Kafka partition, as [`super::messages`] has them; never between processes.
+    Messages,
 }
 
 /// One authenticated request's rows, decompressed.
@@ -176,6 +178,7 @@ fn format_name(format: BodyFormat) -> &'static str {
         BodyFormat::Json => "json",
         BodyFormat::Ndjson => "ndjson",
         BodyFormat::Auto => "auto",
+        BodyFormat::Messages => "messages",
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod asked;
 pub mod intake;
+pub mod messages;
 pub mod publish;
 pub mod sink;
 pub mod transport;

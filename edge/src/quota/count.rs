@@ -14,7 +14,8 @@ pub fn events(format: BodyFormat, body: &[u8]) -> u64 {
     match (format, rest.split_first()) {
         (BodyFormat::Json | BodyFormat::Auto, Some((b'[', inside))) => elements(inside),
         (BodyFormat::Json, _) => 1,
-        (BodyFormat::Ndjson | BodyFormat::Auto, _) => lines(rest),
+        // No client sends messages.
+        (BodyFormat::Ndjson | BodyFormat::Auto | BodyFormat::Messages, _) => lines(rest),
     }
 }
 

@@ -1,5 +1,5 @@
 //! A body into the texts of its events, without parsing them: the lines of NDJSON, the elements of
-//! an array, or the one object.
+//! an array, the one object, or messages of Kafka.
 //!
 //! Splitting first keeps the parser's memory to one event's. An array is split at the commas of its
 //! own level by counting brackets outside of strings; whatever else may be wrong with an element is
@@ -10,6 +10,7 @@
 
 use memchr::{memchr, memchr2};
 use sluice_common::wire::intake::BodyFormat;
+use sluice_common::wire::messages::message;
 
 /// The texts of one body's events.
 pub struct Events<'b> {
@@ -27,8 +28,21 @@ pub enum Shape {
     Elements,
     /// The whole body is one value; if it is broken, so is the body.
     Single,
+    /// Messages with their places. A broken one is a rejected row.
+    Messages,
     /// All has been handed out.
     Done,
+}
+
+impl Shape {
+    /// Whether what is broken in one event says nothing of the others.
+    #[must_use]
+    pub fn stands_alone(self) -> bool {
+        match self {
+            Self::Lines | Self::Messages => true,
+            Self::Elements | Self::Single | Self::Done => false,
+        }
+    }
 }
 
 /// One event's text.
@@ -37,6 +51,8 @@ pub struct EventText<'b> {
     pub text: &'b [u8],
     /// Where it begins in the body.
     pub at: usize,
+    /// Its place, where the body says so; else it is how many came before it.
+    pub place: Option<u32>,
 }
 
 /// The array's brackets or commas are wrong, at this byte of the body.
@@ -51,6 +67,10 @@ impl<'b> Events<'b> {
     /// Looks at the body's beginning.
     #[must_use]
     pub fn new(body: &'b [u8], format: BodyFormat) -> Self {
+        if format == BodyFormat::Messages {
+            let shape = Shape::Messages;
+            return Self { body, at: 0, shape };
+        }
         let start = if body.starts_with(BYTE_ORDER_MARK) {
             BYTE_ORDER_MARK.len()
         } else {
@@ -61,7 +81,7 @@ impl<'b> Events<'b> {
         let (shape, at) = match format {
             BodyFormat::Json | BodyFormat::Auto if is_array => (Shape::Elements, first + 1),
             BodyFormat::Json => (Shape::Single, first),
-            BodyFormat::Ndjson | BodyFormat::Auto => (Shape::Lines, start),
+            BodyFormat::Ndjson | BodyFormat::Auto | BodyFormat::Messages => (Shape::Lines, start),
         };
         let mut events = Self { body, at, shape };
         if shape == Shape::Elements {
@@ -103,6 +123,20 @@ impl<'b> Events<'b> {
         Some(EventText {
             text: &rest[..length],
             at: start,
+            place: None,
+        })
+    }
+
+    fn next_message(&mut self) -> Option<EventText<'b>> {
+        let Some((place, range)) = message(self.body, self.at) else {
+            self.shape = Shape::Done;
+            return None;
+        };
+        self.at = range.end;
+        Some(EventText {
+            at: range.start,
+            text: &self.body[range],
+            place: Some(place),
         })
     }
 
@@ -124,6 +158,7 @@ impl<'b> Events<'b> {
         Ok(EventText {
             text: &self.body[start..end],
             at: start,
+            place: None,
         })
     }
 }
@@ -134,12 +169,14 @@ impl<'b> Iterator for Events<'b> {
     fn next(&mut self) -> Option<Self::Item> {
         match self.shape {
             Shape::Lines => self.next_line().map(Ok),
+            Shape::Messages => self.next_message().map(Ok),
             Shape::Elements => Some(self.next_element()),
             Shape::Single => {
                 self.shape = Shape::Done;
                 Some(Ok(EventText {
                     text: &self.body[self.at..],
                     at: self.at,
+                    place: None,
                 }))
             }
             Shape::Done => None,

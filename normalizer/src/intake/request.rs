@@ -19,7 +19,8 @@ use sluice_common::limits::{
     MAX_ROW_ERRORS, TARGET_RECORD_BYTES,
 };
 use sluice_common::record::RequestSpan;
-use sluice_common::wire::intake::{IntakeRequest, RowError, RowsAnswer};
+use sluice_common::wire::intake::{BodyFormat, IntakeRequest, RowError, RowsAnswer};
+use sluice_common::wire::messages::Origin;
 use std::sync::Arc;
 
 /// Asked for bytes of columns beyond the body's; says whether they are there.
@@ -110,6 +111,10 @@ struct Run<'s, 'r> {
     answer: RowsAnswer,
     /// Events seen, rejected ones included.
     events: usize,
+    /// Place of the event in hand.
+    place: u32,
+    /// Where its messages lie: no client is told why one was rejected, so its dead letter says which it was.
+    origin: Option<Origin>,
     /// Events taken that came late.
     late: u64,
     partitions: Partitions,
@@ -159,6 +164,7 @@ impl<'s, 'r> Run<'s, 'r> {
         (now_ms, room): (u64, Room<'r>),
     ) -> Self {
         let key = request.idempotency_key.as_deref();
+        let is_source = request.format == BodyFormat::Messages;
         let identity = schema.identity(key.is_some());
         let template = schema.template(&request.tenant, identity, &intake.secret);
         Self {
@@ -179,13 +185,14 @@ impl<'s, 'r> Run<'s, 'r> {
             pending: Vec::new(),
             answer: RowsAnswer::default(),
             events: 0,
+            place: 0,
+            origin: key.filter(|_| is_source).and_then(Origin::parse),
             late: 0,
             partitions: Partitions::default(),
             room,
             columns: 0,
             charged: request.body.len(),
-            copies: schema
-                .keeps_rejected()
+            copies: (schema.keeps_rejected() || is_source)
                 .then(|| Copies::new(intake, schema, request, now_ms)),
             fault: None,
         }
@@ -214,6 +221,8 @@ impl<'s, 'r> Run<'s, 'r> {
             )
             .into());
         }
+        let before = u32::try_from(self.events).unwrap_or(u32::MAX);
+        self.place = event.place.unwrap_or(before);
         self.events += 1;
         if event.text.len() > MAX_EVENT_BYTES {
             self.reject(Fault::JsonTooLarge.of_row(), &[]);
@@ -221,8 +230,8 @@ impl<'s, 'r> Run<'s, 'r> {
         }
         match parser.parse(event.text, |nodes| self.write(nodes)) {
             Ok(written) => written,
-            Err(Fault::MalformedJson { at }) if shape != Shape::Lines => Err(malformed(event.at + at).into()),
-            Err(Fault::NotUtf8) if shape != Shape::Lines => Err(malformed(event.at).into()),
+            Err(Fault::MalformedJson { at }) if !shape.stands_alone() => Err(malformed(event.at + at).into()),
+            Err(Fault::NotUtf8) if !shape.stands_alone() => Err(malformed(event.at).into()),
             Err(fault) => {
                 self.reject(fault.of_row(), &[]);
                 Ok(())
@@ -252,11 +261,10 @@ impl<'s, 'r> Run<'s, 'r> {
 
     fn accept(&mut self, row: usize, bytes: usize) -> Result<(), Problem> {
         let columns = &self.open.columns;
-        let index = u32::try_from(self.events - 1).unwrap_or(u32::MAX);
         self.partitions.touch(self.schema, columns, row)?;
         self.open
             .keys
-            .push(self.hasher.key(self.schema, columns, row, index));
+            .push(self.hasher.key(self.schema, columns, row, self.place));
         self.open
             .fingerprints
             .extend(self.hasher.fingerprint(self.schema, columns, row));
@@ -276,8 +284,11 @@ impl<'s, 'r> Run<'s, 'r> {
         if !told && self.copies.is_none() {
             return;
         }
-        let index = u32::try_from(self.events - 1).unwrap_or(u32::MAX);
-        let error = fault.describe(index, &self.schema.fields, nodes);
+        let mut error = fault.describe(self.place, &self.schema.fields, nodes);
+        if let Some(origin) = &self.origin {
+            let (Origin { topic, partition, .. }, offset) = (origin, origin.offset(self.place));
+            error.message += &format!(" (Kafka topic {topic}, partition {partition}, offset {offset})");
+        }
         if self.copies.is_some() {
             self.fault = Some(error.clone());
         }

@@ -67,6 +67,7 @@ pub(super) async fn delete(client: &Client, ids: &[LetterId], deadline: Instant)
         client.database(),
         among(ids)
     );
+    client.has_room(deadline).await?;
     client.command(&sql, deadline).await
 }
 

@@ -7,54 +7,22 @@
 pub mod message;
 mod producer;
 
+pub use sluice_kafka::Target;
+
 use crate::columns::{self, Room};
 use parking_lot::Mutex;
 use producer::{Producer, Tally, Unsent};
-use sluice_common::config::{Kafka, Loaded};
 use sluice_common::fates::Fate;
 use sluice_common::limits::PUBLISH_DEADLINE;
-use sluice_common::secret::Secret;
 use sluice_common::wire::publish::{PublishCall, PublishOrder, Published};
 use sluice_common::wire::sink::RangeRecord;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How much longer than librdkafka is waited for: it answers for each message by its own deadline.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
-
-/// How the brokers are reached, with all references resolved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    pub kafka: Kafka,
-    pub sasl: Option<(String, Secret)>,
-    /// librdkafka's names of the files of TLS, and where they are.
-    pub files: Vec<(&'static str, PathBuf)>,
-}
-
-impl Target {
-    /// That of a config; none where it names no brokers.
-    #[must_use]
-    pub fn of(loaded: &Loaded) -> Option<Self> {
-        let kafka = loaded.config.kafka.clone();
-        let tls = kafka.tls.clone().unwrap_or_default();
-        let files = [
-            ("ssl.ca.location", tls.ca),
-            ("ssl.certificate.location", tls.cert),
-            ("ssl.key.location", tls.key),
-        ];
-        let files = files
-            .into_iter()
-            .filter_map(|(key, path)| Some((key, loaded.data_dir.join(path?))));
-        (!kafka.brokers.is_empty()).then(|| Self {
-            sasl: loaded.kafka_sasl.clone(),
-            files: files.collect(),
-            kafka,
-        })
-    }
-}
 
 /// The way to the brokers. Cloning shares it.
 #[derive(Clone, Default)]

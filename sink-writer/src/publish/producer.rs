@@ -1,9 +1,8 @@
-//! The only module that names `rdkafka`: a producer, and when all of a call's messages were answered.
+//! The only module here that names `rdkafka`: a producer, and when all of a call's messages were answered.
 //!
 //! `enable.idempotence` keeps what librdkafka sends again by itself in order and, as far as one producer lives,
 //! once; nothing rests on it. What is not known to be there is sent again by whoever asked (R13).
 
-use super::Target;
 use super::message::{HEADERS, Message};
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
@@ -12,6 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use sluice_common::limits::{PUBLISH_DEADLINE, PUBLISH_QUEUE_BYTES, PUBLISH_QUEUE_MESSAGES};
+use sluice_kafka::{LastWords, Target, told};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -31,11 +31,6 @@ const BATCH_HEADER: usize = 100;
 const FRAMING: usize = 10;
 /// What librdkafka puts into one batch at most.
 const BATCH_BYTES: u64 = 1_000_000;
-
-/// How long what a connection said explains why messages do not get through.
-const SAID_FOR: Duration = Duration::from_secs(60);
-/// Longest part of that which is told.
-const MAX_SAID_CHARS: usize = 300;
 
 /// A connection to the brokers; they are looked for on first use.
 pub struct Producer {
@@ -73,43 +68,17 @@ pub struct Delivery {
     at: u64,
 }
 
-/// What connections said last: a message that timed out says nothing of why.
+/// Told by librdkafka.
 #[derive(Default)]
-struct Context(Mutex<Option<(Instant, String)>>);
-
-impl Context {
-    fn why(&self, error: &KafkaError) -> String {
-        let said = self.0.lock().clone();
-        match said.filter(|(at, _)| at.elapsed() < SAID_FOR) {
-            Some((_, said)) => format!("{}; before that: {said}", told(error)),
-            None => told(error),
-        }
-    }
-}
+struct Context(LastWords);
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error
-            | RDKafkaLogLevel::Warning => tracing::debug!(fac, "kafka: {text}"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
-                tracing::trace!(fac, "kafka: {text}");
-            }
-        }
+        self.0.log(level, fac, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // Whoever waits for messages is told of what becomes of them, and says it once.
-        tracing::debug!(%error, reason, "kafka");
-        let is_vague = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
-        let mut said = self.0.lock();
-        if !is_vague || said.is_none() {
-            let reason = reason.chars().take(MAX_SAID_CHARS).collect();
-            *said = Some((Instant::now(), reason));
-        }
+        self.0.error(&error, reason);
     }
 }
 
@@ -117,7 +86,7 @@ impl ProducerContext for Context {
     type DeliveryOpaque = Box<Delivery>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
-        let failed = result.as_ref().err().map(|(error, _)| self.why(error));
+        let failed = result.as_ref().err().map(|(error, _)| self.0.why(error));
         delivery.tally.answered(delivery.at, failed);
     }
 }
@@ -252,21 +221,11 @@ fn headers(message: &Message) -> OwnedHeaders {
 
 fn config(target: &Target) -> ClientConfig {
     let kafka = &target.kafka;
-    let protocol = match (kafka.tls.is_some(), target.sasl.is_some()) {
-        (false, false) => "plaintext",
-        (true, false) => "ssl",
-        (false, true) => "sasl_plaintext",
-        (true, true) => "sasl_ssl",
-    };
     let number = |value: u64| value.to_string();
     let ms = |duration: Duration| duration.as_millis().to_string();
     let most = kafka.max_message_bytes.0;
-    let mut config = ClientConfig::new();
-    config.set_log_level(RDKafkaLogLevel::Warning);
+    let mut config = target.client();
     for (key, value) in [
-        ("bootstrap.servers", kafka.brokers.join(",")),
-        ("client.id", "sluice".into()),
-        ("security.protocol", protocol.into()),
         ("acks", "all".into()),
         ("enable.idempotence", "true".into()),
         ("compression.type", kafka.compression.name().into()),
@@ -278,7 +237,6 @@ fn config(target: &Target) -> ClientConfig {
         ("request.timeout.ms", ms(PUBLISH_DEADLINE)),
         ("linger.ms", ms(LINGER)),
         ("topic.metadata.propagation.max.ms", ms(NEW_TOPIC)),
-        ("allow.auto.create.topics", "false".into()),
         (
             "queue.buffering.max.kbytes",
             number(PUBLISH_QUEUE_BYTES as u64 / 1_024),
@@ -290,22 +248,7 @@ fn config(target: &Target) -> ClientConfig {
     ] {
         config.set(key, value);
     }
-    for (key, path) in &target.files {
-        config.set(*key, path.display().to_string());
-    }
-    if let (Some((user, password)), Some(sasl)) = (&target.sasl, &kafka.sasl) {
-        config.set("sasl.mechanism", sasl.mechanism.name());
-        config.set("sasl.username", user);
-        config.set("sasl.password", password.expose());
-    }
     config
-}
-
-/// librdkafka's sentence.
-fn told(error: &KafkaError) -> String {
-    error
-        .rdkafka_error_code()
-        .map_or_else(|| error.to_string(), |code| code.to_string())
 }
 
 #[cfg(test)]

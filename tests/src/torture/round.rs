@@ -278,8 +278,12 @@ impl Round {
 
     /// Waits until an event is acknowledged, by each edge, and ClickHouse answers.
     async fn until_ready(&mut self, part: Part, begun: Instant) {
+        let mut answered = None;
         loop {
             let mut is_ready = self.deployment.clickhouse().query("SELECT 1").await.is_ok();
+            if is_ready {
+                answered.get_or_insert_with(|| begun.elapsed());
+            }
             for _ in 0..self.deployment.edges() {
                 is_ready = is_ready && self.oracle.probe(&self.deployment).await;
             }
@@ -292,9 +296,11 @@ impl Round {
         let took = begun.elapsed();
         self.figures.slowest_ready = self.figures.slowest_ready.max(took);
         if took > READY_DEADLINE {
-            self.figures
-                .late
-                .push(format!("{part:?} was ready again after {took:.1?}"));
+            self.figures.late.push(format!(
+                "{part:?} was ready again after {took:.1?}, ClickHouse answered after {:.1?}\n{}",
+                answered.unwrap_or(took),
+                self.deployment.last_words()
+            ));
         }
     }
 

@@ -66,6 +66,8 @@ enum Scenario {
     Replay,
     /// In `tests/tests/kafka/kills.rs`, beside a real broker.
     Publish,
+    /// In `tests/tests/kafka/source.rs`, the same.
+    Source,
 }
 
 fn scenario(point: Point) -> Scenario {
@@ -115,6 +117,7 @@ fn scenario(point: Point) -> Scenario {
             Scenario::Replay
         }
         Point::PublishSend | Point::PublishAnswered => Scenario::Publish,
+        Point::SourceRead | Point::SourceDurable => Scenario::Source,
     }
 }
 
@@ -164,6 +167,8 @@ fn part(point: Point) -> Part {
         | Point::UnitRemoved
         | Point::PublishSend
         | Point::PublishAnswered
+        | Point::SourceRead
+        | Point::SourceDurable
         | Point::ReplayPersist
         | Point::ReplayPersisted
         | Point::ReplayAct
@@ -218,6 +223,8 @@ fn ends(point: Point) -> bool {
         | Point::LetterDeleted
         | Point::PublishSend
         | Point::PublishAnswered
+        | Point::SourceRead
+        | Point::SourceDurable
         | Point::ReplayPersist
         | Point::ReplayPersisted
         | Point::ReplayAct

@@ -4,6 +4,7 @@
 mod kills;
 mod outage;
 mod security;
+mod source;
 mod topics;
 
 use serde_json::{Value, json};

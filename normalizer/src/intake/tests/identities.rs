@@ -163,3 +163,84 @@ fn templates_are_made_once_and_the_version_follows_the_schema() {
         version(&KEYED.replace("name: events", "name: events, table: t"))
     );
 }
+
+/// The request of these messages of a partition, by place.
+fn messages(intake: &Intake, origin: &str, messages: &[(u32, &str)]) -> Parsed {
+    let mut body = Vec::new();
+    for (place, value) in messages {
+        assert!(sluice_common::wire::messages::push(
+            &mut body,
+            *place,
+            value.as_bytes()
+        ));
+    }
+    let mut request = request(BodyFormat::Messages, body);
+    request.idempotency_key = Some(origin.into());
+    parse_request(intake, &request).unwrap_or_else(|problem| panic!("{problem:?}"))
+}
+
+#[test]
+fn a_message_is_identified_by_where_it_lies_however_requests_are_cut() {
+    let intake = dataset(UNKEYED);
+    let keys = |origin: &str, list: &[(u32, &str)]| messages(&intake, origin, list).pending.remove(0).keys;
+    let (one, two) = (r#"{"v":1}"#, r#"{"v":1,"x":2}"#);
+    let whole = keys("kafka/0/0/t", &[(7, one), (8, one), (10, two)]);
+    assert_eq!(whole[0], keys("kafka/0/0/t", &[(7, one)])[0]);
+    assert_eq!(whole[1..], keys("kafka/0/0/t", &[(8, one), (10, two)]));
+    let mut all = whole;
+    for origin in ["kafka/1/0/t", "kafka/0/1/t", "kafka/0/0/u"] {
+        all.extend(keys(origin, &[(7, one), (8, one)]));
+    }
+    let count = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), count, "equal contents elsewhere are other events");
+    // Where the dataset has a key, it decides.
+    let intake = dataset(KEYED);
+    let event = r#"{"id":"a","n":1}"#;
+    let client = pending(&intake, event, |_| {});
+    assert_eq!(
+        client.keys[0],
+        messages(&intake, "kafka/0/0/t", &[(7, event)]).pending[0].keys[0]
+    );
+}
+
+#[test]
+fn a_message_that_is_no_event_is_told_apart_from_its_neighbours_and_leaves_a_copy() {
+    let intake = dataset(UNKEYED);
+    let high = "kafka/3/1/orders";
+    let list = [
+        (4, r#"{"v":1}"#),
+        (5, "{\n"),
+        (6, ""),
+        (7, " {\"v\":2}\n"),
+        (8, "[{\"v\":2}]"),
+    ];
+    let parsed = messages(&intake, high, &list);
+    assert_eq!((parsed.answer.accepted, parsed.answer.rejected), (2, 3));
+    let offset = |place: u64| (1_u64 << 32) + place;
+    let told: Vec<_> = parsed
+        .answer
+        .errors
+        .iter()
+        .map(|one| {
+            (
+                one.index,
+                one.code.as_ref(),
+                one.message.split(" (Kafka").nth(1).expect("where").to_owned(),
+            )
+        })
+        .collect();
+    let place = |place: u64| format!(" topic orders, partition 3, offset {})", offset(place));
+    assert_eq!(
+        told,
+        [
+            (5, "malformed_json", place(5)),
+            (6, "malformed_json", place(6)),
+            (8, "not_an_object", place(8)),
+        ]
+    );
+    // The dataset does not keep what it rejects: of messages it does, since nobody else is told.
+    let copies = parsed.pending.last().expect("copies");
+    assert_eq!(rows_of(std::slice::from_ref(copies)).len(), 3);
+}

@@ -1,0 +1,124 @@
+//! The way to Kafka's brokers, for whoever produces or consumes: how librdkafka is told where they are and who we
+//! are, and what its connections said last.
+//!
+//! A crate of its own because librdkafka brings OpenSSL with it: the edge and the commands do without.
+
+use parking_lot::Mutex;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use sluice_common::config::{Kafka, Loaded};
+use sluice_common::secret::Secret;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long what a connection said explains why nothing gets through.
+const SAID_FOR: Duration = Duration::from_secs(60);
+/// Longest part of that which is told.
+const MAX_SAID_CHARS: usize = 300;
+
+/// How the brokers are reached, with all references resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub kafka: Kafka,
+    pub sasl: Option<(String, Secret)>,
+    /// librdkafka's names of the files of TLS, and where they are.
+    pub files: Vec<(&'static str, PathBuf)>,
+}
+
+impl Target {
+    /// That of a config; none where it names no brokers.
+    #[must_use]
+    pub fn of(loaded: &Loaded) -> Option<Self> {
+        let kafka = loaded.config.kafka.clone();
+        let tls = kafka.tls.clone().unwrap_or_default();
+        let files = [
+            ("ssl.ca.location", tls.ca),
+            ("ssl.certificate.location", tls.cert),
+            ("ssl.key.location", tls.key),
+        ];
+        let files = files
+            .into_iter()
+            .filter_map(|(key, path)| Some((key, loaded.data_dir.join(path?))));
+        (!kafka.brokers.is_empty()).then(|| Self {
+            sasl: loaded.kafka_sasl.clone(),
+            files: files.collect(),
+            kafka,
+        })
+    }
+
+    /// librdkafka's config of a client of these brokers, to which its kind adds its own.
+    #[must_use]
+    pub fn client(&self) -> ClientConfig {
+        let protocol = match (self.kafka.tls.is_some(), self.sasl.is_some()) {
+            (false, false) => "plaintext",
+            (true, false) => "ssl",
+            (false, true) => "sasl_plaintext",
+            (true, true) => "sasl_ssl",
+        };
+        let mut config = ClientConfig::new();
+        config.set_log_level(RDKafkaLogLevel::Warning);
+        config.set("bootstrap.servers", self.kafka.brokers.join(","));
+        config.set("client.id", "sluice");
+        config.set("security.protocol", protocol);
+        config.set("allow.auto.create.topics", "false");
+        for (key, path) in &self.files {
+            config.set(*key, path.display().to_string());
+        }
+        if let (Some((user, password)), Some(sasl)) = (&self.sasl, &self.kafka.sasl) {
+            config.set("sasl.mechanism", sasl.mechanism.name());
+            config.set("sasl.username", user);
+            config.set("sasl.password", password.expose());
+        }
+        config
+    }
+}
+
+/// What connections said last: a message that timed out says nothing of why.
+#[derive(Debug, Default)]
+pub struct LastWords(Mutex<Option<(Instant, String)>>);
+
+impl LastWords {
+    /// librdkafka's sentence, with what the connections said before.
+    pub fn why(&self, error: &KafkaError) -> String {
+        let said = self.0.lock().clone();
+        match said.filter(|(at, _)| at.elapsed() < SAID_FOR) {
+            Some((_, said)) => format!("{}; before that: {said}", told(error)),
+            None => told(error),
+        }
+    }
+
+    /// For `ClientContext::log`.
+    pub fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => tracing::debug!(fac, "kafka: {text}"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
+                tracing::trace!(fac, "kafka: {text}");
+            }
+        }
+    }
+
+    /// For `ClientContext::error`.
+    pub fn error(&self, error: &KafkaError, reason: &str) {
+        // Whoever waits is told of what becomes of it, and says it once.
+        tracing::debug!(%error, reason, "kafka");
+        let is_vague = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
+        let mut said = self.0.lock();
+        if !is_vague || said.is_none() {
+            let reason = reason.chars().take(MAX_SAID_CHARS).collect();
+            *said = Some((Instant::now(), reason));
+        }
+    }
+}
+
+/// librdkafka's sentence.
+#[must_use]
+pub fn told(error: &KafkaError) -> String {
+    error
+        .rdkafka_error_code()
+        .map_or_else(|| error.to_string(), |code| code.to_string())
+}
