@@ -145,6 +145,8 @@ names! {
         ParkedUnits = "sluice_parked_units", "Shares of ranges that wait for a table in trouble.";
         /// `dataset` with a topic.
         PublishWaitingBytes = "sluice_publish_waiting_bytes", "Bytes of events that wait for their Kafka topic.";
+        /// `dataset`, where dead letters have a topic.
+        LettersWaitingBytes = "sluice_dead_letters_waiting_bytes", "Bytes of records with dead letters that wait for their Kafka topic.";
         /// `tenant` with a quota.
         QuotaUsedRatio = "sluice_quota_used_ratio", "What was taken in the last ten seconds or so over what the quota gives: the highest of its limits.";
         /// `server`.

@@ -189,10 +189,33 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
         }
         check(dataset, publish, &mut add);
     }
+    if let Some(topic) = &config.dead_letters.topic {
+        letters_problems(config, topic, found);
+    }
 }
 
-fn check(dataset: &Dataset, publish: &Publish, add: &mut impl FnMut(String)) {
-    let topic = publish.topic.as_str();
+/// The topic of dead letters is a Kafka's, and no dataset's.
+fn letters_problems(config: &Config, topic: &str, found: &mut Vec<String>) {
+    let mut add = |text: String| found.push(format!("dead_letters.topic: {text}"));
+    if config.kafka.brokers.is_empty() {
+        add("it needs `kafka.brokers`, the Kafka to publish to".into());
+    }
+    check_topic(topic, &mut add);
+    for dataset in &config.datasets {
+        if dataset
+            .publish
+            .as_ref()
+            .is_some_and(|publish| publish.topic == topic)
+        {
+            let name = &dataset.name;
+            add(format!(
+                "dataset {name} publishes its events to {topic}: give dead letters a topic of their own"
+            ));
+        }
+    }
+}
+
+fn check_topic(topic: &str, add: &mut impl FnMut(String)) {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if topic.is_empty()
         || topic.len() > MAX_TOPIC_BYTES
@@ -203,6 +226,10 @@ fn check(dataset: &Dataset, publish: &Publish, add: &mut impl FnMut(String)) {
             "topic {topic:?} must be 1 to {MAX_TOPIC_BYTES} letters, digits, dots, underscores or dashes, and not dots alone"
         ));
     }
+}
+
+fn check(dataset: &Dataset, publish: &Publish, add: &mut impl FnMut(String)) {
+    check_topic(&publish.topic, add);
     for name in publish
         .key
         .iter()
@@ -249,6 +276,8 @@ mod tests {
             told(&dataset("{topic: clean.events_v1-x, key: [tenant, id]}")),
             "in force"
         );
+        let letters = "\ndead_letters: {topic: dead.letters}";
+        assert_eq!(told(&(dataset("{topic: t}") + letters)), "in force");
         for (yaml, wanted) in [
             (
                 format!("datasets: [{{name: d, {FIELDS}, publish: {{topic: t}}}}]"),
@@ -272,6 +301,18 @@ mod tests {
             ),
             ("kafka: {brokers: [\"a:0\"]}".into(), "must be host:port"),
             ("kafka: {brokers: [\"a:1,b:2\"]}".into(), "must be host:port"),
+            (
+                "dead_letters: {topic: dead}".into(),
+                "dead_letters.topic: it needs `kafka.brokers`, the Kafka to publish to",
+            ),
+            (
+                format!("{}\ndead_letters: {{topic: t}}", dataset("{topic: t}")),
+                "dead_letters.topic: dataset d publishes its events to t",
+            ),
+            (
+                format!("{}\ndead_letters: {{topic: a/b}}", dataset("{topic: t}")),
+                "dead_letters.topic: topic \"a/b\" must be 1 to 249 letters",
+            ),
             (
                 "kafka: {tls: {cert: a}}".into(),
                 "`cert` and `key` belong together",
