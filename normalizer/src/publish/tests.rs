@@ -501,3 +501,39 @@ fn what_was_certainly_taken_is_sent_once_though_the_brokers_stop_all_the_time() 
         assert_eq!(topic.lock().has, events_of(&records));
     });
 }
+
+#[test]
+fn dead_letters_of_a_unit_that_wait_for_their_topic_go_out_though_no_range_follows() {
+    Virtual::new(|_| {}).run(async {
+        let root = tempfile::tempdir().unwrap();
+        let topic = Arc::new(Mutex::new(Topic {
+            dice: SmallRng::seed_from_u64(7),
+            calm: true,
+            has: Vec::new(),
+        }));
+        let publisher = publisher(&topic, root.path(), 1);
+        let one = Settled {
+            range: Range { a: 0, b: 1 },
+            records: vec![kept((0, 0), 3)],
+            dead: Marks {
+                dead: vec![dead_row((0, 2))],
+                ..Marks::default()
+            },
+            aside: true,
+        };
+        let drain = tokio::spawn(publisher.clone().drain());
+        // Of virtual time: the workers have looked around, and found nothing.
+        sleep(Duration::from_secs(1)).await;
+        let (id, records) = one.unit();
+        let lot = Lot {
+            line: id.table.clone(),
+            plan: publisher.settings.load().letters_topic.clone().unwrap(),
+            work: work::letters_of_unit(&records, &one.dead),
+        };
+        publisher.letters.set_aside(one.range, &lot, "down").unwrap();
+        sleep(Duration::from_secs(60)).await;
+        drain.abort();
+        assert_eq!(topic.lock().has, [(0, 2)]);
+        assert!(publisher.outbox.letters.units().is_empty());
+    });
+}

@@ -81,3 +81,165 @@ impl<'a> Asked<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow_array::{ArrayRef, Int64Array, StringArray, UInt32Array};
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+    use sluice_common::fates::Fates;
+    use sluice_common::ids::{LogId, Name, RequestId, TenantId};
+    use sluice_common::record::{Identity, Placement, RecordContent, RecordMeta, RequestSpan};
+    use sluice_common::wire::sink::{Range, RefusedRows};
+    use std::sync::Arc;
+
+    fn decided(holds: Holds, rows: &[Fate]) -> RangeRecord {
+        let meta = RecordMeta {
+            tenant: TenantId::new("acme").expect("valid"),
+            dataset: Name::new("sales").expect("valid"),
+            table: Name::new("sales").expect("valid"),
+            schema_version: 1,
+            identity: Identity::Key,
+            window_ms: 1_000,
+            holds,
+        };
+        let mut fates = Fates::new();
+        rows.iter().for_each(|fate| fates.push(*fate));
+        let span = RequestSpan {
+            request: RequestId(1),
+            first_row: 0,
+            rows: fates.rows(),
+            taken: fates.rows(),
+            rejected: 0,
+            trace_id: 0,
+            span_id: 0,
+        };
+        let content = RecordContent {
+            meta: serde_json::to_vec(&meta).expect("json").into(),
+            spans: vec![span],
+            keys: (0..u128::from(fates.rows())).collect(),
+            fingerprints: Vec::new(),
+            column_bytes: 0,
+            body: Bytes::new(),
+        };
+        let place = Placement {
+            log: LogId(0xab),
+            offset: 7,
+            append_ms: 1_795_231_830_123,
+            durable_below: 7,
+        };
+        let mut frame = Vec::new();
+        content.write(place, &mut frame);
+        let record = Record::read(&frame.into()).expect("a record");
+        RangeRecord { record, fates }
+    }
+
+    fn order(refused: Vec<RefusedRows>) -> PublishOrder {
+        PublishOrder {
+            log: LogId(0xab),
+            partition: 0,
+            range: Range { a: 5, b: 9 },
+            content: Content::Letters(refused),
+            topic: "dead".into(),
+            key: vec![Name::new("tenant").expect("valid")],
+            skip: 0,
+            most: u64::MAX,
+            waited: false,
+        }
+    }
+
+    fn value(message: &Message) -> Value {
+        serde_json::from_str(&message.payload).expect("JSON")
+    }
+
+    #[test]
+    fn conflicts_and_refused_rows_of_a_record_are_its_dead_letters_and_only_their_payload_is_cut() {
+        let one = decided(
+            Holds::Events,
+            &[Fate::Drop, Fate::Conflict, Fate::Drop, Fate::Drop],
+        );
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![10, 11, 12, 13]));
+        let notes: ArrayRef = Arc::new(StringArray::from(vec!["long".repeat(50); 4]));
+        let batch = RecordBatch::try_from_iter([("n", numbers), ("note", notes)]).expect("columns");
+        let order = order(vec![RefusedRows {
+            code: "clickhouse_469".into(),
+            message: "violated".into(),
+            rows: vec![source_o(7, 3)],
+        }]);
+        let asked = Asked::of(&order.content);
+        assert_eq!(asked.rows(&one).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(asked.count(&one), 2);
+        let message = |row, most| asked.message(&order, &one.record, (&batch, row), most);
+        let whole = message(3, usize::MAX);
+        let o = source_o(7, 3);
+        assert_eq!(whole.key.as_deref(), Some("acme"));
+        assert_eq!(whole.headers[4..], [o.to_string(), "5-9".to_owned()]);
+        let payload = json!({"n": 13, "note": "long".repeat(50)}).to_string();
+        assert_eq!(
+            value(&whole),
+            json!({
+                "id": format!("00000000000000ab-0-{o}"), "tenant": "acme", "dataset": "sales", "stage": "insert",
+                "code": "clickhouse_469", "message": "violated", "field": "", "payload": payload,
+                "request_id": RequestId(1).to_string(), "ingested_at": "2026-11-21T03:30:30.123Z",
+            })
+        );
+        let conflict = value(&message(1, usize::MAX));
+        assert_eq!(
+            (&conflict["stage"], &conflict["code"]),
+            (&json!("dedup"), &json!("idempotency_conflict"))
+        );
+        let cut = value(&message(3, 40));
+        let payload = cut["payload"].as_str().expect("text");
+        assert!(payload.len() <= 40 && payload.ends_with("… (cut)"), "{payload}");
+        assert_eq!(cut["message"], "violated");
+    }
+
+    #[test]
+    fn a_letter_that_does_not_fit_is_cut_until_nothing_is_left_and_an_event_never() {
+        let one = decided(Holds::Events, &[Fate::Conflict]);
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![10]));
+        let batch = RecordBatch::try_from_iter([("n", numbers)]).expect("columns");
+        let order = order(Vec::new());
+        let asked = Asked::of(&order.content);
+        let (mut most, mut tries) = (usize::MAX, 0);
+        loop {
+            let message = asked.message(&order, &one.record, (&batch, 0), most);
+            let Some(less) = asked.shorter(&message, most) else {
+                break;
+            };
+            assert!(less < most);
+            (most, tries) = (less, tries + 1);
+        }
+        assert!(most == 0 && tries < 12, "{tries}");
+        let message = asked.message(&order, &one.record, (&batch, 0), usize::MAX);
+        assert_eq!(Asked::Events.shorter(&message, usize::MAX), None);
+    }
+
+    #[test]
+    fn copies_of_rejected_rows_are_told_as_they_were_sent() {
+        let one = decided(Holds::RejectedCopies, &[Fate::Keep]);
+        let text = |text: &str| -> ArrayRef { Arc::new(StringArray::from(vec![text])) };
+        let index: ArrayRef = Arc::new(UInt32Array::from(vec![4]));
+        let columns = [
+            ("code", text("wrong_type")),
+            ("field", text("n")),
+            ("message", text("not a number")),
+            ("payload", text("{\"n\":\"x\"}")),
+            ("event_index", index),
+        ];
+        let batch = RecordBatch::try_from_iter(columns).expect("columns");
+        let order = order(Vec::new());
+        let asked = Asked::of(&order.content);
+        assert_eq!(asked.rows(&one).collect::<Vec<_>>(), [0]);
+        let told = value(&asked.message(&order, &one.record, (&batch, 0), usize::MAX));
+        assert_eq!(
+            (&told["stage"], &told["event_index"]),
+            (&json!("intake"), &json!(4))
+        );
+        assert_eq!(
+            (&told["field"], &told["payload"]),
+            (&json!("n"), &json!("{\"n\":\"x\"}"))
+        );
+    }
+}
