@@ -15,7 +15,7 @@ const LEAST_MESSAGE_BYTES: u64 = 1_000;
 /// What librdkafka takes for `message.max.bytes` at most.
 const MOST_MESSAGE_BYTES: u64 = 1_000_000_000;
 
-/// The Kafka that datasets with `publish` are published to.
+/// The Kafka that datasets with `publish`, and dead letters, are published to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kafka {
