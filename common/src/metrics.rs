@@ -147,6 +147,8 @@ names! {
         PublishWaitingBytes = "sluice_publish_waiting_bytes", "Bytes of events that wait for their Kafka topic.";
         /// `dataset`, `topic`, `partition` of topics that a dataset is fed from.
         ConsumerLag = "sluice_kafka_consumer_lag", "Messages of a Kafka topic that are there and not yet read; of partitions that this process reads.";
+        /// `dataset`, where dead letters have a topic.
+        LettersWaitingBytes = "sluice_dead_letters_waiting_bytes", "Bytes of records with dead letters that wait for their Kafka topic.";
         /// `tenant` with a quota.
         QuotaUsedRatio = "sluice_quota_used_ratio", "What was taken in the last ten seconds or so over what the quota gives: the highest of its limits.";
         /// `server`.

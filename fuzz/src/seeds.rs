@@ -6,7 +6,7 @@ use http::HeaderMap;
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::LogId;
 use sluice_common::record::{HEADER_BYTES, Record};
-use sluice_common::wire::publish::{PublishCall, PublishOrder};
+use sluice_common::wire::publish::{Content, PublishCall, PublishOrder};
 use sluice_common::wire::sink::{Range, RangeRecord, SinkCall, SinkRequest, Steps, WhichServers};
 use sluice_common::wire::transport::Call as _;
 use std::collections::BTreeMap;
@@ -60,6 +60,7 @@ pub fn write(dir: &Path) {
         log: LogId(1),
         partition: 0,
         range: Range { a: 0, b: 1 },
+        content: Content::Events,
         topic: "clean".into(),
         key: Vec::new(),
         skip: 1,

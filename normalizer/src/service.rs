@@ -7,6 +7,7 @@ use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::{KeyCap, OverCap};
 use crate::log::EmbeddedLog;
 use crate::parked::shelf::Shelf;
+use crate::publish::Outbox;
 use crate::tenant_rate::TenantRate;
 use http::StatusCode;
 use sluice_common::clock::SharedClock;
@@ -41,6 +42,10 @@ const TOO_LATE: &[(&str, &str)] = &[("where", "intake"), ("reason", "too_late")]
 /// Labels of what is shed for a dataset's sake, and what its clients are told.
 const WAITS_FOR_TABLE: (&str, &str) = ("parked", "no rows are taken by the table");
 const WAITS_FOR_TOPIC: (&str, &str) = ("unpublished", "no events are taken by the Kafka topic");
+const WAITS_FOR_LETTERS: (&str, &str) = (
+    "unpublished_letters",
+    "the Kafka topic of dead letters takes none",
+);
 /// What the edge is told to wait where a dataset's table takes no rows.
 const PARKED_RETRY_MS: u64 = 10_000;
 
@@ -53,7 +58,7 @@ pub struct IntakeService {
     pub grant: Grant,
     pub shelf: Shelf,
     /// What waits for its topic.
-    pub outbox: Shelf,
+    pub outbox: Outbox,
     pub key_cap: KeyCap,
     pub marks: RejectMarks,
     pub budget: ByteBudget,
@@ -197,7 +202,11 @@ impl IntakeService {
             return Err(self.busy("log", "log_full", reason, FULL_RETRY));
         }
         // Not `Busy`: that would hold back the tenant's other datasets at the edge too.
-        for (shelf, waits_for) in [(&self.shelf, WAITS_FOR_TABLE), (&self.outbox, WAITS_FOR_TOPIC)] {
+        for (shelf, waits_for) in [
+            (&self.shelf, WAITS_FOR_TABLE),
+            (&self.outbox.events, WAITS_FOR_TOPIC),
+            (&self.outbox.letters, WAITS_FOR_LETTERS),
+        ] {
             if shelf.is_full(&request.dataset) {
                 return Err(self.dataset_full(&request.dataset, waits_for));
             }
@@ -377,6 +386,7 @@ impl IntakeService {
             ("intake", "keys_per_tenant"),
             ("intake", WAITS_FOR_TABLE.0),
             ("intake", WAITS_FOR_TOPIC.0),
+            ("intake", WAITS_FOR_LETTERS.0),
             ("intake", "too_late"),
             ("intake", Why::Drain.label()),
             ("intake", Why::Room.label()),

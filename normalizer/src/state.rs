@@ -7,6 +7,7 @@ use crate::log::{EmbeddedLog, LogOptions};
 use crate::parked::shelf::Shelf;
 use crate::progress::Progress;
 use crate::progress::store::Store;
+use crate::publish::Outbox;
 use crate::pump::PARTITION;
 use crate::start::StartError;
 use sluice_common::clock::SharedClock;
@@ -23,7 +24,7 @@ pub struct StateOptions<'a> {
     pub parked_dir: PathBuf,
     /// Of one dataset.
     pub parked_max_bytes: u64,
-    /// Where events wait for their topics, and what one dataset may have there.
+    /// Where events and dead letters wait for their topics, and what one dataset may have there of either.
     pub outbox: (PathBuf, u64),
     /// For the log of this id, and a hash of its secret.
     pub dedup: &'a dyn Fn(LogId, u64) -> DedupOptions,
@@ -35,7 +36,7 @@ pub struct State {
     pub store: Store,
     pub dedup: Dedup,
     pub shelf: Shelf,
-    pub outbox: Shelf,
+    pub outbox: Outbox,
 }
 
 impl State {
@@ -64,18 +65,14 @@ impl State {
         let log = EmbeddedLog::open_with(log, clock, hooks)?;
         let store = match_store(disk, store, &path, (&log, log_dir))?;
         let committed = store.state().committed;
-        let shelf = |path, max_bytes| {
-            let dir = Dir {
-                disk: disk.clone(),
-                path,
-            };
-            Shelf::open(dir, (log.id(), PARTITION), max_bytes, committed)
+        let at = |path| Dir {
+            disk: disk.clone(),
+            path,
         };
-        let (parked, outbox) = (options.parked_dir, options.outbox);
-        let (shelf, outbox) = (
-            shelf(parked, options.parked_max_bytes)?,
-            shelf(outbox.0, outbox.1)?,
-        );
+        let of = (log.id(), PARTITION);
+        let shelf = Shelf::open(at(options.parked_dir), of, options.parked_max_bytes, committed)?;
+        let (dir, max_bytes) = options.outbox;
+        let outbox = Outbox::open(at(dir), of, max_bytes, committed)?;
         let dedup = Dedup::open((options.dedup)(log.id(), secret_check(&log)))?;
         log.set_progress(committed, dedup.sealed().min(committed));
         Ok(Self {

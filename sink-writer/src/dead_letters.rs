@@ -1,5 +1,5 @@
 //! What was acknowledged and cannot become a row of its table, and copies of what was rejected: one row
-//! each of `dead_letters`, with the provenance of the row that it stands for.
+//! each of `dead_letters`, with the provenance of the row that it stands for. The topic of dead letters gets the same.
 
 use crate::assemble::{Column, milliseconds, runs, stamps};
 use crate::block::{Sights, placement_of};
@@ -9,7 +9,10 @@ use crate::place::ALL;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt32Type;
 use arrow_array::{RecordBatch, StringArray, UInt32Array};
+use jiff::Timestamp;
+use serde::Serialize;
 use sluice_common::ids::{LogId, Name, source_o};
+use sluice_common::letters::LetterId;
 use sluice_common::limits::MAX_LETTER_BYTES;
 use sluice_common::record::Record;
 use sluice_common::wire::sink::SubKey;
@@ -34,6 +37,24 @@ pub struct Letter<'a> {
     event_index: Option<u32>,
     /// What the client sent; none where the row is decoded.
     payload: Option<&'a str>,
+}
+
+/// A letter as the topic of dead letters has it: columns of its row, and what `ingestctl dlq` calls it. The provenance
+/// is in the message's headers: numbers of 64 bits are not safe in every reader of JSON.
+#[derive(Serialize)]
+struct Told<'a> {
+    id: LetterId,
+    tenant: &'a str,
+    dataset: &'a str,
+    stage: &'a str,
+    code: &'a str,
+    message: &'a str,
+    field: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_index: Option<u32>,
+    request_id: String,
+    payload: String,
+    ingested_at: String,
 }
 
 impl<'a> Letter<'a> {
@@ -111,6 +132,41 @@ impl<'a> Letter<'a> {
     pub fn source_o(&self) -> u64 {
         source_o(self.record.place.offset, self.row)
     }
+
+    /// What was sent, or the row as JSON; cut to `most` bytes, and marked then.
+    fn payload(&self, most: usize) -> String {
+        let sent = self.payload.map(str::to_owned);
+        let mut text = sent.unwrap_or_else(|| row_json(self.batch, self.row as usize));
+        if text.len() > most {
+            text.truncate(text.floor_char_boundary(most.saturating_sub(CUT_MARK.len())));
+            text.push_str(CUT_MARK);
+        }
+        text
+    }
+
+    /// The letter as a JSON object; what has no value is left out. Its payload is cut to `most` bytes.
+    pub fn json(&self, most: usize) -> String {
+        let (meta, place) = (&self.record.meta, self.record.place);
+        let ingested_at = Timestamp::from_millisecond(milliseconds(place.append_ms));
+        let told = Told {
+            id: LetterId {
+                log: place.log,
+                partition: self.partition,
+                source_o: self.source_o(),
+            },
+            tenant: meta.tenant.as_str(),
+            dataset: meta.dataset.as_str(),
+            stage: self.stage,
+            code: self.code,
+            message: self.message,
+            field: self.field,
+            event_index: self.event_index,
+            request_id: self.request_id(),
+            payload: self.payload(most),
+            ingested_at: ingested_at.map_or_else(|_| String::new(), |time| time.to_string()),
+        };
+        serde_json::to_string(&told).expect("texts and numbers have a JSON form")
+    }
 }
 
 /// Splits letters by the partition of `dead_letters` that they fall into.
@@ -137,16 +193,7 @@ pub(crate) fn by_partition<'a>(letters: &[Letter<'a>], sights: &Sights) -> BTree
 /// letters must always fit one block. The share is a function of the range, as every byte must be.
 fn payloads(letters: &[Letter<'_>]) -> Column {
     let share = MAX_LETTER_BYTES / letters.len().max(1);
-    let cut = |letter: &Letter<'_>| {
-        let sent = letter.payload.map(str::to_owned);
-        let mut text = sent.unwrap_or_else(|| row_json(letter.batch, letter.row as usize));
-        if text.len() > share {
-            text.truncate(text.floor_char_boundary(share.saturating_sub(CUT_MARK.len())));
-            text.push_str(CUT_MARK);
-        }
-        text
-    };
-    let array = StringArray::from_iter_values(letters.iter().map(cut));
+    let array = StringArray::from_iter_values(letters.iter().map(|letter| letter.payload(share)));
     Column {
         name: "payload".into(),
         array: Arc::new(array),

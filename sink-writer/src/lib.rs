@@ -6,7 +6,7 @@
 //! each block's columns with [`assemble`] as far as they fit ([`adapt`]); [`settle`] works each sub-batch to
 //! one verdict with [`insert`] and [`verify`], as many at once as the server bears ([`limiter`]). [`client`] alone speaks to ClickHouse.
 //!
-//! `publish` sends what dedup kept of a range to a Kafka topic, where its dataset asks for it.
+//! `publish` sends what dedup kept of a range to a Kafka topic, where its dataset asks for it, and dead letters to theirs.
 //!
 //! Beside that path, `replay` makes shadow tables, compares them with live ones, and puts one in the other's place.
 

@@ -92,6 +92,10 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
                      list all topics in one"
                 ));
             }
+            let letters = config.dead_letters.topic.as_ref();
+            if letters.is_some_and(|topic| consume.topics.contains(topic)) {
+                add("it reads the topic of dead letters: what is rejected would come back for ever".into());
+            }
             if dataset
                 .publish
                 .as_ref()
@@ -136,7 +140,7 @@ mod tests {
 
     fn told(consume: &str) -> String {
         let yaml = format!(
-            "kafka: {{brokers: [\"a:9092\"]}}\ndatasets: [{{name: d, fields: [{{name: id, type: string}}], \
+            "kafka: {{brokers: [\"a:9092\"]}}\ndead_letters: {{topic: dead}}\ndatasets: [{{name: d, fields: [{{name: id, type: string}}], \
              publish: {{topic: clean}}, consume: {consume}}}]"
         );
         let read = Loaded::parse(&yaml, Path::new("x"), Path::new("/"));
@@ -162,6 +166,7 @@ mod tests {
             ),
             ("[{topics: [a], tenant: acme, group: \"\"}]", "group: 1 to"),
             ("[{topics: [clean], tenant: acme}]", "would go round for ever"),
+            ("[{topics: [dead], tenant: acme}]", "would come back for ever"),
             (
                 "[{topics: [a], tenant: acme}, {topics: [b], tenant: acme}]",
                 "\"sluice.d.acme\" has topics of dataset d already",

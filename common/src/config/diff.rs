@@ -8,9 +8,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// Keys that take effect at once, with all below them. Every other key is read at start only.
-const AT_ONCE: [&str; 9] = [
+const AT_ONCE: [&str; 10] = [
     "tenants",
     "datasets",
+    "dead_letters.topic",
     "dedup.keys_per_tenant",
     "edge.quota_share",
     "kafka.brokers",

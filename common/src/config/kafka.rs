@@ -15,7 +15,7 @@ const LEAST_MESSAGE_BYTES: u64 = 1_000;
 /// What librdkafka takes for `message.max.bytes` at most.
 const MOST_MESSAGE_BYTES: u64 = 1_000_000_000;
 
-/// The Kafka that datasets with `publish` are published to, and those with `consume` are fed from.
+/// The Kafka that datasets with `publish`, and dead letters, are published to, and that those with `consume` are fed from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kafka {
@@ -189,6 +189,30 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
         }
         check(dataset, publish, &mut add);
     }
+    if let Some(topic) = &config.dead_letters.topic {
+        letters_problems(config, topic, found);
+    }
+}
+
+/// The topic of dead letters is a Kafka's, and no dataset's.
+fn letters_problems(config: &Config, topic: &str, found: &mut Vec<String>) {
+    let mut add = |text: String| found.push(format!("dead_letters.topic: {text}"));
+    if config.kafka.brokers.is_empty() {
+        add("it needs `kafka.brokers`, the Kafka to publish to".into());
+    }
+    topic_problem(topic).into_iter().for_each(&mut add);
+    for dataset in &config.datasets {
+        if dataset
+            .publish
+            .as_ref()
+            .is_some_and(|publish| publish.topic == topic)
+        {
+            let name = &dataset.name;
+            add(format!(
+                "dataset {name} publishes its events to {topic}: give dead letters a topic of their own"
+            ));
+        }
+    }
 }
 
 fn check(dataset: &Dataset, publish: &Publish, add: &mut impl FnMut(String)) {
@@ -253,6 +277,8 @@ mod tests {
             told(&dataset("{topic: clean.events_v1-x, key: [tenant, id]}")),
             "in force"
         );
+        let letters = "\ndead_letters: {topic: dead.letters}";
+        assert_eq!(told(&(dataset("{topic: t}") + letters)), "in force");
         for (yaml, wanted) in [
             (
                 format!("datasets: [{{name: d, {FIELDS}, publish: {{topic: t}}}}]"),
@@ -276,6 +302,18 @@ mod tests {
             ),
             ("kafka: {brokers: [\"a:0\"]}".into(), "must be host:port"),
             ("kafka: {brokers: [\"a:1,b:2\"]}".into(), "must be host:port"),
+            (
+                "dead_letters: {topic: dead}".into(),
+                "dead_letters.topic: it needs `kafka.brokers`, the Kafka to publish to",
+            ),
+            (
+                format!("{}\ndead_letters: {{topic: t}}", dataset("{topic: t}")),
+                "dead_letters.topic: dataset d publishes its events to t",
+            ),
+            (
+                format!("{}\ndead_letters: {{topic: a/b}}", dataset("{topic: t}")),
+                "dead_letters.topic: topic \"a/b\" must be 1 to 249 letters",
+            ),
             (
                 "kafka: {tls: {cert: a}}".into(),
                 "`cert` and `key` belong together",

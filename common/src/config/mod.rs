@@ -327,7 +327,7 @@ impl Default for Parked {
     }
 }
 
-/// Copies of rejected rows, of datasets with `keep_rejected`.
+/// Copies of rejected rows, of datasets with `keep_rejected`, and the topic of all dead letters.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeadLetters {
@@ -335,6 +335,8 @@ pub struct DeadLetters {
     pub bytes_per_second: ByteSize,
     /// ClickHouse deletes copies older than this, where Sluice makes the table.
     pub ttl: Period,
+    /// The Kafka topic that takes every row of `dead_letters` too. It must be there: Sluice makes none.
+    pub topic: Option<String>,
 }
 
 impl Default for DeadLetters {
@@ -342,6 +344,7 @@ impl Default for DeadLetters {
         Self {
             bytes_per_second: ByteSize(64 * 1024),
             ttl: Period::hours(30 * 24),
+            topic: None,
         }
     }
 }

@@ -1,12 +1,12 @@
-//! normalizer → sink-writer: the kept events of a range that go to one Kafka topic.
+//! normalizer → sink-writer: the kept events of a range, or its dead letters, that go to one Kafka topic.
 
-use super::sink::{Range, RangeRecord};
+use super::sink::{Range, RangeRecord, RefusedRows};
 use crate::ids::{LogId, Name};
 use crate::trace::TraceContext;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What one topic is to be sent of a range: of each record what its fates keep, in log order.
+/// What one topic is to be sent of a range, in log order.
 #[derive(Debug, Clone)]
 pub struct PublishCall {
     pub order: PublishOrder,
@@ -15,12 +15,24 @@ pub struct PublishCall {
     pub trace: TraceContext,
 }
 
-/// Where to, and from which event on.
+/// Which rows of the records go out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// The events that fates keep.
+    #[default]
+    Events,
+    /// The dead letters among them: copies of rejected rows, conflicts, and these rows, which were refused.
+    Letters(Vec<RefusedRows>),
+}
+
+/// What and where to, and from which row on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOrder {
     pub log: LogId,
     pub partition: u16,
     pub range: Range,
+    #[serde(default)]
+    pub content: Content,
     pub topic: String,
     /// Columns that are a message's key, or [`TENANT`](crate::config::kafka::TENANT).
     pub key: Vec<Name>,

@@ -1,8 +1,8 @@
 //! Settling what was set aside: one driver a table, the oldest unit first, verified before anything is
 //! sent, under the tokens that its range had (R15, R16).
 //!
-//! A unit ends as a range does: dead letters of its refused rows and a correction of the books, then its
-//! file goes. A crash anywhere repeats the rest.
+//! A unit ends as a range does: dead letters of its refused rows and a correction of the books, the letters' topic, then
+//! its file goes. A crash anywhere repeats the rest.
 
 use super::file::{FileError, UnitId};
 use super::lines::{self, Working};
@@ -11,6 +11,7 @@ use crate::progress::closing::{self, Work};
 use crate::progress::plan::{Next, Rules};
 use crate::progress::settle::Settling;
 use crate::progress::{Marks, is_data};
+use crate::publish::Publisher;
 use crate::pump::call::{Caller, Occasion};
 use crate::pump::retries::Retries;
 use crate::pump::servers::Servers;
@@ -41,6 +42,7 @@ pub struct Drivers {
     pub servers: Servers,
     pub shelf: Shelf,
     pub metrics: Metrics,
+    publisher: Publisher,
     retries: Retries,
     room: Arc<Semaphore>,
 }
@@ -58,8 +60,8 @@ impl Drivers {
     pub fn new(
         (caller, servers): (Caller, Servers),
         shelf: Shelf,
-        metrics: Metrics,
-        retries: Retries,
+        publisher: Publisher,
+        (metrics, retries): (Metrics, Retries),
     ) -> Self {
         let room = Arc::new(Semaphore::new(UNITS_AT_ONCE));
         Self {
@@ -67,6 +69,7 @@ impl Drivers {
             servers,
             shelf,
             metrics,
+            publisher,
             retries,
             room,
         }
@@ -133,7 +136,7 @@ impl Drivers {
         sleep(whole / 2 + self.retries.jittered(whole / 2)).await;
     }
 
-    /// Rows → told → removed.
+    /// Rows → told → published → removed.
     async fn unit(&self, id: &UnitId, mend: bool, server: ServerId) -> Result<Ended, FileError> {
         let (work, mut marks) = block_in_place(|| self.shelf.read(id))?;
         if !failpoint::is_on(Safety::UnlinkLast) {
@@ -161,6 +164,7 @@ impl Drivers {
         if !self.tell(id, &work.records, &marks, &occasion).await? {
             return Ok(Ended::Later);
         }
+        self.publisher.letters_of_unit(id, &work.records, &marks).await?;
         block_in_place(|| self.shelf.remove(id))?;
         self.count(&work.records, &marks);
         Ok(Ended::Settled)
@@ -281,8 +285,11 @@ mod tests {
     use crate::parked::shelf::Share;
     use crate::progress::Proof;
     use crate::progress::plan::{Trouble, Why};
+    use crate::publish::Outbox;
+    use crate::pump::batching::{Batching, Settings};
     use crate::pump::retries::dice;
     use crate::sim::append::kept;
+    use arc_swap::ArcSwap;
     use sluice_common::classify::Class;
     use sluice_common::clock::ManualClock;
     use sluice_common::ids::{LogId, Name, source_o};
@@ -290,6 +297,7 @@ mod tests {
     use sluice_common::wire::sink::{
         Piece, Range, SinkCall, SinkReply, SinkRequest, SubKey, SubReport, Verdict,
     };
+    use sluice_common::wire::transport::Seam;
     use std::collections::BTreeMap;
     use std::convert::Infallible;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -319,6 +327,30 @@ mod tests {
         };
         shelf.set_aside(&share, &trouble, &[kept((0, 0), 5)]).unwrap();
         shelf
+    }
+
+    /// One without topics.
+    fn publisher(
+        sink: &Seam<SinkRequest>,
+        root: &tempfile::TempDir,
+        (metrics, retries): (&Metrics, &Retries),
+    ) -> Publisher {
+        let settings = Settings {
+            batching: Batching::default(),
+            tables: Vec::new(),
+            datasets: Vec::new(),
+            max_window_ms: 1_000,
+            topics: BTreeMap::new(),
+            letters_topic: None,
+        };
+        let dir = root.path().join("outbox");
+        let outbox = Outbox::open(dir.as_path().into(), (LogId(1), 0), 1 << 20, 1).unwrap();
+        Publisher::new(
+            (sink.clone(), Arc::new(ArcSwap::from_pointee(settings))),
+            (LogId(1), 0),
+            outbox,
+            (metrics.clone(), Arc::new(ManualClock::at(0)), retries.clone()),
+        )
     }
 
     /// A table that refuses the third row, and each block with it.
@@ -409,7 +441,8 @@ mod tests {
         };
         let metrics = Metrics::detached();
         let retries = Retries::new(Arc::new(ManualClock::at(0)), metrics.clone(), dice());
-        let drivers = Drivers::new((caller, servers), shelf, metrics, retries);
+        let publisher = publisher(&caller.sink, &root, (&metrics, &retries));
+        let drivers = Drivers::new((caller, servers), shelf, publisher, (metrics, retries));
         tokio::select! {
             ended = drivers.run() => panic!("{ended:?}"),
             () = told.notified() => {}

@@ -244,6 +244,8 @@ impl Shelf {
         let mut state = self.0.state.lock();
         state.add(id, Unit::new(head, file_bytes));
         state.weigh(self.0.max_bytes);
+        // Its range may be committed already: dead letters of a unit are.
+        self.0.changed.notify_one();
         Ok(())
     }
 

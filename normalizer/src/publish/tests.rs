@@ -1,18 +1,29 @@
 //! Topics that take events, stop, hang and lose answers, and crashes between any two steps, in virtual time.
 
 use super::*;
+use crate::progress::DeadRow;
+use crate::progress::closing::{self, Aside};
 use crate::pump::batching::{Batching, Settings};
 use crate::pump::retries::dice;
-use crate::sim::append::kept;
+use crate::runtime::{Instant, sleep};
+use crate::sim::append::{decided, kept};
 use crate::sim::time::Virtual;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use sluice_common::clock::ManualClock;
+use sluice_common::fates::Fate;
+use sluice_common::ids::source_o;
+use sluice_common::limits::PUBLISH_DEADLINE;
+use sluice_common::record::Holds;
+use sluice_common::trace::TraceContext;
+use sluice_common::wire::publish::{Content, PublishCall, PublishOrder, Published};
+use sluice_common::wire::sink::SinkReply;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::path::Path;
+use std::time::Duration;
 use tower::util::BoxCloneSyncService;
 
 const RANGES: usize = 12;
@@ -57,7 +68,7 @@ impl Topic {
     }
 
     fn take(&mut self, call: &PublishCall, mood: Mood) -> SinkReply {
-        let events: Vec<Event> = events_of(&call.records);
+        let events: Vec<Event> = asked(&call.order.content, &call.records);
         let (all, skip) = (events.len() as u64, call.order.skip);
         let asked = skip.saturating_add(call.order.most).min(all);
         let until = match mood {
@@ -83,12 +94,30 @@ impl Topic {
     }
 }
 
-fn events_of(records: &[RangeRecord]) -> Vec<Event> {
-    let of = |one: &RangeRecord| {
-        let offset = one.record.place.offset;
-        (0..one.record.rows()).map(move |row| (offset, row))
+/// The rows that a call is about, in log order.
+fn asked(content: &Content, records: &[RangeRecord]) -> Vec<Event> {
+    let refused: BTreeSet<u64> = match content {
+        Content::Events => BTreeSet::new(),
+        Content::Letters(refused) => refused.iter().flat_map(|one| one.rows.clone()).collect(),
+    };
+    let goes = |one: &RangeRecord, row: u32| {
+        let fate = one.fates.of(u16::try_from(row).unwrap());
+        match (content, one.record.meta.holds) {
+            (Content::Events, _) | (Content::Letters(_), Holds::RejectedCopies) => fate == Fate::Keep,
+            (Content::Letters(_), Holds::Events) => {
+                fate == Fate::Conflict || refused.contains(&source_o(one.record.place.offset, row))
+            }
+        }
+    };
+    let of = |one: &RangeRecord| -> Vec<Event> {
+        let rows = (0..one.record.rows()).filter(|row| goes(one, *row));
+        rows.map(|row| (one.record.place.offset, row)).collect()
     };
     records.iter().flat_map(of).collect()
+}
+
+fn events_of(records: &[RangeRecord]) -> Vec<Event> {
+    asked(&Content::Events, records)
 }
 
 fn sink(topic: &Arc<Mutex<Topic>>) -> Seam<SinkRequest> {
@@ -115,16 +144,21 @@ fn publisher(topic: &Arc<Mutex<Topic>>, dir: &Path, committed: u64) -> Publisher
         topic: "clean".into(),
         key: Vec::new(),
     };
+    let letters = TopicPlan {
+        topic: "dead".into(),
+        ..plan.clone()
+    };
     let settings = Settings {
         datasets: Vec::new(),
         batching: Batching::default(),
         tables: Vec::new(),
         max_window_ms: 1_000,
         topics: [(name, plan)].into(),
+        letters_topic: Some(letters),
     };
     let (clock, metrics): (SharedClock, _) = (Arc::new(ManualClock::at(0)), Metrics::detached());
     let retries = Retries::new(Arc::clone(&clock), metrics.clone(), dice());
-    let outbox = Shelf::open(dir.into(), (LogId(1), 0), 1 << 30, committed).unwrap();
+    let outbox = Outbox::open(dir.into(), (LogId(1), 0), 1 << 30, committed).unwrap();
     Publisher::new(
         (sink(topic), Arc::new(ArcSwap::from_pointee(settings))),
         (LogId(1), 0),
@@ -174,19 +208,249 @@ async fn live(seed: u64) -> (Vec<Event>, Vec<Event>) {
         drain.abort();
         drain.await.ok();
     }
+    let sent = ranges.iter().flat_map(|records| events_of(records)).collect();
+    (sent, drained(&topic, root.path(), committed).await)
+}
+
+/// What a topic has once it takes everything.
+async fn drained(topic: &Arc<Mutex<Topic>>, dir: &Path, committed: u64) -> Vec<Event> {
     topic.lock().calm = true;
-    let publisher = publisher(&topic, root.path(), committed);
+    let publisher = publisher(topic, dir, committed);
     let drain = tokio::spawn(publisher.clone().drain());
     let begun = Instant::now();
-    while !publisher.outbox.units().is_empty() {
+    let outbox = &publisher.outbox;
+    while !(outbox.events.units().is_empty() && outbox.letters.units().is_empty()) {
         assert!(begun.elapsed() < IN_TIME, "what waits goes out");
         // Of virtual time: a look a second.
         sleep(Duration::from_secs(1)).await;
     }
     drain.abort();
-    let sent = ranges.iter().flat_map(|records| events_of(records)).collect();
-    let has = topic.lock().has.clone();
-    (sent, has)
+    topic.lock().has.clone()
+}
+
+/// A range, and the rows of it that ClickHouse refused; with its table set aside, they are its unit's.
+struct Settled {
+    range: Range,
+    records: Vec<RangeRecord>,
+    dead: Marks,
+    aside: bool,
+}
+
+impl Settled {
+    fn draw(dice: &mut SmallRng, a: u64) -> Self {
+        let b = a + dice.random_range(1..4);
+        let record = |dice: &mut SmallRng, offset| {
+            if dice.random_bool(0.2) {
+                let rows = dice.random_range(1..4);
+                return decided((offset, 0), Holds::RejectedCopies, (0..rows).map(|_| Fate::Keep));
+            }
+            let fates: Vec<Fate> = (0..dice.random_range(1..9))
+                .map(|_| match dice.random_range(0..10) {
+                    0 => Fate::Conflict,
+                    1..4 => Fate::Drop,
+                    _ => Fate::Keep,
+                })
+                .collect();
+            decided((offset, 0), Holds::Events, fates.into_iter())
+        };
+        let records: Vec<RangeRecord> = (a..b).map(|offset| record(dice, offset)).collect();
+        let events = records
+            .iter()
+            .filter(|one| one.record.meta.holds == Holds::Events);
+        let mut dead = events_of(&events.cloned().collect::<Vec<_>>());
+        dead.retain(|_| dice.random_bool(0.2));
+        Self {
+            range: Range { a, b },
+            dead: Marks {
+                dead: dead.into_iter().map(dead_row).collect(),
+                ..Marks::default()
+            },
+            records,
+            aside: dice.random_bool(0.3),
+        }
+    }
+
+    /// What the range tells of them itself.
+    fn told(&self) -> Work {
+        let dead = if self.aside {
+            Marks::default()
+        } else {
+            self.dead.clone()
+        };
+        closing::of_range(&self.records, &dead, &Aside::new())
+    }
+
+    fn unit(&self) -> (UnitId, Vec<RangeRecord>) {
+        let table = Name::new("a").unwrap();
+        let events = self
+            .records
+            .iter()
+            .filter(|one| one.record.meta.holds == Holds::Events);
+        let records = closing::of_table(&events.cloned().collect::<Vec<_>>(), &table);
+        (UnitId::new(self.range, table), records)
+    }
+
+    /// Its dead letters by provenance: those of the range, and those of the unit.
+    fn letters(&self) -> [Vec<Event>; 2] {
+        let dead = self.dead.dead.iter();
+        let refused: Vec<Event> = dead.map(|one| (one.o >> 16, one.row)).collect();
+        let mut of_range: Vec<Event> = asked(&Content::Letters(Vec::new()), &self.records);
+        if self.aside {
+            return [of_range, refused];
+        }
+        of_range.extend(refused);
+        of_range.sort_unstable();
+        [of_range, Vec::new()]
+    }
+}
+
+fn dead_row((offset, row): Event) -> DeadRow {
+    DeadRow {
+        table: Name::new("a").unwrap(),
+        part: "all".into(),
+        row,
+        o: source_o(offset, row),
+        code: 469,
+        message: format!("violated by {row}"),
+    }
+}
+
+/// Settles ranges and units by a topic of many moods, through crashes before and after each step. The dead letters of
+/// ranges, those of units, and what the topic has.
+async fn settle(seed: u64) -> ([Vec<Event>; 2], Vec<Event>) {
+    let mut dice = SmallRng::seed_from_u64(seed);
+    let root = tempfile::tempdir().unwrap();
+    let topic = Arc::new(Mutex::new(Topic {
+        dice: SmallRng::seed_from_u64(!seed),
+        calm: false,
+        has: Vec::new(),
+    }));
+    let mut ranges: Vec<Settled> = Vec::new();
+    for _ in 0..RANGES {
+        let a = ranges.last().map_or(0, |one| one.range.b);
+        ranges.push(Settled::draw(&mut dice, a));
+    }
+    let (mut at, mut committed, mut units) = (0, 0, Vec::new());
+    while at < ranges.len() || !units.is_empty() {
+        let publisher = publisher(&topic, root.path(), committed);
+        let drain = tokio::spawn(publisher.clone().drain());
+        loop {
+            if let Some(unit) = units.first() {
+                let one: &Settled = &ranges[*unit];
+                let (id, records) = one.unit();
+                publisher.letters_of_unit(&id, &records, &one.dead).await.unwrap();
+                if dice.random_bool(0.2) {
+                    break;
+                }
+                units.remove(0);
+            }
+            let Some(one) = ranges.get(at) else { break };
+            publisher
+                .letters(one.range, &one.records, &one.told())
+                .await
+                .unwrap();
+            if dice.random_bool(0.2) {
+                break;
+            }
+            units.extend(one.aside.then_some(at));
+            (at, committed) = (at + 1, one.range.b);
+            publisher.outbox.committed(committed);
+            if dice.random_bool(0.2) {
+                break;
+            }
+            // Of virtual time: how far the outbox is drained when the next range comes is drawn.
+            sleep(Duration::from_millis(dice.random_range(0..2_000))).await;
+        }
+        // A crash.
+        drain.abort();
+        drain.await.ok();
+    }
+    let of = |which: usize| {
+        ranges
+            .iter()
+            .flat_map(|one| one.letters()[which].clone())
+            .collect()
+    };
+    let has = drained(&topic, root.path(), committed).await;
+    ([of(0), of(1)], has)
+}
+
+#[test]
+fn every_dead_letter_is_in_its_topic_whatever_the_brokers_do_and_however_often_it_is_killed() {
+    let (mut copies, mut of_units) = (0, 0);
+    for seed in 0..400 {
+        let ([of_ranges, of_set_aside], has) = Virtual::new(|_| {}).run(settle(seed));
+        let mut seen = BTreeSet::new();
+        let first: Vec<Event> = has.iter().copied().filter(|one| seen.insert(*one)).collect();
+        let late: BTreeSet<Event> = of_set_aside.iter().copied().collect();
+        let in_order: Vec<Event> = first.iter().copied().filter(|one| !late.contains(one)).collect();
+        assert_eq!(in_order, of_ranges, "seed {seed}");
+        assert_eq!(
+            first.len(),
+            of_ranges.len() + late.len(),
+            "of units too, and nothing else: seed {seed}"
+        );
+        assert!(late.is_subset(&seen), "seed {seed}");
+        (copies, of_units) = (copies + has.len() - first.len(), of_units + late.len());
+    }
+    assert!(copies > 100 && of_units > 100, "{copies} {of_units}");
+}
+
+#[test]
+fn dead_letters_without_a_topic_go_nowhere_and_those_that_wait_stay_until_it_is_given_again() {
+    Virtual::new(|_| {}).run(async {
+        let root = tempfile::tempdir().unwrap();
+        let topic = Arc::new(Mutex::new(Topic {
+            dice: SmallRng::seed_from_u64(7),
+            calm: true,
+            has: Vec::new(),
+        }));
+        let one = |a| Settled {
+            range: Range { a, b: a + 1 },
+            records: vec![decided((a, 0), Holds::Events, [Fate::Conflict].into_iter())],
+            dead: Marks::default(),
+            aside: false,
+        };
+        let publisher = publisher(&topic, root.path(), 0);
+        // Behind something that waits: so it is set aside.
+        let (first, second) = (one(0), one(1));
+        let work = work::letters_of_range(&first.records, &first.told());
+        let plan = publisher.settings.load().letters_topic.clone();
+        let line = Name::new(DEAD_LETTERS).unwrap();
+        let lot = Lot {
+            line,
+            plan: plan.clone().unwrap(),
+            work,
+        };
+        publisher.letters.set_aside(first.range, &lot, "down").unwrap();
+        let config = |letters_topic| {
+            let now = publisher.settings.load();
+            Arc::new(Settings {
+                datasets: Vec::new(),
+                batching: Batching::default(),
+                tables: Vec::new(),
+                max_window_ms: now.max_window_ms,
+                topics: now.topics.clone(),
+                letters_topic,
+            })
+        };
+        publisher.settings.store(config(None));
+        let drain = tokio::spawn(publisher.clone().drain());
+        publisher
+            .letters(second.range, &second.records, &second.told())
+            .await
+            .unwrap();
+        publisher.outbox.committed(2);
+        // Of virtual time: several attempts.
+        sleep(Duration::from_secs(60)).await;
+        assert!(topic.lock().has.is_empty() && publisher.outbox.letters.units().len() == 1);
+        let (_, unit) = publisher.outbox.letters.units().remove(0);
+        assert!(unit.reason.contains("`dead_letters.topic`"), "{}", unit.reason);
+        publisher.settings.store(config(plan));
+        sleep(Duration::from_secs(60)).await;
+        drain.abort();
+        assert_eq!(topic.lock().has, [(0, 0)]);
+    });
 }
 
 #[test]
@@ -214,10 +478,12 @@ fn what_was_certainly_taken_is_sent_once_though_the_brokers_stop_all_the_time() 
         }));
         let publisher = publisher(&topic, root.path(), 0);
         let records = [kept((0, 0), 5), kept((1, 0), 4)];
-        let mut order = publisher.order(
-            Range { a: 0, b: 2 },
-            &publisher.settings.load().topics[&Name::new("a").unwrap()],
-        );
+        let work = Work {
+            records: records.to_vec(),
+            ..Work::default()
+        };
+        let plan = publisher.settings.load().topics[&Name::new("a").unwrap()].clone();
+        let mut order = publisher.events.order(Range { a: 0, b: 2 }, &plan, &work);
         let call = |skip| PublishCall {
             order: PublishOrder {
                 skip,
@@ -230,8 +496,44 @@ fn what_was_certainly_taken_is_sent_once_though_the_brokers_stop_all_the_time() 
         let SinkReply::Published(some) = topic.lock().take(&call(0), Mood::Stops(6)) else {
             panic!("published")
         };
-        assert_eq!(publisher.note(&mut order, &records, some), Err("down".into()));
-        publisher.send(&mut order, &records).await.unwrap();
+        assert_eq!(publisher.events.note(&mut order, 9, some), Err("down".into()));
+        publisher.events.send(&mut order, &work).await.unwrap();
         assert_eq!(topic.lock().has, events_of(&records));
+    });
+}
+
+#[test]
+fn dead_letters_of_a_unit_that_wait_for_their_topic_go_out_though_no_range_follows() {
+    Virtual::new(|_| {}).run(async {
+        let root = tempfile::tempdir().unwrap();
+        let topic = Arc::new(Mutex::new(Topic {
+            dice: SmallRng::seed_from_u64(7),
+            calm: true,
+            has: Vec::new(),
+        }));
+        let publisher = publisher(&topic, root.path(), 1);
+        let one = Settled {
+            range: Range { a: 0, b: 1 },
+            records: vec![kept((0, 0), 3)],
+            dead: Marks {
+                dead: vec![dead_row((0, 2))],
+                ..Marks::default()
+            },
+            aside: true,
+        };
+        let drain = tokio::spawn(publisher.clone().drain());
+        // Of virtual time: the workers have looked around, and found nothing.
+        sleep(Duration::from_secs(1)).await;
+        let (id, records) = one.unit();
+        let lot = Lot {
+            line: id.table.clone(),
+            plan: publisher.settings.load().letters_topic.clone().unwrap(),
+            work: work::letters_of_unit(&records, &one.dead),
+        };
+        publisher.letters.set_aside(one.range, &lot, "down").unwrap();
+        sleep(Duration::from_secs(60)).await;
+        drain.abort();
+        assert_eq!(topic.lock().has, [(0, 2)]);
+        assert!(publisher.outbox.letters.units().is_empty());
     });
 }

@@ -2,7 +2,7 @@
 //! are and how far back dedup must remember. It addresses the present, not the past, and decides nothing
 //! about what a record means; so it may change at any moment.
 
-use crate::publish::{TopicPlan, topics_of};
+use crate::publish::{TopicPlan, letters_topic_of, topics_of};
 use arc_swap::ArcSwap;
 use sluice_common::config::{Batch, Config};
 use sluice_common::ids::Name;
@@ -23,6 +23,8 @@ pub struct Settings {
     pub max_window_ms: u64,
     /// Kafka topics by dataset.
     pub topics: BTreeMap<Name, TopicPlan>,
+    /// That of dead letters.
+    pub letters_topic: Option<TopicPlan>,
 }
 
 impl Settings {
@@ -39,6 +41,7 @@ impl Settings {
                 .collect(),
             max_window_ms: config.max_window_ms(),
             topics: topics_of(config),
+            letters_topic: letters_topic_of(config),
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::parked::file::FileError;
 use crate::parked::shelf::Shelf;
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Marks, Progress};
-use crate::publish::Publisher;
+use crate::publish::{Outbox, Publisher};
 use crate::runtime::{block_in_place, sleep};
 use batching::{Settings, SharedSettings};
 use call::Caller;
@@ -69,7 +69,7 @@ pub struct Parts {
     pub dedup: Dedup,
     pub store: Store,
     pub shelf: Shelf,
-    pub outbox: Shelf,
+    pub outbox: Outbox,
     pub grant: Grant,
     pub sink: Seam<SinkRequest>,
     pub metrics: Metrics,
@@ -224,8 +224,8 @@ impl Pump {
         let drivers = Drivers::new(
             (driver.caller.clone(), driver.servers.clone()),
             driver.shelf.clone(),
-            self.metrics.clone(),
-            driver.retries.clone(),
+            self.publisher.clone(),
+            (self.metrics.clone(), driver.retries.clone()),
         );
         let following = tokio::spawn(driver.servers.clone().follow());
         let mut drivers = tokio::spawn(drivers.run());

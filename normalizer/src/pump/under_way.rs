@@ -1,4 +1,5 @@
-//! The declared range: a task writes it to ClickHouse and to its topics at once, and ends when both are done.
+//! The declared range: a task writes it to ClickHouse and to its topics at once, and ends when both are done, and what
+//! became of dead letters is in their topic.
 
 use super::Pump;
 use super::drive::{DriveError, Outcome, Start};
@@ -23,12 +24,15 @@ impl Pump {
             Arc::clone(&self.clock),
             Arc::clone(&closed),
         );
+        let (letters, with) = (publisher.clone(), Arc::clone(&closed));
         // A task of its own: it blocks for the disk where a topic is in trouble.
         let publishing = tokio::spawn(async move { publisher.range(of.range, &of.records).await });
         let task = tokio::spawn(async move {
-            let settled = (settling.await?, clock.now_ms());
+            let (outcome, now) = (settling.await?, clock.now_ms());
+            let told = &outcome.told;
+            letters.letters(with.range, &with.records, told).await?;
             publishing.await??;
-            Ok(settled)
+            Ok((outcome, now))
         });
         self.under_way = Some((closed, task));
     }

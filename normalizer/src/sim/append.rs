@@ -32,22 +32,29 @@ pub struct Draft {
 }
 
 impl Draft {
-    pub fn content(&self, window_ms: u64) -> RecordContent {
+    fn meta(&self, window_ms: u64, holds: Holds) -> RecordMeta {
         let name = Name::new(TABLES[self.table]).unwrap();
         let identity = if self.compares {
             Identity::IdempotencyKey
         } else {
             Identity::Key
         };
-        let meta = RecordMeta {
+        RecordMeta {
             tenant: TenantId::new("acme").unwrap(),
             dataset: name.clone(),
             table: name,
             schema_version: 1,
             identity,
             window_ms,
-            holds: Holds::Events,
-        };
+            holds,
+        }
+    }
+
+    pub fn content(&self, window_ms: u64) -> RecordContent {
+        self.content_of(&self.meta(window_ms, Holds::Events))
+    }
+
+    fn content_of(&self, meta: &RecordMeta) -> RecordContent {
         let rows = u32::try_from(self.rows.len()).unwrap();
         let span = RequestSpan {
             request: RequestId(1),
@@ -61,7 +68,7 @@ impl Draft {
         let prints = self.rows.iter().map(|row| row.1);
         RecordContent {
             column_bytes: 100,
-            meta: serde_json::to_vec(&meta).unwrap().into(),
+            meta: serde_json::to_vec(meta).unwrap().into(),
             spans: vec![span],
             keys: self.rows.iter().map(|row| row.0).collect(),
             fingerprints: if self.compares {
@@ -75,11 +82,22 @@ impl Draft {
 }
 
 /// A record of new events as it is read, and as dedup decides it.
-pub fn kept((offset, append_ms): (Offset, UnixMs), rows: u32) -> RangeRecord {
+pub fn kept(place: (Offset, UnixMs), rows: u32) -> RangeRecord {
+    decided(place, Holds::Events, (0..rows).map(|_| Fate::Keep))
+}
+
+/// A record of rows with these fates.
+pub fn decided(
+    (offset, append_ms): (Offset, UnixMs),
+    holds: Holds,
+    rows: impl Iterator<Item = Fate>,
+) -> RangeRecord {
+    let mut fates = Fates::new();
+    rows.for_each(|fate| fates.push(fate));
     let draft = Draft {
         table: 0,
         compares: false,
-        rows: (0..u128::from(rows)).map(|key| (key, 0)).collect(),
+        rows: (0..u128::from(fates.rows())).map(|key| (key, 0)).collect(),
         rejected: 0,
         body: 10,
     };
@@ -90,9 +108,8 @@ pub fn kept((offset, append_ms): (Offset, UnixMs), rows: u32) -> RangeRecord {
         durable_below: offset,
     };
     let mut frame = Vec::new();
-    draft.content(WINDOW_MS).write(place, &mut frame);
-    let mut fates = Fates::new();
-    (0..rows).for_each(|_| fates.push(Fate::Keep));
+    let content = draft.content_of(&draft.meta(WINDOW_MS, holds));
+    content.write(place, &mut frame);
     RangeRecord {
         record: Record::read(&frame.into()).unwrap(),
         fates,

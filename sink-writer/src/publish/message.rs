@@ -1,4 +1,4 @@
-//! One kept event as a message: its key, the event as JSON, and headers that say where it came from.
+//! One kept event, or one dead letter, as a message: its key, itself as JSON, and headers that say where it came from.
 
 use crate::json;
 use arrow_array::RecordBatch;
@@ -30,13 +30,25 @@ pub struct Message {
     pub timestamp_ms: i64,
 }
 
-/// One row of a record.
+/// One row of a record, as an event.
 #[must_use]
 pub fn of(order: &PublishOrder, record: &Record, batch: &RecordBatch, row: u32) -> Message {
+    let payload = json::row_json(batch, row as usize);
+    carrying(order, record, (batch, row), payload)
+}
+
+/// One row of a record, which `payload` tells.
+#[must_use]
+pub fn carrying(
+    order: &PublishOrder,
+    record: &Record,
+    (batch, row): (&RecordBatch, u32),
+    payload: String,
+) -> Message {
     let (meta, place, range) = (&record.meta, record.place, order.range);
     Message {
         key: key(order, record, batch, row as usize),
-        payload: json::row_json(batch, row as usize),
+        payload,
         headers: [
             meta.tenant.to_string(),
             meta.dataset.to_string(),

@@ -1,19 +1,22 @@
-//! A range's kept events to a Kafka topic: one message each, in log order, and an answer that says up to which
-//! event all are certainly there.
+//! A range's kept events, or its dead letters, to a Kafka topic: one message each, in log order, and an answer that
+//! says up to which of them all are certainly there.
 //!
 //! As everything here it persists nothing and asks once (R13): whoever called sends again what is not certain. So
 //! an event may be in its topic twice after a crash or a time-out; its headers tell.
 
+mod content;
 pub mod message;
 mod producer;
 
 pub use sluice_kafka::Target;
 
 use crate::columns::{self, Room};
+use arrow_array::RecordBatch;
+use content::Asked;
 use parking_lot::Mutex;
 use producer::{Producer, Tally, Unsent};
-use sluice_common::fates::Fate;
 use sluice_common::limits::PUBLISH_DEADLINE;
+use sluice_common::record::Record;
 use sluice_common::wire::publish::{PublishCall, PublishOrder, Published};
 use sluice_common::wire::sink::RangeRecord;
 use std::fmt;
@@ -145,9 +148,11 @@ fn send(
         ..Sent::default()
     };
     let mut room = Room::default();
-    for RangeRecord { record, fates } in records {
-        if sent.seen + u64::from(fates.kept()) <= order.skip {
-            sent.seen += u64::from(fates.kept());
+    let asked = Asked::of(&order.content);
+    for one in records {
+        let (record, count) = (&one.record, asked.count(one));
+        if sent.seen + count <= order.skip {
+            sent.seen += count;
             continue;
         }
         let batch = match columns::read(record.body(), record.rows(), &mut room) {
@@ -157,9 +162,7 @@ fn send(
                 return sent;
             }
         };
-        let kept =
-            (0..record.rows()).filter(|row| u16::try_from(*row).is_ok_and(|row| fates.of(row) == Fate::Keep));
-        for row in kept {
+        for row in asked.rows(one) {
             let at = sent.seen;
             if at >= order.skip.saturating_add(order.most) {
                 return sent;
@@ -168,8 +171,13 @@ fn send(
             if at < order.skip {
                 continue;
             }
-            let message = message::of(order, record, &batch, row);
-            match producer.send((&order.topic, &message), (tally, at), deadline) {
+            match hand_over(
+                producer,
+                (order, &asked),
+                (record, &batch, row),
+                (tally, at),
+                deadline,
+            ) {
                 Ok(()) => {}
                 Err(Unsent::TooLarge) => sent.too_large.push(at),
                 Err(Unsent::Failed(reason)) => {
@@ -180,6 +188,29 @@ fn send(
         }
     }
     sent
+}
+
+/// Hands one row over. A dead letter that is larger than a message may be goes with a shorter payload: it is the last
+/// of what was acknowledged.
+fn hand_over(
+    producer: &Producer,
+    (order, asked): (&PublishOrder, &Asked<'_>),
+    (record, batch, row): (&Record, &RecordBatch, u32),
+    answer: (&Arc<Tally>, u64),
+    deadline: Instant,
+) -> Result<(), Unsent> {
+    let mut most = usize::MAX;
+    loop {
+        let message = asked.message(order, record, (batch, row), most);
+        match producer.send((&order.topic, &message), answer, deadline) {
+            Ok(()) => return Ok(()),
+            Err(Unsent::Failed(reason)) => return Err(Unsent::Failed(reason)),
+            Err(Unsent::TooLarge) => match asked.shorter(&message, most) {
+                Some(less) => most = less,
+                None => return Err(Unsent::TooLarge),
+            },
+        }
+    }
 }
 
 #[cfg(test)]

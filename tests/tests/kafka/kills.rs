@@ -134,7 +134,7 @@ async fn kafka_misses_nothing_whatever_happens_at_a_step_of_publishing() {
 }
 
 /// Whether an error there ends the process.
-fn ends(point: Point) -> bool {
+pub(super) fn ends(point: Point) -> bool {
     ![Point::PublishSend, Point::PublishAnswered, Point::UnitWrite].contains(&point)
 }
 

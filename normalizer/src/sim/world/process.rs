@@ -73,6 +73,7 @@ pub fn parts(state: State, clock: &SharedClock, sink: Seam<SinkRequest>, seed: u
         tables: TABLES.iter().map(|table| Name::new(table).unwrap()).collect(),
         max_window_ms: WINDOW_MS,
         topics: BTreeMap::new(),
+        letters_topic: None,
     };
     let end = *state.log.durable_end().borrow();
     let dice = Mutex::new(SmallRng::seed_from_u64(seed));
