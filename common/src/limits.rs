@@ -233,12 +233,12 @@ pub const MAX_SOURCE_TOPICS: usize = 256;
 pub const SOURCE_BATCH_MESSAGES: usize = 20_000;
 /// The same in bytes; a single message may be larger.
 pub const SOURCE_BATCH_BYTES: usize = 4 * MIB;
-/// What a source's client fetches ahead. Each has as much again for its batch.
+/// What a source's client fetches ahead, unpacked, before it asks for no more.
 pub const SOURCE_QUEUE_BYTES: usize = 8 * MIB;
+/// What is asked of a broker at once, as it is compressed.
+pub const SOURCE_FETCH_BYTES: usize = 2 * MIB;
 /// How long what came is left to grow into a batch.
 pub const SOURCE_LINGER: Duration = Duration::from_millis(20);
-/// What a source holds at most: what is fetched, its batch, and the requests made of it.
-pub const SOURCE_MEMORY_BYTES: usize = SOURCE_QUEUE_BYTES + 2 * (SOURCE_BATCH_BYTES + MAX_EVENT_BYTES);
 /// Within it a request of messages is answered, or made again.
 pub const SOURCE_DEADLINE: Duration = Duration::from_secs(10);
 /// Frames of the log that are read at once.

@@ -145,7 +145,7 @@ names! {
         ParkedUnits = "sluice_parked_units", "Shares of ranges that wait for a table in trouble.";
         /// `dataset` with a topic.
         PublishWaitingBytes = "sluice_publish_waiting_bytes", "Bytes of events that wait for their Kafka topic.";
-        /// `dataset`, `topic`, `partition` of topics that a dataset is fed from.
+        /// `dataset`, `group`, `topic`, `partition` of topics that a dataset is fed from.
         ConsumerLag = "sluice_kafka_consumer_lag", "Messages of a Kafka topic that are there and not yet read; of partitions that this process reads.";
         /// `dataset`, where dead letters have a topic.
         LettersWaitingBytes = "sluice_dead_letters_waiting_bytes", "Bytes of records with dead letters that wait for their Kafka topic.";

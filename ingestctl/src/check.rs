@@ -3,6 +3,7 @@
 mod capacity;
 mod ddl;
 mod finding;
+mod kafka;
 mod production;
 mod server;
 
@@ -23,7 +24,8 @@ use std::path::PathBuf;
 /// Validates the config, asks ClickHouse, and says what is degraded.
 ///
 /// Of each table it says whether rows are stored exactly once, and if not, why: another engine, no provenance
-/// columns, no token window, views that run at each insert, a TTL shorter than events wait. Of the config:
+/// columns, no token window, views that run at each insert, a TTL shorter than events wait. Of Kafka: whether its
+/// topics are there. Of the config:
 /// whether what it allows fits into memory and disk; with --production also what is fit for development only.
 /// Exit codes: 0 good, 1 unusable, 2 usable but degraded.
 ///
@@ -98,6 +100,7 @@ impl CheckArgs {
             production::look(loaded, self.config.is_some(), findings);
         }
         certificates(loaded, findings);
+        kafka::look(loaded, findings).await;
         let url = self.clickhouse_url.as_ref().or(loaded.clickhouse_url.as_ref());
         match url {
             Some(url) => server::look(loaded, url, self.production, findings).await,

@@ -197,7 +197,7 @@ impl Running {
         let control = questions_to(&service, pump.progress(), (questions, orders), loaded);
         let pump = tokio::spawn(watched(pump.run(), builder));
         replays.go_on();
-        let sources = Sources::start(&service, Spec::all(loaded));
+        let sources = Sources::start(&service, Spec::all(loaded, log.id()));
         Ok(Self {
             control: control.merge(routes).merge(replay::routes(replays)),
             intake: Arc::clone(&service).seam(),
@@ -215,14 +215,15 @@ impl Running {
     #[must_use]
     pub fn part(&self) -> Part {
         let (service, settings) = (Arc::clone(&self.service), Arc::clone(&self.settings));
-        let sources = self.sources.clone();
+        let (sources, log) = (self.sources.clone(), self.log.id());
         Box::new(move |loaded| {
             let schemas = Intake::compile(&loaded.config.datasets)?;
             let next = Settings::new(&loaded.config);
             let cap = loaded.config.dedup.keys_per_tenant.0;
             let (service, settings) = (Arc::clone(&service), Arc::clone(&settings));
-            let (sources, specs) = (sources.clone(), Spec::all(loaded));
+            let (sources, specs) = (sources.clone(), Spec::all(loaded, log));
             Ok(Box::new(move || {
+                sources.retire(&specs);
                 service.key_cap.set(cap, next.max_window_ms);
                 // First: nothing may be deleted that the new windows ask for.
                 settings.store(Arc::new(next));

@@ -4,7 +4,9 @@
 //! A crate of its own because librdkafka brings OpenSSL with it: the edge and the commands do without.
 
 use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use sluice_common::config::{Kafka, Loaded};
 use sluice_common::secret::Secret;
@@ -73,6 +75,49 @@ impl Target {
         config
     }
 }
+
+/// How many partitions topics have, in their order; of each that is not there, or may not be seen, why. Blocks.
+///
+/// # Errors
+/// A sentence where no broker answers in time.
+pub fn partitions(
+    target: &Target,
+    topics: &[String],
+    patience: Duration,
+) -> Result<Vec<Result<usize, String>>, String> {
+    let made = target.client().create_with_context(Asking::default());
+    let client: BaseConsumer<Asking> =
+        made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))?;
+    let ask = |topic: &String| -> Result<Result<usize, String>, String> {
+        let told = client.fetch_metadata(Some(topic), patience);
+        // What a connection said comes with events, which nobody else takes here.
+        client.poll(Duration::ZERO);
+        let told = told.map_err(|error| client.context().0.why(&error))?;
+        let found = told.topics().iter().find(|one| one.name() == topic);
+        Ok(match found.map(|one| (one.error(), one.partitions().len())) {
+            Some((None, partitions)) if partitions > 0 => Ok(partitions),
+            Some((Some(error), _)) => Err(RDKafkaErrorCode::from(error).to_string()),
+            Some((None, _)) | None => Err(RDKafkaErrorCode::UnknownTopicOrPartition.to_string()),
+        })
+    };
+    topics.iter().map(ask).collect()
+}
+
+/// Asks, and reads nothing.
+#[derive(Default)]
+struct Asking(LastWords);
+
+impl ClientContext for Asking {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
+        self.0.log(level, fac, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.error(&error, reason);
+    }
+}
+
+impl ConsumerContext for Asking {}
 
 /// What connections said last: a message that timed out says nothing of why.
 #[derive(Debug, Default)]

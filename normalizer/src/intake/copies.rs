@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use sluice_common::clock::UnixMs;
 use sluice_common::limits::{MAX_REJECTED_COPY_BYTES, TARGET_RECORD_BYTES};
 use sluice_common::record::RequestSpan;
-use sluice_common::wire::intake::{IntakeRequest, RowError};
+use sluice_common::wire::intake::{BodyFormat, IntakeRequest, RowError};
 use std::sync::{Arc, LazyLock};
 
 /// Ends a copy that was cut.
@@ -65,9 +65,11 @@ impl<'s> Copies<'s> {
         let payload_bytes = sent.len().min(MAX_REJECTED_COPY_BYTES);
         let bytes = payload_bytes + error.field.len() + error.message.len() + COPY_OVERHEAD_BYTES;
         let budget = &self.intake.copy_budget;
+        // The budget is against clients; a source is the operator's, and its messages have no client that is told.
+        let is_source = self.request.format == BodyFormat::Messages;
         if self.bytes + bytes > TARGET_RECORD_BYTES {
             self.over_request += 1;
-        } else if budget.take(&self.request.tenant, bytes as u64, self.now_ms) {
+        } else if is_source || budget.take(&self.request.tenant, bytes as u64, self.now_ms) {
             self.bytes += bytes;
             self.kept.push((error, payload(sent)));
         } else {

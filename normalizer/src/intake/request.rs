@@ -381,6 +381,13 @@ impl<'s, 'r> Run<'s, 'r> {
         };
         let mut copies_dropped = [("budget", 0), ("request", 0)];
         if let Some(copies) = self.copies {
+            if self.origin.is_some() && copies.over_request > 0 {
+                let rows = self.answer.rejected;
+                let why = format!(
+                    "{rows} rejected messages have more copies than a request may keep: take fewer at once"
+                );
+                return Err(too_large("too_many_rejected", why).into());
+            }
             (copies_dropped[0].1, copies_dropped[1].1) = (copies.over_budget, copies.over_request);
             self.pending.extend(copies.finish(span).map_err(contradiction)?);
         }

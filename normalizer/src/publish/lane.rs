@@ -149,34 +149,54 @@ impl Lane {
         lane
     }
 
-    /// Sent → done; in trouble → set aside.
+    /// Sent → done; in trouble → set aside. What can neither be sent nor be set aside is waited for.
     pub async fn lot(&self, range: Range, lot: Lot) -> Result<(), FileError> {
         let mut order = self.order(range, &lot.plan, &lot.work);
-        let id = UnitId::new(range, lot.line.clone());
-        let mut reason = format!("{} that came before them wait", self.what);
         let mut stuck = None;
         loop {
-            if !self.outbox.has(&lot.line) {
-                match self.send(&mut order, &lot.work).await {
-                    Ok(()) => {
-                        self.done.lock().remove(&id);
-                        return Ok(());
-                    }
-                    Err(why) => reason = why,
-                }
-            }
-            // First: that of a committed range is sent as soon as it is there.
-            self.is_done(&id, order.skip);
-            match block_in_place(|| self.set_aside(range, &lot, &reason)) {
+            match self.attempt((range, &lot), &mut order).await {
                 Ok(()) => return Ok(()),
                 Err(FileError::Io { path, error }) => {
                     stuck.get_or_insert_with(|| Stuck::new(&self.shared.stuck));
-                    self.alarm(&lot.line, &format!("{reason}; and {}: {error}", path.display()));
+                    self.alarm(
+                        &lot.line,
+                        &format!("the topic takes nothing; and {}: {error}", path.display()),
+                    );
                     sleep(RETRY_BACKOFF_MAX).await;
                 }
                 Err(error @ (FileError::InDoubt { .. } | FileError::Damaged { .. })) => return Err(error),
             }
         }
+    }
+
+    /// The same once.
+    ///
+    /// # Errors
+    /// [`FileError::Io`] where it can neither be sent nor be set aside; another where nobody knows what is on disk.
+    pub async fn lot_once(&self, range: Range, lot: Lot) -> Result<(), FileError> {
+        let mut order = self.order(range, &lot.plan, &lot.work);
+        self.attempt((range, &lot), &mut order).await
+    }
+
+    async fn attempt(&self, (range, lot): (Range, &Lot), order: &mut PublishOrder) -> Result<(), FileError> {
+        let id = UnitId::new(range, lot.line.clone());
+        let mut reason = format!("{} that came before them wait", self.what);
+        if !self.outbox.has(&lot.line) {
+            match self.send(order, &lot.work).await {
+                Ok(()) => {
+                    self.done.lock().remove(&id);
+                    return Ok(());
+                }
+                Err(why) => reason = why,
+            }
+        }
+        // First: that of a committed range is sent as soon as it is there.
+        self.is_done(&id, order.skip);
+        let set_aside = block_in_place(|| self.set_aside(range, lot, &reason));
+        if let Err(FileError::Io { path, error }) = &set_aside {
+            tracing::warn!(reason, path = %path.display(), %error, "{} cannot be set aside", self.what);
+        }
+        set_aside
     }
 
     pub(super) fn order(&self, range: Range, plan: &TopicPlan, work: &Work) -> PublishOrder {

@@ -148,39 +148,38 @@ impl Publisher {
         let Ok(line) = Name::new(DEAD_LETTERS) else {
             return Ok(());
         };
-        self.letters_lot((range, line), || work::letters_of_range(records, told))
-            .await
+        match self.letters_lot(line, || work::letters_of_range(records, told)) {
+            // Those that were set aside before a crash are so once more: that is the same file.
+            Some(lot) => self.letters.lot(range, lot).await,
+            None => Ok(()),
+        }
     }
 
-    /// The same of the refused rows of a unit that was set aside, and is settled.
+    /// The same of the refused rows of a unit that was set aside, and is settled. It waits for no disk: its table's
+    /// other units, and other tables', wait for it.
     ///
     /// # Errors
-    /// As [`Self::range`].
+    /// As [`Self::range`], and [`FileError::Io`] where letters can neither be sent nor be set aside now.
     pub async fn letters_of_unit(
         &self,
         id: &UnitId,
         records: &[RangeRecord],
         marks: &Marks,
     ) -> Result<(), FileError> {
-        let line = (id.range(), id.table.clone());
-        self.letters_lot(line, || work::letters_of_unit(records, marks))
-            .await
-    }
-
-    /// Those that were set aside before a crash are so once more: that is the same file.
-    async fn letters_lot(
-        &self,
-        (range, line): (Range, Name),
-        work: impl FnOnce() -> Work,
-    ) -> Result<(), FileError> {
-        let Some(plan) = self.settings.load().letters_topic.clone() else {
-            return Ok(());
-        };
-        let work = work();
-        if work.is_empty() {
+        // Before a crash: its range is committed, so they may be on their way at this moment.
+        if self.outbox.letters.tables_of(id.range()).contains(&id.table) {
             return Ok(());
         }
-        self.letters.lot(range, Lot { line, plan, work }).await
+        match self.letters_lot(id.table.clone(), || work::letters_of_unit(records, marks)) {
+            Some(lot) => self.letters.lot_once(id.range(), lot).await,
+            None => Ok(()),
+        }
+    }
+
+    fn letters_lot(&self, line: Name, work: impl FnOnce() -> Work) -> Option<Lot> {
+        let plan = self.settings.load().letters_topic.clone()?;
+        let work = work();
+        (!work.is_empty()).then_some(Lot { line, plan, work })
     }
 
     /// Sends what waits in the outbox, for ever. Dropping it is as a crash.

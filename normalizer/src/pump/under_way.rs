@@ -4,6 +4,8 @@
 use super::Pump;
 use super::drive::{DriveError, Outcome, Start};
 use super::range::ClosedRange;
+use futures_util::TryFutureExt as _;
+use futures_util::future::try_join;
 use sluice_common::clock::UnixMs;
 use sluice_common::servers::ServerId;
 use std::sync::Arc;
@@ -30,8 +32,11 @@ impl Pump {
         let task = tokio::spawn(async move {
             let (outcome, now) = (settling.await?, clock.now_ms());
             let told = &outcome.told;
-            letters.letters(with.range, &with.records, told).await?;
-            publishing.await??;
+            let letters = letters.letters(with.range, &with.records, told);
+            // Whichever says that nobody knows what is on disk ends it.
+            let letters = letters.map_err(DriveError::from);
+            let events = async { Ok::<_, DriveError>(publishing.await??) };
+            try_join(letters, events).await?;
             Ok((outcome, now))
         });
         self.under_way = Some((closed, task));

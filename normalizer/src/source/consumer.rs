@@ -1,19 +1,22 @@
-//! The only module here that names `rdkafka`: a member of a consumer group, and what it knows of its partitions.
+//! The only module here that names `rdkafka`: a member of a consumer group, and what it knows of its partitions. Which
+//! they are, and where each is read from: [`partitions`].
+
+mod partitions;
 
 use super::Spec;
 use super::batch::{Batch, Gathering, Next};
 use parking_lot::Mutex;
+use partitions::add;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Message as _, OwnedMessage};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
-use sluice_common::config::Beginning;
 use sluice_common::ids::Name;
-use sluice_common::limits::{SOURCE_LINGER, SOURCE_QUEUE_BYTES};
+use sluice_common::limits::{SOURCE_BATCH_MESSAGES, SOURCE_FETCH_BYTES, SOURCE_LINGER, SOURCE_QUEUE_BYTES};
 use sluice_common::metrics::Metrics;
 use sluice_kafka::{LastWords, told};
 use std::collections::BTreeMap;
@@ -22,22 +25,29 @@ use std::time::{Duration, Instant};
 
 /// How long a message is waited for before somebody looks whether the source is to end.
 const POLL: Duration = Duration::from_millis(100);
-/// What brokers have for one question.
-const ASK_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is told how far behind we are.
 const STATISTICS: Duration = Duration::from_secs(5);
 /// How often topics that are not there, or got more partitions, are looked for.
 const LOOK_FOR_TOPICS: Duration = Duration::from_secs(30);
 /// A commit that was not answered, or failed, is made again after so long.
 const COMMIT_AGAIN: Duration = Duration::from_secs(2);
+/// How often partitions that are not read are looked at, and how long each may take.
+const LOOK_AT_STOPPED: Duration = Duration::from_secs(15);
+const LOOK_DEADLINE: Duration = Duration::from_secs(1);
+/// Begins what offsets are signed with; then comes the log's id.
+pub(super) const SIGNED: &str = "sluice log ";
+/// Different troubles that are remembered.
+const MAX_TOLD: usize = 256;
 /// How often the same trouble is told.
 const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// Topic and partition.
 type At = (String, i32);
+/// A partition, where it is read from, and why it is not read.
+type Found = (At, Place, Option<String>);
 
-/// By dataset, topic and partition.
-type Lags = BTreeMap<(Name, String, i32), i64>;
+/// By dataset, group, topic and partition.
+type Lags = BTreeMap<(Name, String, String, i32), i64>;
 
 /// What all sources of a process show together.
 #[derive(Clone, Default)]
@@ -52,6 +62,8 @@ pub(super) struct Consumer {
     /// Came while nothing was to come: the first of the next batches.
     held: Vec<OwnedMessage>,
     is_paused: bool,
+    /// When partitions that are not read were last looked at.
+    looked: Instant,
 }
 
 /// Told by librdkafka, from within `poll`.
@@ -67,10 +79,13 @@ struct Context {
 struct State {
     /// Partitions that are ours.
     ours: BTreeMap<At, Place>,
+    /// Why some of them are not read.
+    stopped: BTreeMap<At, String>,
     /// Why the consumer is of no use.
     broken: Option<String>,
     committed_at: Option<Instant>,
-    told: Option<(Instant, String)>,
+    /// What was told, and when.
+    told: BTreeMap<String, Instant>,
 }
 
 /// How far a partition is.
@@ -80,8 +95,8 @@ struct Place {
     durable: i64,
     /// The group's offset, as the brokers told it.
     committed: i64,
-    /// It is not read: its offset is not in the topic.
-    stopped: bool,
+    /// The topic's end, as it was when the partition became ours.
+    high: i64,
 }
 
 impl ClientContext for Context {
@@ -91,7 +106,14 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.words.error(&error, reason);
-        self.trouble(self.words.why(&error));
+        // One broker of several that goes away holds up nothing; nobody would tell of these.
+        let alone = [
+            Some(RDKafkaErrorCode::AllBrokersDown),
+            Some(RDKafkaErrorCode::Authentication),
+        ];
+        if alone.contains(&error.rdkafka_error_code()) {
+            self.trouble(self.words.why(&error));
+        }
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -99,12 +121,21 @@ impl ClientContext for Context {
         let mut lags = self.shared.lags.lock();
         for (topic, known) in statistics.topics {
             for (partition, known) in known.partitions {
-                // Below 0 it is not known.
-                if state.ours.contains_key(&(topic.clone(), partition)) && known.consumer_lag >= 0 {
-                    lags.insert(self.labels(&topic, partition), known.consumer_lag);
-                }
+                let Some(place) = state.ours.get(&(topic.clone(), partition)) else {
+                    continue;
+                };
+                // One that has committed nothing has no lag of its own, and below 0 an end is not known.
+                let lag = match known.consumer_lag {
+                    0.. => known.consumer_lag,
+                    _ => place.high.max(known.ls_offset) - place.committed,
+                };
+                lags.insert(self.labels(&topic, partition), lag.max(0));
             }
         }
+        drop(lags);
+        let stopped: Vec<String> = state.stopped.values().cloned().collect();
+        drop(state);
+        stopped.into_iter().for_each(|reason| self.trouble(reason));
     }
 }
 
@@ -136,183 +167,38 @@ impl ConsumerContext for Context {
 }
 
 impl Context {
-    fn labels(&self, topic: &str, partition: i32) -> (Name, String, i32) {
-        (self.spec.dataset.clone(), topic.to_owned(), partition)
+    fn labels(&self, topic: &str, partition: i32) -> (Name, String, String, i32) {
+        let spec = &self.spec;
+        (spec.dataset.clone(), spec.group(), topic.to_owned(), partition)
     }
 
     /// Told once, and again where it stays.
     fn trouble(&self, reason: String) {
         let mut state = self.state.lock();
-        let known = state.told.as_ref();
-        if known.is_some_and(|(at, known)| *known == reason && at.elapsed() < TELL_EVERY) {
+        if state
+            .told
+            .get(&reason)
+            .is_some_and(|at| at.elapsed() < TELL_EVERY)
+        {
             return;
         }
+        if state.told.len() >= MAX_TOLD {
+            state.told.clear();
+        }
         super::alarm(&self.metrics, &self.spec, &reason);
-        state.told = Some((Instant::now(), reason));
-    }
-
-    /// Partitions become ours: each is read from the group's offset on, which is committed first where there is none.
-    fn assigned(&self, base: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), String> {
-        let places = self.places(base, list);
-        let mut starts = TopicPartitionList::new();
-        for (at, place) in places.iter().flatten() {
-            // One that is not read must not be asked for where it has nothing.
-            let offset = if place.stopped {
-                Offset::End
-            } else {
-                Offset::Offset(place.durable)
-            };
-            add_at(&mut starts, at, offset)?;
-        }
-        let assigned = match base.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => base.incremental_assign(&starts),
-            RebalanceProtocol::Eager | RebalanceProtocol::None => base.assign(&starts),
-        };
-        assigned.map_err(|error| error.to_string())?;
-        let places = places?;
-        let mut stopped = TopicPartitionList::new();
-        for (at, _) in places.iter().filter(|(_, place)| place.stopped) {
-            stopped.add_partition(&at.0, at.1);
-        }
-        if stopped.count() > 0 {
-            base.pause(&stopped).map_err(|error| told(&error))?;
-        }
-        tracing::info!(
-            group = self.spec.group(),
-            partitions = places.len(),
-            "partitions are read from now on"
-        );
-        self.state.lock().ours.extend(places);
-        Ok(())
-    }
-
-    /// Where each is read from.
-    fn places(
-        &self,
-        base: &BaseConsumer<Self>,
-        list: &TopicPartitionList,
-    ) -> Result<Vec<(At, Place)>, String> {
-        let asked =
-            |error: KafkaError| format!("the group's offsets are not told: {}", self.words.why(&error));
-        let committed = base
-            .committed_offsets(list.clone(), ASK_DEADLINE)
-            .map_err(asked)?;
-        let (mut places, mut fresh) = (Vec::new(), TopicPartitionList::new());
-        for one in committed.elements() {
-            one.error().map_err(asked)?;
-            let at = (one.topic().to_owned(), one.partition());
-            let known = match one.offset() {
-                Offset::Offset(offset) => Some(offset),
-                Offset::Beginning
-                | Offset::End
-                | Offset::Stored
-                | Offset::Invalid
-                | Offset::OffsetTail(_) => None,
-            };
-            let range = base
-                .fetch_watermarks(&at.0, at.1, ASK_DEADLINE)
-                .map_err(|error| format!("{}: {}", at.0, self.words.why(&error)))?;
-            let durable = match known {
-                Some(offset) => offset,
-                None => self.beginning(base, &at, range)?,
-            };
-            if known.is_none() {
-                add(&mut fresh, &at, durable)?;
-            }
-            let stopped = self.is_lost(&at, durable, range);
-            places.push((
-                at,
-                Place {
-                    durable,
-                    committed: durable,
-                    stopped,
-                },
-            ));
-        }
-        if fresh.count() > 0 {
-            let fixed = base.commit(&fresh, CommitMode::Sync);
-            fixed
-                .map_err(|error| format!("first offsets cannot be committed: {}", self.words.why(&error)))?;
-        }
-        Ok(places)
-    }
-
-    fn beginning(&self, base: &BaseConsumer<Self>, at: &At, (low, high): (i64, i64)) -> Result<i64, String> {
-        let moment = match self.spec.consume.from {
-            Beginning::Earliest => return Ok(low),
-            Beginning::Latest => return Ok(high),
-            Beginning::At(moment) => moment,
-        };
-        let mut asked = TopicPartitionList::new();
-        add(&mut asked, at, i64::try_from(moment.ms()).unwrap_or(i64::MAX))?;
-        let found = base.offsets_for_times(asked, ASK_DEADLINE);
-        let found = found.map_err(|error| format!("{}: {}", at.0, self.words.why(&error)))?;
-        let offset = found.find_partition(&at.0, at.1).map(|one| one.offset());
-        match offset {
-            Some(Offset::Offset(offset)) => Ok(offset),
-            // Nothing is as late.
-            Some(Offset::End) => Ok(high),
-            _ => Err(format!("{}: no offset is told for {moment}", at.0)),
-        }
-    }
-
-    /// Whether messages that were not read are gone, or the topic is another one: nobody but an operator can say what is
-    /// right then.
-    fn is_lost(&self, at: &At, offset: i64, (low, high): (i64, i64)) -> bool {
-        let is_lost = !(low..=high).contains(&offset);
-        if is_lost {
-            let (group, (topic, partition)) = (self.spec.group(), at);
-            self.trouble(format!(
-                "partition {partition} of topic {topic} is not read: the group's offset is {offset}, and the topic has \
-                 {low} to {high}. Messages were deleted before they were read, or it was made anew: take out `consume`, \
-                 set the offset with `kafka-consumer-groups.sh --group {group} --topic {topic}:{partition} \
-                 --reset-offsets`, and put it in again"
-            ));
-        }
-        is_lost
-    }
-
-    /// Partitions go: what is durable of them is committed first, so that whoever has them next need not read it again.
-    fn revoked(&self, base: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), String> {
-        let mut left = TopicPartitionList::new();
-        for at in list.to_topic_map().into_keys() {
-            self.shared.lags.lock().remove(&self.labels(&at.0, at.1));
-            let Some(place) = self.state.lock().ours.remove(&at) else {
-                continue;
-            };
-            if place.durable > place.committed {
-                add(&mut left, &at, place.durable)?;
-            }
-        }
-        if left.count() > 0
-            && !base.assignment_lost()
-            && let Err(error) = base.commit(&left, CommitMode::Sync)
-        {
-            tracing::debug!(%error, group = self.spec.group(), "the last offsets were not committed");
-        }
-        let unassigned = match base.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => base.incremental_unassign(list),
-            RebalanceProtocol::Eager | RebalanceProtocol::None => base.unassign(),
-        };
-        unassigned.map_err(|error| error.to_string())
+        state.told.insert(reason, Instant::now());
     }
 
     fn is_ours(&self, topic: &str, partition: i32) -> bool {
-        let state = self.state.lock();
-        let place = state.ours.get(&(topic.to_owned(), partition));
-        place.is_some_and(|place| !place.stopped)
+        let (state, at) = (self.state.lock(), (topic.to_owned(), partition));
+        state.ours.contains_key(&at) && !state.stopped.contains_key(&at)
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        let dataset = &self.spec.dataset;
-        let topics = &self.spec.consume.topics;
-        let is_other = |of: &Name, topic: &String| of != dataset || !topics.contains(topic);
-        self.shared
-            .lags
-            .lock()
-            .retain(|(of, topic, _), _| is_other(of, topic));
+        let gone = self.spec.group();
+        self.shared.lags.lock().retain(|(_, group, ..), _| *group != gone);
     }
 }
 
@@ -333,8 +219,9 @@ impl Consumer {
             // An offset that is not in the topic is told, never set to another.
             ("auto.offset.reset", "error".into()),
             ("isolation.level", "read_committed".into()),
-            ("queued.max.messages.kbytes", kib.clone()),
-            ("fetch.max.bytes", SOURCE_QUEUE_BYTES.to_string()),
+            ("queued.max.messages.kbytes", kib),
+            ("queued.min.messages", SOURCE_BATCH_MESSAGES.to_string()),
+            ("fetch.max.bytes", SOURCE_FETCH_BYTES.to_string()),
             ("statistics.interval.ms", ms(STATISTICS)),
             ("topic.metadata.refresh.interval.ms", ms(LOOK_FOR_TOPICS)),
         ] {
@@ -356,6 +243,7 @@ impl Consumer {
             base,
             held: Vec::new(),
             is_paused: false,
+            looked: Instant::now(),
         })
     }
 
@@ -387,7 +275,8 @@ impl Consumer {
                 None => {}
             }
         }
-        self.looked_at()?;
+        self.usable()?;
+        self.look_at_stopped();
         // A partition may have gone while others' messages came.
         let context = self.base.context();
         gathering.keep(|topic, partition| context.is_ours(topic, partition));
@@ -395,6 +284,23 @@ impl Consumer {
             self.commit_again();
         }
         Ok(gathering.close())
+    }
+
+    /// How far partitions grow that are not read: nothing is fetched of them that would tell.
+    fn look_at_stopped(&mut self) {
+        if self.looked.elapsed() < LOOK_AT_STOPPED {
+            return;
+        }
+        self.looked = Instant::now();
+        let context = self.base.context();
+        let stopped: Vec<At> = context.state.lock().stopped.keys().cloned().collect();
+        for at in stopped {
+            let range = self.base.fetch_watermarks(&at.0, at.1, LOOK_DEADLINE);
+            let mut state = context.state.lock();
+            if let (Ok((_, high)), Some(place)) = (range, state.ours.get_mut(&at)) {
+                place.high = place.high.max(high);
+            }
+        }
     }
 
     /// Tells the group that we are there, while nothing is to come.
@@ -410,7 +316,7 @@ impl Consumer {
             Some(Err(error)) => self.failed(&error)?,
             None => {}
         }
-        self.looked_at()
+        self.usable()
     }
 
     /// Ends what [`Self::hold`] began.
@@ -423,7 +329,7 @@ impl Consumer {
         }
         let mut list = TopicPartitionList::new();
         let state = self.base.context().state.lock();
-        for (at, _) in state.ours.iter().filter(|(_, place)| !place.stopped) {
+        for at in state.ours.keys().filter(|at| !state.stopped.contains_key(*at)) {
             list.add_partition(&at.0, at.1);
         }
         drop(state);
@@ -451,25 +357,39 @@ impl Consumer {
                 return;
             }
         }
-        if list.count() == 0 {
-            return;
-        }
         state.committed_at = Some(Instant::now());
         drop(state);
+        if list.count() == 0 || self.base.context().sign(&mut list).is_err() {
+            return;
+        }
         if let Err(error) = self.base.commit(&list, CommitMode::Async) {
             tracing::debug!(%error, "offsets were not committed");
         }
     }
 
-    /// What was not answered is asked again.
+    /// While nothing is under way: what was not answered is asked again, and offsets follow what is no message, as the
+    /// ends of transactions are, which retention would leave behind else.
     fn commit_again(&self) {
-        let last = self.base.context().state.lock().committed_at;
-        if last.is_none_or(|last| last.elapsed() > COMMIT_AGAIN) {
-            self.commit();
+        let context = self.base.context();
+        let last = context.state.lock().committed_at;
+        if last.is_some_and(|last| last.elapsed() < COMMIT_AGAIN) {
+            return;
         }
+        if let Ok(positions) = self.base.position() {
+            let mut state = context.state.lock();
+            for (at, position) in positions.to_topic_map() {
+                let is_read = !state.stopped.contains_key(&at);
+                if let (Some(place), Offset::Offset(offset), true) =
+                    (state.ours.get_mut(&at), position, is_read)
+                {
+                    place.durable = place.durable.max(offset);
+                }
+            }
+        }
+        self.commit();
     }
 
-    fn looked_at(&self) -> Result<(), String> {
+    fn usable(&self) -> Result<(), String> {
         self.base
             .context()
             .state
@@ -496,13 +416,4 @@ impl Consumer {
         context.trouble(reason);
         Ok(())
     }
-}
-
-fn add(list: &mut TopicPartitionList, at: &At, offset: i64) -> Result<(), String> {
-    add_at(list, at, Offset::Offset(offset))
-}
-
-fn add_at(list: &mut TopicPartitionList, at: &At, offset: Offset) -> Result<(), String> {
-    let added = list.add_partition_offset(&at.0, at.1, offset);
-    added.map_err(|error| format!("{}: offset {offset:?}: {error}", at.0))
 }

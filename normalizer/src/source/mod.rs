@@ -11,8 +11,9 @@
 //! all are durable, and commits ([`consumer`]). There is nothing between the brokers and the log that could be lost.
 //! While intake takes nothing (the log is full, a table's shelf is) the partitions are paused and the group is kept.
 //!
-//! *Ownership* is the consumer group's: several normalizers may share one. What a member that lost a partition still
-//! appends is read again by its new owner, and dropped.
+//! *Ownership* is the consumer group's. Offsets are signed with the log's id: only that log knows what was read before,
+//! so a Sluice with another log does not go on with them. Within a log, what a member that lost a partition still appends
+//! is read again by its new owner, and dropped.
 //!
 //! *Never a silent reset.* A group's first offsets are committed before the first message is read; after that a
 //! partition whose offset is not in the topic any more stops, with an alarm.
@@ -22,11 +23,11 @@ mod consumer;
 mod feed;
 
 use crate::service::IntakeService;
-use consumer::{Consumer, Shared};
+use consumer::{Consumer, SIGNED, Shared};
 use feed::Feed;
 use parking_lot::Mutex;
 use sluice_common::config::{Consume, Loaded, Weight};
-use sluice_common::ids::Name;
+use sluice_common::ids::{LogId, Name};
 use sluice_common::limits::{RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::metrics::{Counter, Gauge, Metrics, Values};
 use sluice_common::shutdown::Stop;
@@ -50,12 +51,14 @@ pub struct Spec {
     pub dataset: Name,
     pub consume: Consume,
     pub weight: Weight,
+    /// Whose keys tell what was read before.
+    pub log: LogId,
 }
 
 impl Spec {
     /// Those of a config.
     #[must_use]
-    pub fn all(loaded: &Loaded) -> Vec<Self> {
+    pub fn all(loaded: &Loaded, log: LogId) -> Vec<Self> {
         let Some(target) = Target::of(loaded) else {
             return Vec::new();
         };
@@ -68,8 +71,14 @@ impl Spec {
             dataset: dataset.name.clone(),
             consume: consume.clone(),
             weight: weight(consume).map(|tenant| tenant.weight).unwrap_or_default(),
+            log,
         })
         .collect()
+    }
+
+    /// What its offsets are signed with.
+    fn signature(&self) -> String {
+        format!("{SIGNED}{}", self.log)
     }
 
     fn group(&self) -> String {
@@ -110,8 +119,8 @@ impl Sources {
         sources
     }
 
-    /// Has these run from now on, and no others. Those that stay are left alone.
-    pub fn replace(&self, specs: Vec<Spec>) {
+    /// Has those end that are not among these: before their datasets go.
+    pub fn retire(&self, specs: &[Spec]) {
         let mut running = self.0.running.lock();
         let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut *running)
             .into_iter()
@@ -119,6 +128,12 @@ impl Sources {
         // They end by themselves; their groups hand the partitions over.
         go.iter().for_each(|one| one.stop.cancel());
         *running = stay;
+    }
+
+    /// Has these run from now on, and no others. Those that stay are left alone.
+    pub fn replace(&self, specs: Vec<Spec>) {
+        self.retire(&specs);
+        let mut running = self.0.running.lock();
         for spec in specs {
             if !running.iter().any(|one| one.spec == spec) {
                 running.extend(self.begin(spec));
@@ -252,9 +267,10 @@ fn show(metrics: &Metrics, shared: &Shared) {
 #[expect(clippy::cast_precision_loss, reason = "gauges")]
 fn levels(shared: &Shared) -> Values {
     let lags = shared.lags.lock();
-    let level = |((dataset, topic, partition), lag): (&(Name, String, i32), &i64)| {
+    let level = |((dataset, group, topic, partition), lag): (&(Name, String, String, i32), &i64)| {
         let labels = vec![
             ("dataset", dataset.to_string()),
+            ("group", group.clone()),
             ("topic", topic.clone()),
             ("partition", partition.to_string()),
         ];

@@ -10,6 +10,9 @@ use sluice_common::record::{Holds, Record};
 use sluice_common::wire::publish::{Content, PublishOrder};
 use sluice_common::wire::sink::RangeRecord;
 
+/// Payload of a dead letter in its topic; its row has more.
+const MAX_LETTER_PAYLOAD_BYTES: usize = 256 * 1_024;
+
 /// What an order asks for.
 pub enum Asked<'a> {
     Events,
@@ -71,6 +74,15 @@ impl<'a> Asked<'a> {
             (Holds::Events, None) => Letter::conflict(record, partition, batch, row),
         };
         message::carrying(order, record, (batch, row), letter.json(most))
+    }
+
+    /// The longest payload: a dead letter's leaves room for its being escaped within a broker's default of 1 MB, since
+    /// a broker that refuses one would hold up all behind it.
+    pub fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Events => usize::MAX,
+            Self::Letters(_) => MAX_LETTER_PAYLOAD_BYTES,
+        }
     }
 
     /// The bytes that are left to a payload where `message` is larger than one may be: none where nothing can be cut.

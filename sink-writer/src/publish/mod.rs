@@ -199,7 +199,7 @@ fn hand_over(
     answer: (&Arc<Tally>, u64),
     deadline: Instant,
 ) -> Result<(), Unsent> {
-    let mut most = usize::MAX;
+    let mut most = asked.payload_bytes();
     loop {
         let message = asked.message(order, record, (batch, row), most);
         match producer.send((&order.topic, &message), answer, deadline) {

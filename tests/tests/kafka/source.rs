@@ -7,9 +7,9 @@ use sluice_common::failpoint::Point;
 use sluice_tests::balance::books_balance;
 use sluice_tests::failpoints::{Action, Case, Failpoints};
 use sluice_tests::kafka::{Kafka, NO_VALUE, USER};
+use sluice_tests::service::executable;
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, finally, now_ms, oracle};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -249,6 +249,12 @@ async fn kafka_messages_that_are_no_events_become_dead_letters_that_say_where_th
         assert!(letter[6].as_str().expect("text").starts_with(payload), "{letter}");
     }
     books_balance(&deployment.clickhouse(), 8).await;
+    // Of a batch that is rejected whole every message is kept, whatever a request of a client may keep.
+    let broken = format!("broken {}", "y".repeat(2_000));
+    kafka
+        .write("lines", (0..1_500).map(|_| ("k".to_owned(), broken.clone())))
+        .await;
+    rows(&deployment, "dead_letters", 1_505).await;
     assert!((read_so_far(&deployment, Part::Up, "rejected").await - 5.0).abs() < 0.5);
     assert!(log_of(&deployment, Part::Up).contains("messages were rejected"));
 }
@@ -382,51 +388,84 @@ async fn kafka_messages_that_were_deleted_unread_stop_their_partition_alone_and_
     rows(&deployment, "orders", 160 + 60).await;
 }
 
-/// Two Sluices in one group: what one leaves the other goes on with.
+/// A second Sluice with the first one's config, and a log of its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn kafka_partitions_go_from_one_member_of_a_group_to_another_and_nothing_is_read_twice() {
-    let kafka = Arc::new(broker().await);
+async fn kafka_offsets_of_another_log_are_not_gone_on_with_and_partitions_that_come_back_are_read() {
+    let kafka = broker().await;
     let extra = plain(&kafka);
-    let mut first = Plan::new(Shape::AllInOne).extra(&extra).start().await;
+    let first = Plan::new(Shape::AllInOne).extra(&extra).start().await;
     kafka.write("orders.eu", (0..500).map(order)).await;
     rows(&first, "orders", 500).await;
-    let second = Plan::new(Shape::AllInOne).extra(&extra).start().await;
-    eventually("the second has partitions", SOON, async || {
-        log_of(&second, Part::Up)
-            .contains("partitions are read")
-            .then_some(())
+    let mut second = Plan::new(Shape::AllInOne).extra(&extra).start().await;
+    finally("it is told", SOON, async || {
+        let told = log_of(&second, Part::Up);
+        let is_told = told.contains("the group's offset was committed by another log (sluice log ");
+        if is_told { Ok(()) } else { Err(told) }
     })
     .await;
-    let writing = {
-        let kafka = Arc::clone(&kafka);
-        tokio::spawn(async move {
-            for part in 1..5_u64 {
-                kafka
-                    .write("orders.eu", (part * 500..part * 500 + 500).map(order))
-                    .await;
-            }
-        })
+    kafka.write("orders.eu", (500..1_500).map(order)).await;
+    kafka.write("orders.us", (1_500..1_600).map(order)).await;
+    finally("what waits is told", SOON, async || {
+        let text = second
+            .admin(Part::Up)
+            .get("/metrics")
+            .await
+            .map_err(|error| error.to_string())?
+            .text();
+        let is_one = |line: &&str| line.starts_with("sluice_kafka_consumer_lag{") && !line.ends_with(" 0");
+        if text.lines().any(|line| is_one(&line)) {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })
+    .await;
+    assert!(second.terminate(Part::Up), "it ends with 0");
+    rows(&first, "orders", 1_600).await;
+    assert!(orders(&first).await.values().all(|(times, _)| *times == 1));
+    second.bring_up(Part::Up).await.expect("ready");
+    assert_eq!(
+        number(&second, "SELECT count() FROM telemetry.orders").await,
+        Some(0),
+        "none by both"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topics_are_looked_at_by_check() {
+    let kafka = Kafka::start().await;
+    kafka.topic("lines", 2, &[]).await;
+    kafka.topic("orders.eu", 3, &[]).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let check = |brokers: String| {
+        let path = dir.path().join("sluice.yaml");
+        std::fs::write(&path, config(&format!("brokers: [\"{brokers}\"]"))).expect("written");
+        let output = std::process::Command::new(executable("ingestctl"))
+            .args(["check", "--output", "json", "--config"])
+            .arg(&path)
+            .arg("--data-dir")
+            .arg(dir.path())
+            .output()
+            .expect("it runs");
+        let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        (output.status.code(), told)
     };
-    eventually("the second reads", SOON, async || {
-        let sql = "SELECT count() FROM telemetry.orders";
-        number(&second, sql).await.filter(|count| *count > 0)
-    })
-    .await;
-    writing.await.expect("written");
-    let told = async || {
-        let (one, two) = (orders(&first).await, orders(&second).await);
-        (one.len() + two.len(), one, two)
+    let (code, told) = check(kafka.brokers());
+    assert_eq!(code, Some(1), "a topic is missing: {told}");
+    let finding = |topic: &str| {
+        let all = told["findings"].as_array().expect("a list");
+        let one = all.iter().find(|one| one["what"] == format!("topic {topic}"));
+        one.unwrap_or_else(|| panic!("{topic}: {told}")).clone()
     };
-    finally("all are stored by one or the other", SOON, async || {
-        let (all, ..) = told().await;
-        if all >= 2_500 { Ok(()) } else { Err(all) }
-    })
-    .await;
-    let (all, one, two) = told().await;
-    assert_eq!(all, 2_500, "none by both");
-    assert!(one.values().chain(two.values()).all(|(times, _)| *times == 1));
-    // In order: it commits, and leaves.
-    assert!(first.terminate(Part::Up), "it ends with 0");
-    kafka.write("orders.eu", (2_500..3_000).map(order)).await;
-    rows(&second, "orders", two.len() as u64 + 500).await;
+    assert_eq!(
+        finding("lines")["message"],
+        "dataset lines is fed from it; 2 partitions"
+    );
+    assert_eq!(finding("orders.eu")["level"], "good");
+    assert_eq!(finding("orders.us")["level"], "unusable");
+    let message = finding("orders.us")["message"].as_str().expect("text").to_owned();
+    assert!(message.contains("UnknownTopicOrPartition"), "{message}");
+    let (code, told) = check("127.0.0.1:1".into());
+    assert_eq!(code, Some(1));
+    assert!(told.to_string().contains("no broker answers"), "{told}");
 }

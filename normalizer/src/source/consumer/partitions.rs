@@ -1,0 +1,243 @@
+//! Partitions that come and go: where each is read from, why one is not read, and what is committed of it.
+
+use super::{At, Context, Found, Place, SIGNED};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use sluice_common::config::Beginning;
+use sluice_kafka::told;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What brokers have for one question.
+const ASK_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Context {
+    /// Partitions become ours: each is read from the group's offset on, which is committed first where there is none.
+    pub(super) fn assigned(
+        &self,
+        base: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+    ) -> Result<(), String> {
+        let found = self.places(base, list);
+        let (mut starts, mut read, mut stopped) = (
+            TopicPartitionList::new(),
+            TopicPartitionList::new(),
+            TopicPartitionList::new(),
+        );
+        for (at, place, why) in found.iter().flatten() {
+            // One that is not read must not be asked for where it has nothing.
+            let (list, offset) = match why {
+                Some(_) => (&mut stopped, Offset::End),
+                None => (&mut read, Offset::Offset(place.durable)),
+            };
+            list.add_partition(&at.0, at.1);
+            add_at(&mut starts, at, offset)?;
+        }
+        let assigned = match base.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => base.incremental_assign(&starts),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => base.assign(&starts),
+        };
+        assigned.map_err(|error| error.to_string())?;
+        let found = found?;
+        // A partition that went while it was paused comes back paused.
+        base.resume(&read).map_err(|error| told(&error))?;
+        base.pause(&stopped).map_err(|error| told(&error))?;
+        let reasons: Vec<_> = found.iter().filter_map(|(_, _, why)| why.clone()).collect();
+        let mut state = self.state.lock();
+        for (at, place, why) in found {
+            state.stopped.extend(why.map(|why| (at.clone(), why)));
+            state.ours.insert(at, place);
+        }
+        let partitions = state.ours.len();
+        drop(state);
+        tracing::info!(
+            group = self.spec.group(),
+            partitions,
+            "partitions are read from now on"
+        );
+        reasons.into_iter().for_each(|reason| self.trouble(reason));
+        Ok(())
+    }
+
+    /// Where each is read from; and why not, where it is not.
+    fn places(&self, base: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<Vec<Found>, String> {
+        let committed = self.committed(base, list.clone())?;
+        let (mut places, mut fresh) = (Vec::new(), TopicPartitionList::new());
+        let mut begun = BTreeMap::new();
+        for one in committed.elements() {
+            one.error().map_err(|error| self.untold(&error))?;
+            let at = (one.topic().to_owned(), one.partition());
+            let range = base.fetch_watermarks(&at.0, at.1, ASK_DEADLINE);
+            let Offset::Offset(offset) = one.offset() else {
+                let range = range.map_err(|error| format!("{}: {}", at.0, self.words.why(&error)))?;
+                let begun = match begun.get(&at.0) {
+                    Some(begun) => *begun,
+                    None => *begun.entry(at.0.clone()).or_insert(self.has_begun(base, &at.0)?),
+                };
+                // A new partition of a topic that is read already: nothing of it was there before.
+                let durable = if begun {
+                    range.0
+                } else {
+                    self.beginning(base, &at, range)?
+                };
+                add(&mut fresh, &at, durable)?;
+                let (committed, high) = (durable, range.1);
+                let place = Place {
+                    durable,
+                    committed,
+                    high,
+                };
+                places.push((at, place, None));
+                continue;
+            };
+            // One whose leader is away is told by its brokers: it is not known to be lost.
+            let (low, high) = range.unwrap_or((offset, offset));
+            let why = self
+                .of_another_log(&at, one.metadata())
+                .or_else(|| self.lost(&at, offset, (low, high)));
+            let (durable, committed) = (offset, offset);
+            let place = Place {
+                durable,
+                committed,
+                high,
+            };
+            places.push((at, place, why));
+        }
+        if fresh.count() > 0 {
+            let fixed = self.sign(&mut fresh).and_then(|()| {
+                let fixed = base.commit(&fresh, CommitMode::Sync);
+                fixed.map_err(|error| self.words.why(&error))
+            });
+            fixed.map_err(|error| format!("first offsets cannot be committed: {error}"))?;
+        }
+        Ok(places)
+    }
+
+    fn untold(&self, error: &KafkaError) -> String {
+        format!("the group's offsets are not told: {}", self.words.why(error))
+    }
+
+    fn committed(
+        &self,
+        base: &BaseConsumer<Self>,
+        list: TopicPartitionList,
+    ) -> Result<TopicPartitionList, String> {
+        base.committed_offsets(list, ASK_DEADLINE)
+            .map_err(|error| self.untold(&error))
+    }
+
+    /// Whether the group has an offset in any partition of a topic.
+    fn has_begun(&self, base: &BaseConsumer<Self>, topic: &str) -> Result<bool, String> {
+        let told = base.fetch_metadata(Some(topic), ASK_DEADLINE);
+        let told = told.map_err(|error| format!("{topic}: {}", self.words.why(&error)))?;
+        let mut all = TopicPartitionList::new();
+        for found in told.topics().iter().filter(|found| found.name() == topic) {
+            for partition in found.partitions() {
+                all.add_partition(topic, partition.id());
+            }
+        }
+        let committed = self.committed(base, all)?;
+        let has_offset = |one: &Offset| matches!(one, Offset::Offset(_));
+        Ok(committed.elements().iter().any(|one| has_offset(&one.offset())))
+    }
+
+    /// Offsets are signed with the log that has what comes before them.
+    pub(super) fn sign(&self, list: &mut TopicPartitionList) -> Result<(), String> {
+        let signature = self.spec.signature();
+        let names: Vec<At> = list.to_topic_map().into_keys().collect();
+        for (topic, partition) in names {
+            if let Some(mut one) = list.find_partition(&topic, partition) {
+                one.set_metadata(signature.as_str());
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a partition is not read whose offset another log's Sluice has committed: what was read twice would be stored
+    /// twice, since each log knows its own keys only.
+    fn of_another_log(&self, at: &At, signed: &str) -> Option<String> {
+        let is_other = signed.starts_with(SIGNED) && signed != self.spec.signature();
+        let (group, (topic, partition)) = (self.spec.group(), at);
+        is_other.then(|| {
+            format!(
+                "partition {partition} of topic {topic} is not read: the group's offset was committed by another log \
+                 ({signed}). Give each Sluice a `group` of its own; or, where that log is no more, take out `consume`, \
+                 set the offset with `kafka-consumer-groups.sh --group {group} --topic {topic}:{partition} \
+                 --reset-offsets --to-current`, and put it in again"
+            )
+        })
+    }
+
+    fn beginning(&self, base: &BaseConsumer<Self>, at: &At, (low, high): (i64, i64)) -> Result<i64, String> {
+        let moment = match self.spec.consume.from {
+            Beginning::Earliest => return Ok(low),
+            Beginning::Latest => return Ok(high),
+            Beginning::At(moment) => moment,
+        };
+        let mut asked = TopicPartitionList::new();
+        add(&mut asked, at, i64::try_from(moment.ms()).unwrap_or(i64::MAX))?;
+        let found = base.offsets_for_times(asked, ASK_DEADLINE);
+        let found = found.map_err(|error| format!("{}: {}", at.0, self.words.why(&error)))?;
+        let offset = found.find_partition(&at.0, at.1).map(|one| one.offset());
+        match offset {
+            Some(Offset::Offset(offset)) => Ok(offset),
+            // Nothing is as late.
+            Some(Offset::End) => Ok(high),
+            _ => Err(format!("{}: no offset is told for {moment}", at.0)),
+        }
+    }
+
+    /// Why a partition is not read of which messages that were not read are gone, or whose topic is another one: nobody
+    /// but an operator can say what is right then.
+    fn lost(&self, at: &At, offset: i64, (low, high): (i64, i64)) -> Option<String> {
+        let is_lost = !(low..=high).contains(&offset);
+        let (group, (topic, partition)) = (self.spec.group(), at);
+        is_lost.then(|| {
+            format!(
+                "partition {partition} of topic {topic} is not read: the group's offset is {offset}, and the topic has \
+                 {low} to {high}. Messages were deleted before they were read, or it was made anew: take out `consume`, \
+                 set the offset with `kafka-consumer-groups.sh --group {group} --topic {topic}:{partition} \
+                 --reset-offsets`, and put it in again"
+            )
+        })
+    }
+
+    /// Partitions go: what is durable of them is committed first, so that whoever has them next need not read it again.
+    pub(super) fn revoked(&self, base: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), String> {
+        let mut left = TopicPartitionList::new();
+        for at in list.to_topic_map().into_keys() {
+            self.shared.lags.lock().remove(&self.labels(&at.0, at.1));
+            let mut state = self.state.lock();
+            state.stopped.remove(&at);
+            let Some(place) = state.ours.remove(&at) else {
+                continue;
+            };
+            drop(state);
+            if place.durable > place.committed {
+                add(&mut left, &at, place.durable)?;
+            }
+        }
+        self.sign(&mut left)?;
+        if left.count() > 0
+            && !base.assignment_lost()
+            && let Err(error) = base.commit(&left, CommitMode::Sync)
+        {
+            tracing::debug!(%error, group = self.spec.group(), "the last offsets were not committed");
+        }
+        let unassigned = match base.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => base.incremental_unassign(list),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => base.unassign(),
+        };
+        unassigned.map_err(|error| error.to_string())
+    }
+}
+
+pub(super) fn add(list: &mut TopicPartitionList, at: &At, offset: i64) -> Result<(), String> {
+    add_at(list, at, Offset::Offset(offset))
+}
+
+fn add_at(list: &mut TopicPartitionList, at: &At, offset: Offset) -> Result<(), String> {
+    let added = list.add_partition_offset(&at.0, at.1, offset);
+    added.map_err(|error| format!("{}: offset {offset:?}: {error}", at.0))
+}
