@@ -34,8 +34,23 @@ pub fn run(input: &[u8]) {
     );
     let Some(seen) = seen.pop() else { return };
     assert!(seen.body.len() <= MAX_BODY_BYTES);
-    let expected = unpacked(encoding, &body).expect("what was taken can be unpacked");
+    let expected = unpacked(encoding, &body).or_else(|error| {
+        // The edge's reader passes over flags of gzip's header that have no meaning; the second one does not.
+        let plain = without_reserved_flags(&body).ok_or(error)?;
+        unpacked(encoding, &plain)
+    });
+    let expected = expected.expect("what was taken can be unpacked");
     assert_eq!(seen.body, expected);
+}
+
+/// Where a member of gzip begins with some that are set.
+fn without_reserved_flags(body: &[u8]) -> Option<Vec<u8>> {
+    let [0x1f, 0x8b, _, flags, ..] = *body else {
+        return None;
+    };
+    let mut plain = body.to_vec();
+    plain[3] = flags & 0b1_1111;
+    (plain[3] != flags).then_some(plain)
 }
 
 fn packed(encoding: &str, bytes: &[u8]) -> Vec<u8> {
