@@ -2,6 +2,7 @@
 
 use crate::metrics::Metrics;
 use crate::telemetry::Telemetry;
+use backtrace::Backtrace;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -59,8 +60,24 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
+/// Tells of panics as the standard library does, but without the lock that it holds while a backtrace is made: an
+/// allocation that is refused meanwhile waits for that lock for ever, on the thread that has it (Rust 1.95, with
+/// `RUST_BACKTRACE`). A process that has too little memory must end, and be started again, instead of standing still.
+pub fn tell_panics() {
+    let is_asked = std::env::var_os("RUST_BACKTRACE").is_some_and(|how| how != "0");
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        eprintln!("\nthread '{name}' {panic}");
+        if is_asked {
+            eprintln!("{:?}", Backtrace::new());
+        }
+    }));
+}
+
 /// Runs `work` on a multi-threaded runtime; an error is one line on stderr and exit code 1.
 pub fn run(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+    tell_panics();
     let outcome = match runtime() {
         Ok(runtime) => {
             let outcome = runtime.block_on(async {

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use sluice_common::config::Loaded;
+use sluice_common::process;
 use sluice_common::telemetry::{self, LogFormat};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    process::tell_panics();
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -39,7 +41,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         LogFormat::Human
     };
     let telemetry = telemetry::begin("sluice-edge", &config.config, format)?;
-    let runtime = sluice_common::process::runtime()?;
+    let runtime = process::runtime()?;
     let ended = runtime.block_on(sluice_edge::run_alone(&config, options.json));
     // What is still running after the deadline is not waited for.
     runtime.shutdown_background();

@@ -75,6 +75,8 @@ impl Service {
         }
         // Heeded only by builds with failpoints, and only where the directory is there.
         command.env("SLUICE_FAILPOINTS", log.with_file_name("failpoints"));
+        // As many run services: what is done for a backtrace must not be in the way of anything.
+        command.env("RUST_BACKTRACE", "1");
         let mut child = command
             .args(args)
             .arg("--json")
