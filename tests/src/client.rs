@@ -46,6 +46,18 @@ impl Answer {
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
     }
+
+    /// Of metrics: the sum of one's samples whose line contains `label`, or none where there is no such sample.
+    #[must_use]
+    pub fn level(&self, name: &str, label: &str) -> Option<f64> {
+        let text = self.text();
+        let samples = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let is_asked_for = rest.starts_with(['{', ' ']) && line.contains(label);
+            is_asked_for.then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+        });
+        samples.fold(None, |sum, sample| Some(sum.unwrap_or_default() + sample))
+    }
 }
 
 impl Client {

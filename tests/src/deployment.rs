@@ -541,19 +541,13 @@ impl Deployment {
 
     /// The sum of a metric's samples whose line contains `label`.
     pub async fn metric(&self, part: Part, name: &str, label: &str) -> f64 {
-        let text = self
-            .admin(part)
-            .get("/metrics")
-            .await
-            .map(|answer| answer.text())
-            .unwrap_or_default();
-        let lines = text.lines().filter(|line| {
-            let rest = line.strip_prefix(name);
-            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
-        });
-        lines
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+        self.level(part, name, label).await.unwrap_or_default()
+    }
+
+    /// The same; none where there is no such sample, or the part does not answer.
+    pub async fn level(&self, part: Part, name: &str, label: &str) -> Option<f64> {
+        let told = self.admin(part).get("/metrics").await.ok()?;
+        told.level(name, label)
     }
 
     /// The last lines of every part's log, for messages.

@@ -1,7 +1,7 @@
 //! The way to Kafka's brokers, for whoever produces or consumes: how librdkafka is told where they are and who we
 //! are, and what its connections said last.
 //!
-//! A crate of its own because librdkafka brings OpenSSL with it: the edge and the commands do without.
+//! A crate of its own because librdkafka brings OpenSSL with it: the edge does without.
 
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
@@ -85,14 +85,14 @@ pub fn partitions(
     topics: &[String],
     patience: Duration,
 ) -> Result<Vec<Result<usize, String>>, String> {
-    let made = target.client().create_with_context(Asking::default());
-    let client: BaseConsumer<Asking> =
+    let made = target.client().create_with_context(LastWords::default());
+    let client: BaseConsumer<LastWords> =
         made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))?;
     let ask = |topic: &String| -> Result<Result<usize, String>, String> {
         let told = client.fetch_metadata(Some(topic), patience);
         // What a connection said comes with events, which nobody else takes here.
         client.poll(Duration::ZERO);
-        let told = told.map_err(|error| client.context().0.why(&error))?;
+        let told = told.map_err(|error| client.context().why(&error))?;
         let found = told.topics().iter().find(|one| one.name() == topic);
         Ok(match found.map(|one| (one.error(), one.partitions().len())) {
             Some((None, partitions)) if partitions > 0 => Ok(partitions),
@@ -102,22 +102,6 @@ pub fn partitions(
     };
     topics.iter().map(ask).collect()
 }
-
-/// Asks, and reads nothing.
-#[derive(Default)]
-struct Asking(LastWords);
-
-impl ClientContext for Asking {
-    fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
-        self.0.log(level, fac, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(&error, reason);
-    }
-}
-
-impl ConsumerContext for Asking {}
 
 /// What connections said last: a message that timed out says nothing of why.
 #[derive(Debug, Default)]
@@ -132,9 +116,10 @@ impl LastWords {
             None => told(error),
         }
     }
+}
 
-    /// For `ClientContext::log`.
-    pub fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
+impl ClientContext for LastWords {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
         match level {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
@@ -147,8 +132,7 @@ impl LastWords {
         }
     }
 
-    /// For `ClientContext::error`.
-    pub fn error(&self, error: &KafkaError, reason: &str) {
+    fn error(&self, error: KafkaError, reason: &str) {
         // Whoever waits is told of what becomes of it, and says it once.
         tracing::debug!(%error, reason, "kafka");
         let is_vague = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
@@ -159,6 +143,8 @@ impl LastWords {
         }
     }
 }
+
+impl ConsumerContext for LastWords {}
 
 /// librdkafka's sentence.
 #[must_use]

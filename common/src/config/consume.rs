@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Longest name of a consumer group; Kafka itself has no lower bound.
+/// Longest name of a consumer group that is taken; Kafka itself sets no such bound.
 const MAX_GROUP_BYTES: usize = 249;
 
 /// Topics that a dataset is fed from: a message is one event, as JSON.
@@ -21,12 +21,12 @@ pub struct Consume {
     pub tenant: TenantId,
     /// The consumer group; default: `sluice.DATASET.TENANT`.
     pub group: Option<String>,
-    /// Where reading begins in a partition that the group has not read yet.
+    /// Where the group begins in a topic that it has not read yet.
     #[serde(default)]
     pub from: Beginning,
 }
 
-/// Where a partition is read from that its group has not read yet.
+/// Where a topic is read from that its group has not read yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Beginning {

@@ -156,12 +156,8 @@ impl Lane {
         loop {
             match self.attempt((range, &lot), &mut order).await {
                 Ok(()) => return Ok(()),
-                Err(FileError::Io { path, error }) => {
+                Err(FileError::Io { .. }) => {
                     stuck.get_or_insert_with(|| Stuck::new(&self.shared.stuck));
-                    self.alarm(
-                        &lot.line,
-                        &format!("the topic takes nothing; and {}: {error}", path.display()),
-                    );
                     sleep(RETRY_BACKOFF_MAX).await;
                 }
                 Err(error @ (FileError::InDoubt { .. } | FileError::Damaged { .. })) => return Err(error),
@@ -194,7 +190,7 @@ impl Lane {
         self.is_done(&id, order.skip);
         let set_aside = block_in_place(|| self.set_aside(range, lot, &reason));
         if let Err(FileError::Io { path, error }) = &set_aside {
-            tracing::warn!(reason, path = %path.display(), %error, "{} cannot be set aside", self.what);
+            self.alarm(&lot.line, &format!("{reason}; and {}: {error}", path.display()));
         }
         set_aside
     }

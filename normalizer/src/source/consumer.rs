@@ -34,8 +34,6 @@ const COMMIT_AGAIN: Duration = Duration::from_secs(2);
 /// How often partitions that are not read are looked at, and how long each may take.
 const LOOK_AT_STOPPED: Duration = Duration::from_secs(15);
 const LOOK_DEADLINE: Duration = Duration::from_secs(1);
-/// Begins what offsets are signed with; then comes the log's id.
-pub(super) const SIGNED: &str = "sluice log ";
 /// Different troubles that are remembered.
 const MAX_TOLD: usize = 256;
 /// How often the same trouble is told.
@@ -95,8 +93,19 @@ struct Place {
     durable: i64,
     /// The group's offset, as the brokers told it.
     committed: i64,
-    /// The topic's end, as it was when the partition became ours.
+    /// The topic's end, as it was last asked for.
     high: i64,
+}
+
+impl Place {
+    /// Where the group's offset is.
+    fn at(offset: i64, high: i64) -> Self {
+        Self {
+            durable: offset,
+            committed: offset,
+            high,
+        }
+    }
 }
 
 impl ClientContext for Context {
@@ -105,7 +114,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.words.error(&error, reason);
+        self.words.error(error.clone(), reason);
         // One broker of several that goes away holds up nothing; nobody would tell of these.
         let alone = [
             Some(RDKafkaErrorCode::AllBrokersDown),
@@ -359,10 +368,8 @@ impl Consumer {
         }
         state.committed_at = Some(Instant::now());
         drop(state);
-        if list.count() == 0 || self.base.context().sign(&mut list).is_err() {
-            return;
-        }
-        if let Err(error) = self.base.commit(&list, CommitMode::Async) {
+        let committed = self.base.context().commit(&self.base, list, CommitMode::Async);
+        if let Err(error) = committed {
             tracing::debug!(%error, "offsets were not committed");
         }
     }

@@ -23,7 +23,7 @@ mod consumer;
 mod feed;
 
 use crate::service::IntakeService;
-use consumer::{Consumer, SIGNED, Shared};
+use consumer::{Consumer, Shared};
 use feed::Feed;
 use parking_lot::Mutex;
 use sluice_common::config::{Consume, Loaded, Weight};
@@ -37,6 +37,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
+/// Begins what offsets are signed with; then comes the log's id.
+const SIGNED: &str = "sluice log ";
 /// How long intake is waited for before the group is told that we are still there.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is told from then on.

@@ -78,7 +78,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(&error, reason);
+        self.0.error(error, reason);
     }
 }
 

@@ -297,25 +297,15 @@ impl Oracle {
 pub async fn drained(deployment: &Deployment) {
     let normalizer = deployment.admin(Part::Normalizer);
     eventually("an empty backlog", DRAIN_DEADLINE, async || {
-        let text = normalizer.get("/metrics").await.ok()?.text();
+        let told = normalizer.get("/metrics").await.ok()?;
         let empty = ["sluice_log_backlog_bytes", "sluice_unsettled"]
             .iter()
-            .all(|name| level(&text, name) == Some(0.0));
+            .all(|name| told.level(name, "") == Some(0.0));
         // Exported once a table was set aside.
-        let parked = level(&text, "sluice_parked_units").unwrap_or_default();
+        let parked = told.level("sluice_parked_units", "").unwrap_or_default();
         (empty && parked == 0.0).then_some(())
     })
     .await;
-}
-
-/// The sum of a metric's samples, or none where it is not exported.
-fn level(text: &str, name: &str) -> Option<f64> {
-    let samples = text.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        rest.starts_with(['{', ' ']).then_some(())?;
-        rest.rsplit(' ').next()?.parse::<f64>().ok()
-    });
-    samples.fold(None, |sum, sample| Some(sum.unwrap_or(0.0) + sample))
 }
 
 fn panics(deployment: &Deployment) -> Vec<String> {

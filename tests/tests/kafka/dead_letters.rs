@@ -1,6 +1,6 @@
 //! The topic of dead letters: every row of `dead_letters` is there, of whichever kind, whatever is away or killed.
 
-use super::kills::ends;
+use super::kills::{POINTS, ends};
 use super::{CAUGHT_UP, Source, source, source_of};
 use serde_json::{Value, json};
 use sluice_common::failpoint::Point;
@@ -33,17 +33,6 @@ datasets:
      {name: amount, type: int64}, {name: note, type: string}]}
 - {name: plain, batch: {max_age: 200ms}, fields: [{name: n, type: uint32, required: true}]}
 ";
-/// On the way of dead letters to their topic.
-const POINTS: [Point; 8] = [
-    Point::PublishSend,
-    Point::PublishAnswered,
-    Point::CommitPersist,
-    Point::CommitPersisted,
-    Point::UnitWrite,
-    Point::UnitWritten,
-    Point::UnitRemove,
-    Point::UnitRemoved,
-];
 
 /// A broker with a topic of dead letters, a Sluice, and a table that refuses what is not above 0.
 struct Stand {
@@ -145,15 +134,8 @@ impl Stand {
 
     /// Bytes that wait for the topic; none where the normalizer does not answer.
     async fn waiting(&self) -> Option<f64> {
-        let admin = self.deployment.admin(Part::Normalizer);
-        let told = admin.get("/metrics").await.ok()?.text();
-        let lines = told
-            .lines()
-            .filter(|line| line.starts_with("sluice_dead_letters_waiting_bytes{"));
-        let levels: Vec<f64> = lines
-            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-            .collect();
-        (!levels.is_empty()).then(|| levels.iter().sum())
+        let name = "sluice_dead_letters_waiting_bytes";
+        self.deployment.level(Part::Normalizer, name, "").await
     }
 
     async fn some_wait(&self) {

@@ -13,7 +13,7 @@ use sluice_tests::{Deployment, Part, Shape, eventually};
 use std::time::Duration;
 
 /// On the way of a share to its topic.
-const POINTS: [Point; 8] = [
+pub(super) const POINTS: [Point; 8] = [
     Point::PublishSend,
     Point::PublishAnswered,
     Point::CommitPersist,

@@ -90,17 +90,8 @@ impl Stand {
     /// Bytes of a dataset's events that wait for their topic; none where the normalizer does not answer.
     async fn waiting(&self, dataset: &str) -> Option<f64> {
         let label = format!("dataset=\"{dataset}\"");
-        let told = self
-            .deployment
-            .admin(Part::Normalizer)
-            .get("/metrics")
-            .await
-            .ok()?
-            .text();
-        let line = told
-            .lines()
-            .find(|line| line.starts_with("sluice_publish_waiting_bytes{") && line.contains(&label))?;
-        line.rsplit(' ').next()?.parse().ok()
+        let name = "sluice_publish_waiting_bytes";
+        self.deployment.level(Part::Normalizer, name, &label).await
     }
 
     /// The same of both datasets.

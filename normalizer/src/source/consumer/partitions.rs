@@ -1,8 +1,9 @@
 //! Partitions that come and go: where each is read from, why one is not read, and what is committed of it.
 
-use super::{At, Context, Found, Place, SIGNED};
+use super::super::SIGNED;
+use super::{At, Context, Found, Place};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sluice_common::config::Beginning;
 use sluice_kafka::told;
@@ -76,19 +77,12 @@ impl Context {
                     None => *begun.entry(at.0.clone()).or_insert(self.has_begun(base, &at.0)?),
                 };
                 // A new partition of a topic that is read already: nothing of it was there before.
-                let durable = if begun {
-                    range.0
-                } else {
-                    self.beginning(base, &at, range)?
+                let offset = match begun {
+                    true => range.0,
+                    false => self.beginning(base, &at, range)?,
                 };
-                add(&mut fresh, &at, durable)?;
-                let (committed, high) = (durable, range.1);
-                let place = Place {
-                    durable,
-                    committed,
-                    high,
-                };
-                places.push((at, place, None));
+                add(&mut fresh, &at, offset)?;
+                places.push((at, Place::at(offset, range.1), None));
                 continue;
             };
             // One whose leader is away is told by its brokers: it is not known to be lost.
@@ -96,21 +90,10 @@ impl Context {
             let why = self
                 .of_another_log(&at, one.metadata())
                 .or_else(|| self.lost(&at, offset, (low, high)));
-            let (durable, committed) = (offset, offset);
-            let place = Place {
-                durable,
-                committed,
-                high,
-            };
-            places.push((at, place, why));
+            places.push((at, Place::at(offset, high), why));
         }
-        if fresh.count() > 0 {
-            let fixed = self.sign(&mut fresh).and_then(|()| {
-                let fixed = base.commit(&fresh, CommitMode::Sync);
-                fixed.map_err(|error| self.words.why(&error))
-            });
-            fixed.map_err(|error| format!("first offsets cannot be committed: {error}"))?;
-        }
+        self.commit(base, fresh, CommitMode::Sync)
+            .map_err(|error| format!("first offsets cannot be committed: {}", self.words.why(&error)))?;
         Ok(places)
     }
 
@@ -142,16 +125,23 @@ impl Context {
         Ok(committed.elements().iter().any(|one| has_offset(&one.offset())))
     }
 
-    /// Offsets are signed with the log that has what comes before them.
-    pub(super) fn sign(&self, list: &mut TopicPartitionList) -> Result<(), String> {
+    /// Commits offsets, signed with the log that has what comes before them.
+    pub(super) fn commit(
+        &self,
+        base: &BaseConsumer<Self>,
+        list: TopicPartitionList,
+        mode: CommitMode,
+    ) -> KafkaResult<()> {
+        if list.count() == 0 {
+            return Ok(());
+        }
         let signature = self.spec.signature();
-        let names: Vec<At> = list.to_topic_map().into_keys().collect();
-        for (topic, partition) in names {
+        for (topic, partition) in list.to_topic_map().into_keys() {
             if let Some(mut one) = list.find_partition(&topic, partition) {
                 one.set_metadata(signature.as_str());
             }
         }
-        Ok(())
+        base.commit(&list, mode)
     }
 
     /// Why a partition is not read whose offset another log's Sluice has committed: what was read twice would be stored
@@ -218,10 +208,8 @@ impl Context {
                 add(&mut left, &at, place.durable)?;
             }
         }
-        self.sign(&mut left)?;
-        if left.count() > 0
-            && !base.assignment_lost()
-            && let Err(error) = base.commit(&left, CommitMode::Sync)
+        if !base.assignment_lost()
+            && let Err(error) = self.commit(base, left, CommitMode::Sync)
         {
             tracing::debug!(%error, group = self.spec.group(), "the last offsets were not committed");
         }
