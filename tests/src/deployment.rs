@@ -4,6 +4,7 @@ use crate::client::Client;
 use crate::eventually;
 use crate::failpoints::{Failpoints, SMALL_FILES};
 use crate::plan::{Hop, Part, Plan, Shape, TENANTS};
+use crate::ports;
 use crate::proxy::Proxy;
 use crate::service::{Service, executable, places, tail};
 use crate::volume::Volume;
@@ -11,7 +12,6 @@ use ingestctl::clickhouse::{ClickHouse, Options};
 use rustix::process::{Signal, kill_process};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,24 +61,29 @@ struct Ports {
 }
 
 impl Ports {
-    /// Free ones, held together while they are chosen so that no two are the same.
     fn free() -> Self {
-        let held: Vec<TcpListener> = (0..11)
-            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
-            .collect();
-        let port = |at: usize| held[at].local_addr().expect("an address").port();
+        let [
+            edge,
+            edge_admin,
+            normalizer,
+            normalizer_admin,
+            sink,
+            sink_admin,
+            clickhouse,
+        ] = ports::free();
+        let [second_edge, second_edge_admin, second_sink, second_sink_admin] = ports::free();
         Self {
-            edge: port(0),
-            edge_admin: port(1),
-            normalizer: port(2),
-            normalizer_admin: port(3),
-            sink: port(4),
-            sink_admin: port(5),
-            clickhouse: port(6),
-            second_edge: port(7),
-            second_edge_admin: port(8),
-            second_sink: port(9),
-            second_sink_admin: port(10),
+            edge,
+            edge_admin,
+            normalizer,
+            normalizer_admin,
+            sink,
+            sink_admin,
+            clickhouse,
+            second_edge,
+            second_edge_admin,
+            second_sink,
+            second_sink_admin,
         }
     }
 

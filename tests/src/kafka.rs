@@ -2,12 +2,13 @@
 
 use crate::eventually;
 use crate::pki::Authority;
+use crate::ports;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -69,17 +70,13 @@ impl Kafka {
         let authority = Authority::new(dir.path(), "ca");
         authority.sign_local("broker");
         authority.sign_local("client");
-        let held: Vec<TcpListener> = (0..4)
-            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
-            .collect();
-        let port = |at: usize| held[at].local_addr().expect("an address").port();
+        let [plain, controller, tls, sasl] = ports::free();
         let ports = Ports {
-            plain: port(0),
-            controller: port(1),
-            tls: port(2),
-            sasl: port(3),
+            plain,
+            controller,
+            tls,
+            sasl,
         };
-        drop(held);
         let kafka = Self {
             ports,
             child: None,

@@ -11,6 +11,7 @@ pub mod oracle;
 pub mod payload;
 pub mod pki;
 pub mod plan;
+pub mod ports;
 pub mod proxy;
 pub mod service;
 pub mod torture;

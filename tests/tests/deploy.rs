@@ -5,8 +5,7 @@ use ingestctl::clickhouse::ClickHouse;
 use serde_json::json;
 use sluice_common::config::Loaded;
 use sluice_tests::service::{Service, clickhouse};
-use sluice_tests::{Client, eventually, now_ms};
-use std::net::TcpListener;
+use sluice_tests::{Client, eventually, now_ms, ports};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -24,12 +23,8 @@ fn sample(name: &str) -> String {
 
 /// The ports that the samples name, and free ones in their places.
 fn free_ports() -> Vec<(u16, u16)> {
-    let held: Vec<_> = [4318, 4320, 4321, 8123, 9464, 9465, 9466]
-        .map(|port| (port, TcpListener::bind("127.0.0.1:0").expect("a port")))
-        .into();
-    held.iter()
-        .map(|(port, held)| (*port, held.local_addr().expect("an address").port()))
-        .collect()
+    let named = [4318, 4320, 4321, 8123, 9464, 9465, 9466];
+    named.into_iter().zip(ports::free::<7>()).collect()
 }
 
 /// A sample in a directory of its own.

@@ -5,9 +5,8 @@ use ingestctl::clickhouse::ClickHouse;
 use serde_json::{Value, json};
 use sluice_tests::proxy::{Act, Proxy, Rule};
 use sluice_tests::service::{clickhouse, executable};
-use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms};
+use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms, ports};
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::ops::Range;
 use std::process::Command;
 use std::sync::Arc;
@@ -29,10 +28,9 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        let held = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
         Self {
             dir: TempDir::new().expect("a directory"),
-            ports: held.map(|port| port.local_addr().expect("an address").port()),
+            ports: ports::free(),
             running: [None, None],
         }
     }

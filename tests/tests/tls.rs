@@ -9,9 +9,8 @@ use sluice_common::tls::PemFile;
 use sluice_common::tls::client::{ClientFiles, ClientTls};
 use sluice_tests::pki::{Authority, dns};
 use sluice_tests::service::{Service, clickhouse, executable, tail};
-use sluice_tests::{Client, eventually, now_ms};
+use sluice_tests::{Client, eventually, now_ms, ports};
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -34,14 +33,8 @@ impl Place {
     fn new() -> Self {
         let dir = TempDir::new().expect("a directory");
         std::fs::create_dir(dir.path().join("data")).expect("made");
-        let held: Vec<TcpListener> = (0..8)
-            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
-            .collect();
-        let ports = held
-            .iter()
-            .map(|one| one.local_addr().expect("an address").port());
         Self {
-            ports: ports.collect(),
+            ports: ports::free::<8>().into(),
             dir,
         }
     }

@@ -14,8 +14,7 @@ use sluice_common::failpoint::Safety;
 use sluice_tests::oracle::request::{self, Batch, Outcome};
 use sluice_tests::oracle::verdict::Verdict;
 use sluice_tests::service::Service;
-use sluice_tests::{Client, Deployment, Part};
-use std::net::TcpListener;
+use sluice_tests::{Client, Deployment, Part, ports};
 use std::path::PathBuf;
 
 pub async fn scenario(off: &[Safety]) -> Verdict {
@@ -49,13 +48,7 @@ pub async fn scenario(off: &[Safety]) -> Verdict {
 /// The deployment's config with ports of their own for a second edge and normalizer; the edge's.
 fn second_config(deployment: &Deployment) -> (PathBuf, u16) {
     let text = std::fs::read_to_string(deployment.config()).expect("a config");
-    let held: Vec<TcpListener> = (0..4)
-        .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
-        .collect();
-    let free: Vec<u16> = held
-        .iter()
-        .map(|one| one.local_addr().expect("an address").port())
-        .collect();
+    let free = ports::free::<4>();
     let port_of = |url: String| url.rsplit(':').next().expect("a port").to_owned();
     let (_, listens) = text
         .split_once("normalizer: {listen: \"127.0.0.1:")
