@@ -77,8 +77,6 @@ impl Replays {
         };
         let ran = self.ranges(running, &mut decider).await;
         decider.close();
-        // A range that stayed declared while others go on would be decided again after they changed the live table.
-        self.keep(running)?;
         ran
     }
 
@@ -136,7 +134,8 @@ impl Replays {
                     touched.iter().for_each(|record| touch(read, record));
                 }
             });
-            // Made durable with what comes next: until then the range is found declared, and is proven once more.
+            // A range that stayed declared while others go on would be decided again after they changed the live table.
+            self.keep(running)?;
             running.owe(events, begun);
         }
     }
