@@ -51,6 +51,11 @@ impl Body {
         std::mem::take(&mut self.bytes).freeze()
     }
 
+    /// The next request is the first one once more.
+    pub fn begin_again(&mut self) {
+        self.next = 0;
+    }
+
     /// Takes a body back for the next request; it is copied only if the connection still holds it.
     pub fn give_back(&mut self, body: Bytes) {
         self.bytes = body

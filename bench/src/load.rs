@@ -43,6 +43,19 @@ pub struct Load {
     pub rate: Option<u32>,
     /// Around when the events happened.
     pub now_ms: u64,
+    /// So many requests of a connection differ; then the same come again, and are repeats.
+    pub distinct: Option<u64>,
+}
+
+impl Load {
+    /// How many of so many acknowledged events of a connection are to be stored.
+    #[must_use]
+    pub fn stored(&self, acknowledged: u64) -> u64 {
+        let distinct = self
+            .distinct
+            .map(|requests| requests * self.events_per_request as u64);
+        distinct.map_or(acknowledged, |distinct| acknowledged.min(distinct))
+    }
 }
 
 /// What was acknowledged. Ids are contiguous in each connection, so the counts are the ledger.
@@ -56,6 +69,8 @@ pub struct Ledger {
     pub refused: u64,
     /// From the first request to the last answer.
     pub took: Duration,
+    /// Events by connection, repeats left out.
+    pub stored: Vec<u64>,
 }
 
 impl Ledger {
@@ -94,6 +109,7 @@ pub async fn send(load: Load, target: &Target, acknowledged: Rc<Cell<u64>>) -> R
     for task in tasks {
         let (events, sender) = task.await??;
         ledger.acknowledged.push(events);
+        ledger.stored.push(load.stored(events));
         ledger.latency.merge(&sender.latency);
         ledger.refused += sender.refused;
     }
@@ -124,7 +140,7 @@ impl Sender {
         // Connections take turns instead of all sending at once.
         let offset = between.map(|between| between.mul_f64(number as f64 / f64::from(load.connections)));
         let mut due = begun + offset.unwrap_or_default();
-        let mut events = 0;
+        let (mut events, mut requests) = (0, 0);
         while due.max(Instant::now()) < begun + load.time {
             match between {
                 Some(between) => {
@@ -136,6 +152,10 @@ impl Sender {
                 None => self.acknowledge(Instant::now()).await?,
             }
             events += self.body.events();
+            requests += 1;
+            if load.distinct.is_some_and(|distinct| requests % distinct == 0) {
+                self.body.begin_again();
+            }
             acknowledged.set(acknowledged.get() + self.body.events());
         }
         Ok((events, self))

@@ -11,6 +11,7 @@ mod latency;
 mod load;
 mod neighbour;
 mod overload;
+mod performance;
 mod refusal;
 mod replay;
 mod report;
@@ -59,6 +60,8 @@ enum Verb {
     Overload(overload::OverloadArgs),
     /// A replay beside a live load: its speed, what senders and readers notice, and whether the shadow is equal.
     Replay(replay::ReplayArgs),
+    /// The whole table of goals, beside ClickHouse fed directly: writes docs/performance.md with its plots. About an hour.
+    Performance(performance::PerformanceArgs),
 }
 
 #[derive(Debug, Args)]
@@ -92,8 +95,8 @@ pub(crate) enum Output {
 }
 
 /// Blocks of a size that ClickHouse's documentation recommends, over a few connections.
-const PLAIN_EVENTS: usize = 10_000;
-const PLAIN_CONNECTIONS: u32 = 4;
+pub(crate) const PLAIN_EVENTS: usize = 10_000;
+pub(crate) const PLAIN_CONNECTIONS: u32 = 4;
 
 fn main() -> ExitCode {
     let (ways, args) = match CommandLine::parse().verb {
@@ -107,6 +110,7 @@ fn main() -> ExitCode {
         Verb::Neighbour(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Overload(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Replay(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
+        Verb::Performance(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Drip(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
     };
     finish(on_one_thread(all(&ways, &args)), |reports| {
@@ -162,6 +166,7 @@ fn load(way: Way, args: &RunArgs, round: u32) -> Load {
         time: Duration::from_secs(args.seconds),
         rate: args.rate,
         now_ms: SystemClock.now_ms(),
+        distinct: None,
     }
 }
 

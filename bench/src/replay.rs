@@ -265,6 +265,7 @@ impl Bench<'_> {
             time,
             rate: Some(rate),
             now_ms: SystemClock.now_ms(),
+            distinct: None,
         }
     }
 

@@ -1,10 +1,13 @@
 //! What a run found, as a table or JSON.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
+/// Processes that are not ours.
+const OTHERS: [&str; 2] = ["clickhouse", "generator"];
+
 /// One run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// What was measured.
     pub system: String,
@@ -25,14 +28,18 @@ pub struct Report {
     pub probes: u64,
     /// Answers that were no acknowledgement; the generator sent the same again.
     pub refused: u64,
+    /// Of our services in all, while events were sent: seconds since the beginning, MiB resident.
+    pub resident: Vec<(f64, f64)>,
 }
 
 /// One process.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Process {
     pub name: String,
     pub cpu_seconds_per_million: f64,
     pub peak_rss_mib: f64,
+    /// From its start until it said that it is ready; of our services.
+    pub ready_ms: Option<f64>,
 }
 
 impl Report {
@@ -41,6 +48,19 @@ impl Report {
     pub fn cpu(&self) -> f64 {
         let measured = self.processes.iter().filter(|one| one.name != "generator");
         measured.map(|one| one.cpu_seconds_per_million).sum()
+    }
+
+    /// The same of our services alone.
+    #[must_use]
+    pub fn own_cpu(&self) -> f64 {
+        self.ours().map(|one| one.cpu_seconds_per_million).sum()
+    }
+
+    /// Our services.
+    pub fn ours(&self) -> impl Iterator<Item = &Process> {
+        self.processes
+            .iter()
+            .filter(|one| !OTHERS.contains(&one.name.as_str()))
     }
 
     /// For people.

@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// What was acknowledged is in ClickHouse within this time after the load, or the run fails.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(180);
+/// How often memory is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long merges may go on; what they use until then counts.
 const MERGES_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -87,8 +89,8 @@ async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failur
     });
     let before = system.usage();
     let begun = Instant::now();
-    let ledger = send(way, load, &target).await?;
-    drain(&http, system, ledger.events()).await?;
+    let (ledger, resident) = send(way, load, &target, system).await?;
+    drain(&http, system, ledger.stored.iter().sum()).await?;
     let stored_after = begun.elapsed();
     over.set(true);
     let freshness = match probe {
@@ -110,31 +112,45 @@ async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failur
             freshness,
             before,
             after,
+            ready: system.ready().to_vec(),
+            resident,
         },
     ))
 }
 
-/// Sends under a progress bar.
-async fn send(way: Way, load: Load, target: &Target) -> Result<Ledger, Failure> {
+/// Sends under a progress bar; what our services held meanwhile.
+async fn send(
+    way: Way,
+    load: Load,
+    target: &Target,
+    system: &System,
+) -> Result<(Ledger, Vec<(f64, f64)>), Failure> {
     let bar = ProgressBar::new(load.time.as_secs());
     if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {elapsed}/{len}s {msg}") {
         bar.set_style(style);
     }
     bar.set_prefix(way.name());
     let acknowledged = Rc::new(Cell::new(0));
+    let mut resident = Vec::new();
     let sending = load::send(load, target, Rc::clone(&acknowledged));
     tokio::pin!(sending);
     let ledger = loop {
-        match timeout(Duration::from_millis(500), &mut sending).await {
+        match timeout(LOOK_EVERY, &mut sending).await {
             Ok(ledger) => break ledger,
             Err(_) => {
                 bar.set_position(bar.elapsed().as_secs());
                 bar.set_message(format!("{} events", acknowledged.get()));
+                resident.push((bar.elapsed().as_secs_f64(), mib(system.resident())));
             }
         }
     };
     bar.finish_and_clear();
-    ledger
+    Ok((ledger?, resident))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// A table like Sluice's without provenance, and the statement that fills it.
@@ -203,7 +219,7 @@ async fn check(http: &Http, system: &System, ledger: &Ledger) -> Result<(), Fail
          FROM telemetry.events WHERE service != '{SERVICE}' GROUP BY connection ORDER BY connection FORMAT TSV"
     );
     let answer = http.query(&system.clickhouse(), &sql).await?;
-    let numbered = (0..).zip(&ledger.acknowledged);
+    let numbered = (0..).zip(&ledger.stored);
     let expected: String = numbered
         .filter(|(_, events)| **events > 0)
         .map(|(connection, events): (u32, _)| {
@@ -223,16 +239,22 @@ struct Found {
     freshness: Latency,
     before: Vec<(&'static str, Usage)>,
     after: Vec<(&'static str, Usage)>,
+    ready: Vec<Duration>,
+    resident: Vec<(f64, f64)>,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 fn report(way: Way, load: Load, ledger: &Ledger, found: &Found) -> Report {
     let events = ledger.events() as f64;
-    let processes = found.before.iter().zip(&found.after);
-    let processes = processes.map(|((name, before), (_, after))| Process {
+    // Our services come first.
+    let ready = found.ready.iter().map(|took| Some(took.as_secs_f64() * 1e3));
+    let ready = ready.chain(std::iter::repeat(None));
+    let processes = found.before.iter().zip(&found.after).zip(ready);
+    let processes = processes.map(|(((name, before), (_, after)), ready_ms)| Process {
         name: (*name).to_owned(),
         cpu_seconds_per_million: after.cpu.saturating_sub(before.cpu).as_secs_f64() / events * 1e6,
-        peak_rss_mib: after.peak_rss_bytes as f64 / f64::from(1 << 20),
+        peak_rss_mib: mib(after.peak_rss_bytes),
+        ready_ms,
     });
     Report {
         system: way.name().to_owned(),
@@ -248,5 +270,6 @@ fn report(way: Way, load: Load, ledger: &Ledger, found: &Found) -> Report {
         freshness_p95_ms: found.freshness.percentile_ms(95),
         probes: found.freshness.count(),
         refused: ledger.refused,
+        resident: found.resident.clone(),
     }
 }

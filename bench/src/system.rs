@@ -13,6 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use tokio::time::Instant;
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -63,6 +64,8 @@ impl Tenant {
 #[derive(Debug)]
 pub struct System {
     services: Vec<(&'static str, Child)>,
+    /// From start to ready, of each.
+    ready: Vec<Duration>,
     clickhouse: ClickHouse,
     /// Where events go, `host:port`; absent without Sluice.
     pub edge: Option<String>,
@@ -90,6 +93,7 @@ impl System {
         };
         let mut system = Self {
             services: Vec::new(),
+            ready: Vec::new(),
             clickhouse: ClickHouse::start(options).await?,
             edge: None,
             admin: Vec::new(),
@@ -140,6 +144,7 @@ impl System {
     /// Starts a service of ours and reads its first line. Its log goes to a file of the directory.
     async fn start_service(&mut self, name: &'static str, args: &[&str]) -> Result<(), Failure> {
         let log = self.dir.path().join(format!("{name}.log"));
+        let begun = Instant::now();
         let mut child = Command::new(beside(name)?)
             .args(args)
             .arg("--json")
@@ -160,6 +165,7 @@ impl System {
         }
         self.services.push((name, child));
         if line.starts_with('{') {
+            self.ready.push(begun.elapsed());
             return Ok(());
         }
         let words = std::fs::read_to_string(&log).unwrap_or_default();
@@ -194,6 +200,19 @@ impl System {
         let clickhouse = self.clickhouse.pid().map(usage::of_tree).unwrap_or_default();
         ours.chain([("clickhouse", clickhouse), ("generator", usage::of_self())])
             .collect()
+    }
+
+    /// How long each of our services took to be ready, in the order of [`Self::usage`].
+    #[must_use]
+    pub fn ready(&self) -> &[Duration] {
+        &self.ready
+    }
+
+    /// Bytes that our services hold now.
+    #[must_use]
+    pub fn resident(&self) -> u64 {
+        let pids = self.services.iter().filter_map(|(_, child)| child.id());
+        pids.map(|pid| usage::of_tree(pid).rss_bytes).sum()
     }
 
     /// Stops everything; a killed Sluice loses nothing that matters here.

@@ -14,6 +14,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// The sum of the processes' own peaks.
     pub peak_rss_bytes: u64,
+    /// Resident now.
+    pub rss_bytes: u64,
 }
 
 /// Of `root` and its descendants; zeros where it is gone.
@@ -23,7 +25,8 @@ pub fn of_tree(root: u32) -> Usage {
     let below = stats.iter().filter(|(pid, _)| is_below(**pid, root, &stats));
     below.fold(Usage::default(), |sum, (pid, stat)| Usage {
         cpu: sum.cpu + stat.cpu + stat.children,
-        peak_rss_bytes: sum.peak_rss_bytes + peak_rss_bytes(*pid),
+        peak_rss_bytes: sum.peak_rss_bytes + bytes(*pid, "VmHWM:"),
+        rss_bytes: sum.rss_bytes + bytes(*pid, "VmRSS:"),
     })
 }
 
@@ -33,7 +36,8 @@ pub fn of_self() -> Usage {
     let pid = std::process::id();
     Usage {
         cpu: stat(pid).map(|stat| stat.cpu).unwrap_or_default(),
-        peak_rss_bytes: peak_rss_bytes(pid),
+        peak_rss_bytes: bytes(pid, "VmHWM:"),
+        rss_bytes: bytes(pid, "VmRSS:"),
     }
 }
 
@@ -74,9 +78,9 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
-fn peak_rss_bytes(pid: u32) -> u64 {
+fn bytes(pid: u32, what: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let line = status.lines().find(|line| line.starts_with(what));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
         .unwrap_or(0)
         * 1024
@@ -93,6 +97,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(alone.peak_rss_bytes > 0 && both.peak_rss_bytes > alone.peak_rss_bytes);
+        assert!((1..=alone.peak_rss_bytes).contains(&alone.rss_bytes));
         assert_eq!(of_tree(child.id()), Usage::default());
     }
 }

@@ -1,0 +1,314 @@
+//! What Sluice is held to, and whether it keeps it.
+
+use super::measure::{HALF, Measured};
+use crate::report::Report;
+
+/// `dedup.memory` of the config that is measured: the default.
+const DEDUP_MEMORY_MIB: f64 = 256.0;
+/// How much more may be held in the last third of a run with repeating events than in the second: what an allocator
+/// keeps.
+const FLAT: f64 = 1.1;
+
+/// One goal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Goal {
+    pub what: String,
+    pub wanted: String,
+    pub found: String,
+    /// None: not measured by this command.
+    pub met: Option<bool>,
+}
+
+impl Goal {
+    fn new(what: &str, wanted: &str, found: String, met: bool) -> Self {
+        Self {
+            what: what.into(),
+            wanted: wanted.into(),
+            found,
+            met: Some(met),
+        }
+    }
+
+    fn open(what: &str, wanted: &str, why: &str) -> Self {
+        Self {
+            what: what.into(),
+            wanted: wanted.into(),
+            found: why.into(),
+            met: None,
+        }
+    }
+}
+
+/// All of them, in the page's order.
+#[must_use]
+pub fn goals(of: &Measured) -> Vec<Goal> {
+    let mut goals = throughput(of);
+    goals.extend(cost(of));
+    goals.extend(small(of));
+    goals.extend(latency(of));
+    goals.extend(memory(of));
+    goals.extend(starts(of));
+    goals
+}
+
+fn throughput(of: &Measured) -> Vec<Goal> {
+    let (main, ours) = (&of.main, of.main.sluice.stored_per_second);
+    let gathered = ours / main.async_insert.stored_per_second;
+    let mut goals = vec![
+        Goal::new(
+            "stored events/s, 1000 events a request, 16 connections",
+            "≥ 600,000",
+            thousands(ours),
+            ours >= 600_000.0,
+        ),
+        Goal::new(
+            "times direct async inserts of the same requests",
+            "≥ 1.8",
+            format!("{gathered:.2}"),
+            gathered >= 1.8,
+        ),
+    ];
+    if let Some(plain) = &main.plain_insert {
+        let plainly = ours / plain.stored_per_second;
+        goals.push(Goal::new(
+            "times direct inserts of 10,000-event bodies",
+            "≥ 1",
+            format!("{plainly:.2}"),
+            plainly >= 1.0,
+        ));
+    }
+    goals
+}
+
+fn cost(of: &Measured) -> Vec<Goal> {
+    let ours = &of.main.sluice;
+    let own = ours.own_cpu();
+    let mut goals = vec![Goal::new(
+        "CPU an event, our services",
+        "≤ 1.2 µs",
+        format!("{own:.2} µs"),
+        own <= 1.2,
+    )];
+    if let Some(plain) = &of.main.plain_insert {
+        let (all, without) = (ours.cpu(), plain.cpu());
+        goals.push(Goal::new(
+            "CPU an event, ClickHouse included, beside direct inserts of 10,000-event bodies",
+            &format!("≤ {without:.2} µs"),
+            format!("{all:.2} µs"),
+            all <= without,
+        ));
+    }
+    goals
+}
+
+fn small(of: &Measured) -> Vec<Goal> {
+    let (tens, ones) = (of.tens.sluice.stored_per_second, of.ones.sluice.stored_per_second);
+    vec![
+        Goal::new(
+            "stored events/s, 10 events a request, 64 connections",
+            "≥ 250,000",
+            thousands(tens),
+            tens >= 250_000.0,
+        ),
+        Goal::new(
+            "stored events/s, 1 event a request, 64 connections",
+            "≥ 40,000",
+            thousands(ones),
+            ones >= 40_000.0,
+        ),
+        Goal::open(
+            "OTLP logs, 1000 records a request, beside Rotel",
+            "≥ 1.5 times",
+            "Sluice does not take OTLP yet",
+        ),
+    ]
+}
+
+fn latency(of: &Measured) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    if let Some(half) = of.rising.iter().find(|one| one.percent == HALF) {
+        let half = &half.report;
+        goals.push(at_most("acknowledgement p50 at half load", 5.0, half.ack_p50_ms));
+        goals.push(at_most("acknowledgement p99 at half load", 20.0, half.ack_p99_ms));
+        goals.push(at_most(
+            "freshness p95 at half load",
+            1_000.0,
+            half.freshness_p95_ms,
+        ));
+    }
+    goals.push(at_most(
+        "freshness p95 at full load",
+        3_000.0,
+        of.main.sluice.freshness_p95_ms,
+    ));
+    goals
+}
+
+fn at_most(what: &str, most_ms: f64, found_ms: Option<f64>) -> Goal {
+    let found = found_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
+    let is_met = found_ms.is_some_and(|ms| ms <= most_ms);
+    Goal::new(what, &format!("≤ {most_ms} ms"), found, is_met)
+}
+
+fn memory(of: &Measured) -> Vec<Goal> {
+    let peak: f64 = of.main.sluice.ours().map(|one| one.peak_rss_mib).sum();
+    let most = 300.0 + DEDUP_MEMORY_MIB;
+    let (middle, last) = thirds(&of.repeating);
+    vec![
+        Goal::new(
+            "peak resident memory, three services in one process, full load",
+            &format!("≤ 300 MiB + `dedup.memory` ({DEDUP_MEMORY_MIB:.0} MiB)"),
+            format!("{peak:.0} MiB"),
+            peak <= most,
+        ),
+        Goal::new(
+            "most memory in the last third of a run with repeating events, beside the second third",
+            &format!("≤ {FLAT} times"),
+            format!("{middle:.0} → {last:.0} MiB"),
+            last <= middle * FLAT,
+        ),
+        Goal::open(
+            "memory under three times what can be taken",
+            "within the limits",
+            "`sluice-bench overload` holds it to them",
+        ),
+        Goal::open(
+            "100 million live keys",
+            "≥ 80 % of the throughput with 1 million",
+            "not measured yet",
+        ),
+    ]
+}
+
+/// The most that was held in the second third of a run, and in the last.
+fn thirds(report: &Report) -> (f64, f64) {
+    let end = report.resident.last().map_or(0.0, |(at, _)| *at);
+    let most = |from: f64, to: f64| {
+        let within = report.resident.iter().filter(|(at, _)| (from..=to).contains(at));
+        within.map(|(_, mib)| *mib).fold(0.0, f64::max)
+    };
+    (most(end / 3.0, end * 2.0 / 3.0), most(end * 2.0 / 3.0, end))
+}
+
+fn starts(of: &Measured) -> Vec<Goal> {
+    let took = |report: &Report, name: &str| {
+        let process = report.processes.iter().find(|one| one.name == name);
+        process.and_then(|one| one.ready_ms)
+    };
+    vec![
+        at_most(
+            "start to ready, empty, the edge",
+            100.0,
+            took(&of.apart, "sluice-edge"),
+        ),
+        at_most(
+            "start to ready, empty, all in one, without ClickHouse's own start",
+            500.0,
+            took(&of.main.sluice, "ingestctl"),
+        ),
+    ]
+}
+
+/// 1,234,567.
+#[must_use]
+pub fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::super::machine::Machine;
+    use super::super::measure::{Beside, Rising};
+    use super::*;
+    use crate::report::Process;
+
+    pub fn report(system: &str, rate: f64, cpu: f64) -> Report {
+        let process = |name: &str, cpu_seconds_per_million| Process {
+            name: name.into(),
+            cpu_seconds_per_million,
+            peak_rss_mib: 400.0,
+            ready_ms: Some(90.0),
+        };
+        Report {
+            system: system.into(),
+            events_per_request: 1_000,
+            connections: 16,
+            events: 1_000_000,
+            acknowledged_per_second: rate,
+            stored_per_second: rate,
+            processes: vec![
+                process("ingestctl", cpu),
+                process("sluice-edge", 0.0),
+                process("clickhouse", 1.0),
+                process("generator", 5.0),
+            ],
+            ack_p50_ms: Some(4.0),
+            ack_p99_ms: Some(30.0),
+            freshness_p50_ms: Some(400.0),
+            freshness_p95_ms: Some(700.0),
+            probes: 10,
+            refused: 0,
+            resident: vec![(1.0, 100.0), (5.0, 200.0), (9.0, 260.0)],
+        }
+    }
+
+    pub fn measured() -> Measured {
+        let beside = |rate, plain: Option<f64>| Beside {
+            sluice: report("sluice", rate, 1.1),
+            async_insert: report("async", 300_000.0, 3.0),
+            plain_insert: plain.map(|rate| report("plain", rate, 2.0)),
+        };
+        Measured {
+            machine: Machine {
+                cpu: "a CPU".into(),
+                cores: 2,
+                memory_gib: 8.0,
+                kernel: "6".into(),
+                file_system: "ext4".into(),
+                profile: "release".into(),
+            },
+            clickhouse: "26.7".into(),
+            version: "0.1.0".into(),
+            day: "2026-11-22".into(),
+            seconds: 60,
+            rounds: 3,
+            main: beside(610_000.0, Some(615_000.0)),
+            tens: beside(260_000.0, None),
+            ones: beside(39_000.0, None),
+            sizes: vec![beside(40_000.0, None), beside(600_000.0, None)],
+            apart: report("apart", 500_000.0, 0.5),
+            rising: vec![Rising {
+                percent: 50,
+                report: report("half", 300_000.0, 1.1),
+            }],
+            repeating: report("repeating", 300_000.0, 1.0),
+        }
+    }
+
+    #[test]
+    fn each_goal_is_told_with_its_figure_and_whether_it_is_met() {
+        let goals = goals(&measured());
+        let of = |word: &str| {
+            let found = goals.iter().find(|goal| goal.what.contains(word));
+            found.map(|goal| (goal.found.as_str(), goal.met)).expect(word)
+        };
+        assert_eq!(of("1000 events a request, 16"), ("610,000", Some(true)));
+        assert_eq!(of("async"), ("2.03", Some(true)));
+        assert_eq!(of("times direct inserts of 10,000"), ("0.99", Some(false)));
+        assert_eq!(of("our services"), ("1.10 µs", Some(true)));
+        assert_eq!(of("1 event a request"), ("39,000", Some(false)));
+        assert_eq!(of("p50 at half"), ("4.0 ms", Some(true)));
+        assert_eq!(of("p99 at half"), ("30.0 ms", Some(false)));
+        assert_eq!(of("repeating"), ("200 → 260 MiB", Some(false)));
+        assert_eq!(of("the edge"), ("90.0 ms", Some(true)));
+        assert_eq!(of("OTLP").1, None);
+    }
+}

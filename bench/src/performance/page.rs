@@ -1,0 +1,252 @@
+//! The page, and its plots.
+
+use super::goals::{self, thousands};
+use super::measure::{Beside, Measured};
+use super::plot::{Line, Plot};
+use crate::report::Report;
+use std::fmt::Write as _;
+
+/// What others cost, on a machine of the same kind: microseconds of CPU an event, ClickHouse included (PEERS).
+const PEERS: [(&str, f64); 1] = [("Rotel, OTLP logs, in memory, no acknowledged durability", 6.7)];
+/// The load that costs are told for.
+const EVENTS_A_SECOND: f64 = 400_000.0;
+
+/// The page in Markdown; plots are in `folder` beside it.
+#[must_use]
+pub fn text(of: &Measured, folder: &str) -> String {
+    let mut text = head(of);
+    text += &goals_table(of);
+    text += &cores_table(of);
+    text += &stages_table(&of.apart);
+    text += "\n## Plots\n";
+    for (name, plot) in plots(of) {
+        // Writing to a String cannot fail.
+        write!(text, "\n![{}]({folder}/{name}.svg)\n", plot.title).ok();
+    }
+    text
+}
+
+fn head(of: &Measured) -> String {
+    let machine = &of.machine;
+    format!(
+        "# Performance\n\n\
+         Written by `sluice-bench performance` (here with `--seconds {} --rounds {}`): do not edit, run it again. Generator, Sluice and ClickHouse share the machine; every \
+         figure is the median of the rounds, which take turns, and was measured with everything on: validation, units, dedup (24 h), durable acknowledgement, exactly-once inserts, \
+         provenance. Every acknowledged event was counted in ClickHouse, once, or the run would have failed. Absolute figures of two machines say little: compare within one run.\n\n\
+         {}, {} cores, {:.0} GiB, Linux {}, {}; Sluice {} ({}), ClickHouse {}; {}.\n",
+        of.seconds,
+        of.rounds,
+        machine.cpu,
+        machine.cores,
+        machine.memory_gib,
+        machine.kernel,
+        machine.file_system,
+        of.version,
+        machine.profile,
+        of.clickhouse,
+        of.day,
+    )
+}
+
+fn goals_table(of: &Measured) -> String {
+    let mut text = "\n## Goals\n\n| goal | wanted | found | |\n|---|---|---|---|\n".to_owned();
+    for goal in goals::goals(of) {
+        let met = match goal.met {
+            Some(true) => "met",
+            Some(false) => "**not met**",
+            None => "open",
+        };
+        writeln!(
+            text,
+            "| {} | {} | {} | {met} |",
+            goal.what, goal.wanted, goal.found
+        )
+        .ok();
+    }
+    text
+}
+
+/// What a load costs, ours beside others.
+fn cores_table(of: &Measured) -> String {
+    let cores = |micros: f64| micros * EVENTS_A_SECOND / 1e6;
+    let mut text = format!(
+        "\n## Cores that {} events/s cost\n\n| way | CPU an event, µs | cores |\n|---|---|---|\n",
+        thousands(EVENTS_A_SECOND)
+    );
+    let measured = [
+        Some(&of.main.sluice),
+        Some(&of.main.async_insert),
+        of.main.plain_insert.as_ref(),
+    ];
+    for report in measured.into_iter().flatten() {
+        let micros = report.cpu();
+        writeln!(
+            text,
+            "| {}, {} events a request | {micros:.2} | {:.2} |",
+            report.system,
+            report.events_per_request,
+            cores(micros)
+        )
+        .ok();
+    }
+    for (name, micros) in PEERS {
+        writeln!(
+            text,
+            "| {name} (not measured here) | {micros:.2} | {:.2} |",
+            cores(micros)
+        )
+        .ok();
+    }
+    text
+}
+
+/// Where the time goes: three processes, each with its own.
+fn stages_table(apart: &Report) -> String {
+    let mut text = "\n## Where the time goes\n\nThe main load through three processes, which also speak with each other.\n\n\
+                    | process | CPU an event, µs | peak MiB |\n|---|---|---|\n"
+        .to_owned();
+    for one in &apart.processes {
+        writeln!(
+            text,
+            "| {} | {:.2} | {:.0} |",
+            one.name, one.cpu_seconds_per_million, one.peak_rss_mib
+        )
+        .ok();
+    }
+    text
+}
+
+/// Each with the name of its file.
+#[must_use]
+pub fn plots(of: &Measured) -> Vec<(&'static str, Plot)> {
+    vec![
+        ("throughput", throughput(&of.sizes)),
+        ("cost", cost(&of.sizes)),
+        ("acknowledgement", acknowledgement(of)),
+        ("freshness", freshness(of)),
+        ("memory", memory(of)),
+    ]
+}
+
+fn line(name: &str, points: impl IntoIterator<Item = (f64, f64)>) -> Line {
+    Line {
+        name: name.into(),
+        points: points.into_iter().collect(),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn size(report: &Report) -> f64 {
+    report.events_per_request as f64
+}
+
+/// A value of each size, through each way.
+fn by_size(sizes: &[Beside], value: impl Fn(&Report) -> f64) -> Vec<Line> {
+    let point = |report: &Report| (size(report), value(report));
+    vec![
+        line("Sluice", sizes.iter().map(|one| point(&one.sluice))),
+        line(
+            "direct async inserts",
+            sizes.iter().map(|one| point(&one.async_insert)),
+        ),
+    ]
+}
+
+fn throughput(sizes: &[Beside]) -> Plot {
+    Plot {
+        title: "Stored events a second, by events a request (16 connections)".into(),
+        x: "events a request".into(),
+        y: "stored events/s".into(),
+        by_tens: true,
+        lines: by_size(sizes, |report| report.stored_per_second),
+    }
+}
+
+fn cost(sizes: &[Beside]) -> Plot {
+    Plot {
+        title: "CPU an event, ClickHouse included, by events a request".into(),
+        x: "events a request".into(),
+        y: "µs".into(),
+        by_tens: true,
+        lines: by_size(sizes, Report::cpu),
+    }
+}
+
+/// A latency at each share of the peak; what was not seen is left out.
+fn rising(of: &Measured, name: &str, value: impl Fn(&Report) -> Option<f64>) -> Line {
+    let points = of
+        .rising
+        .iter()
+        .filter_map(|one| Some((f64::from(one.percent), value(&one.report)?)));
+    line(name, points)
+}
+
+fn acknowledgement(of: &Measured) -> Plot {
+    Plot {
+        title: "Acknowledgement under rising load".into(),
+        x: "load, percent of the peak".into(),
+        y: "ms".into(),
+        by_tens: false,
+        lines: vec![
+            rising(of, "p50", |report| report.ack_p50_ms),
+            rising(of, "p99", |report| report.ack_p99_ms),
+        ],
+    }
+}
+
+fn freshness(of: &Measured) -> Plot {
+    Plot {
+        title: "From acknowledgement to query under rising load".into(),
+        x: "load, percent of the peak".into(),
+        y: "ms".into(),
+        by_tens: false,
+        lines: vec![
+            rising(of, "p50", |report| report.freshness_p50_ms),
+            rising(of, "p95", |report| report.freshness_p95_ms),
+        ],
+    }
+}
+
+fn memory(of: &Measured) -> Plot {
+    Plot {
+        title: "Resident memory of Sluice over time".into(),
+        x: "seconds".into(),
+        y: "MiB".into(),
+        by_tens: false,
+        lines: vec![
+            line(
+                "full load, distinct events",
+                of.main.sluice.resident.iter().copied(),
+            ),
+            line(
+                "half load, the same events again and again",
+                of.repeating.resident.iter().copied(),
+            ),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::goals::tests::measured;
+    use super::*;
+
+    #[test]
+    fn the_page_tells_goals_costs_the_machine_and_every_plot() {
+        let measured = measured();
+        let page = text(&measured, "performance");
+        for words in [
+            "a CPU, 2 cores",
+            "| stored events/s, 1000 events a request, 16 connections | ≥ 600,000 | 610,000 | met |",
+            "| **not met** |",
+            "Cores that 400,000 events/s cost",
+            "| clickhouse | 1.00 |",
+        ] {
+            assert!(page.contains(words), "{words}\n{page}");
+        }
+        for (name, plot) in plots(&measured) {
+            assert!(page.contains(&format!("(performance/{name}.svg)")), "{name}");
+            assert!(plot.svg().expect("drawn").contains("<svg"), "{name}");
+        }
+    }
+}
