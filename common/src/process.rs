@@ -4,6 +4,7 @@ use crate::metrics::Metrics;
 use crate::telemetry::Telemetry;
 use backtrace::Backtrace;
 use std::fmt::Display;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,18 +61,21 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-/// Tells of panics as the standard library does, but without the lock that it holds while a backtrace is made: an
+/// Tells of panics much as the standard library does, but without the lock that it holds while a backtrace is made: an
 /// allocation that is refused meanwhile waits for that lock for ever, on the thread that has it (Rust 1.95, with
 /// `RUST_BACKTRACE`). A process that has too little memory must end, and be started again, instead of standing still.
 pub fn tell_panics() {
-    let is_asked = std::env::var_os("RUST_BACKTRACE").is_some_and(|how| how != "0");
+    let how = std::env::var("RUST_BACKTRACE").unwrap_or_default();
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
-        let name = thread.name().unwrap_or("unnamed");
-        eprintln!("\nthread '{name}' {panic}");
-        if is_asked {
-            eprintln!("{:?}", Backtrace::new());
+        let mut text = format!("\nthread '{}' {panic}\n", thread.name().unwrap_or("unnamed"));
+        match how.as_str() {
+            "" | "0" => {}
+            "full" => text += &format!("{:#?}\n", Backtrace::new()),
+            _ => text += &format!("{:?}\n", Backtrace::new()),
         }
+        // A second panic would end the process; there is nobody to tell that nobody can be told.
+        std::io::stderr().write_all(text.as_bytes()).ok();
     }));
 }
 

@@ -16,7 +16,7 @@ const EXIT_DEADLINE: Duration = Duration::from_secs(40);
 /// A running process that has said that it is ready.
 #[derive(Debug)]
 pub struct Service {
-    child: Child,
+    process: Started,
     /// Its first line on stdout.
     pub ready: Value,
 }
@@ -57,12 +57,16 @@ pub async fn clickhouse(dir: &Path, port: u16) -> ClickHouse {
     ClickHouse::start(options).await.expect("ClickHouse starts")
 }
 
-impl Service {
-    /// Starts `name` with `--json` and waits for its ready line. Its log lines are added to `log`.
+/// A process that was started and may not be ready yet; killed when it is dropped.
+#[derive(Debug)]
+pub struct Started(Child);
+
+impl Started {
+    /// Starts `name` with `--json`. Its log lines are added to `log`.
     ///
     /// # Errors
-    /// Its last words, where it ended or said nothing in time.
-    pub fn start(name: &str, args: &[String], log: &Path) -> Result<Self, String> {
+    /// Where it cannot be started.
+    pub fn new(name: &str, args: &[String], log: &Path) -> Result<Self, String> {
         let lines = File::options()
             .create(true)
             .append(true)
@@ -77,7 +81,7 @@ impl Service {
         command.env("SLUICE_FAILPOINTS", log.with_file_name("failpoints"));
         // As many run services: what is done for a backtrace must not be in the way of anything.
         command.env("RUST_BACKTRACE", "1");
-        let mut child = command
+        let child = command
             .args(args)
             .arg("--json")
             .stdin(Stdio::null())
@@ -85,7 +89,25 @@ impl Service {
             .stderr(lines)
             .spawn()
             .map_err(|error| format!("{name}: {error}"))?;
-        let stdout = child.stdout.take().ok_or("no stdout")?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Service {
+    /// Starts `name` with `--json` and waits for its ready line. Its log lines are added to `log`.
+    ///
+    /// # Errors
+    /// Its last words, where it ended or said nothing in time.
+    pub fn start(name: &str, args: &[String], log: &Path) -> Result<Self, String> {
+        let mut process = Started::new(name, args, log)?;
+        let stdout = process.0.stdout.take().ok_or("no stdout")?;
         let (send, first) = sync_channel(1);
         std::thread::spawn(move || {
             let mut line = String::new();
@@ -99,13 +121,9 @@ impl Service {
             .and_then(Result::ok)
             .unwrap_or_default();
         match serde_json::from_str(&line) {
-            Ok(ready) => Ok(Self { child, ready }),
-            Err(_) => {
-                // Whatever it is doing, it is not ready.
-                child.kill().ok();
-                child.wait().ok();
-                Err(format!("{name} did not get ready: {}", tail(log)))
-            }
+            Ok(ready) => Ok(Self { process, ready }),
+            // Whatever it is doing, it is not ready: it is killed.
+            Err(_) => Err(format!("{name} did not get ready: {}", tail(log))),
         }
     }
 
@@ -115,13 +133,12 @@ impl Service {
     /// Never for a process that was started.
     #[must_use]
     pub fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+        Pid::from_child(&self.process.0)
     }
 
     /// SIGKILL, and waits until it is gone.
-    pub fn kill(mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+    pub fn kill(self) {
+        drop(self.process);
     }
 
     /// How it ended, if it did.
@@ -129,7 +146,7 @@ impl Service {
     /// # Panics
     /// Where the system does not know it.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("a status")
+        self.process.0.try_wait().expect("a status")
     }
 
     /// SIGTERM; its exit status.
@@ -140,7 +157,7 @@ impl Service {
         kill_process(self.pid(), Signal::TERM).expect("it runs");
         let until = Instant::now() + EXIT_DEADLINE;
         loop {
-            if let Some(status) = self.child.try_wait().expect("a status") {
+            if let Some(status) = self.process.0.try_wait().expect("a status") {
                 return status;
             }
             assert!(
@@ -177,24 +194,24 @@ impl Service {
     }
 
     fn status(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap_or_default();
         let line = status.lines().find(|line| line.starts_with(field));
         let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
         kib.unwrap_or(0) * 1024
     }
 }
 
-impl Drop for Service {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// The last lines of a log file.
+/// The last lines of a log file, without the frames of a panic.
 #[must_use]
 pub fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().rev().take(15).collect();
+    let is_frame = |line: &&str| {
+        let line = line.trim_start();
+        let behind_number = line.trim_start_matches(|c: char| c.is_ascii_digit());
+        line.starts_with("at ") || behind_number.len() < line.len() && behind_number.starts_with(": ")
+    };
+    let lines = text.lines().rev().filter(|line| !is_frame(line));
+    let lines: Vec<&str> = lines.take(15).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
