@@ -6,7 +6,7 @@ use crate::failpoints::{Failpoints, SMALL_FILES};
 use crate::plan::{Hop, Part, Plan, Shape, TENANTS};
 use crate::ports;
 use crate::proxy::Proxy;
-use crate::service::{Service, executable, places, tail};
+use crate::service::{Service, Started, executable, places, tail};
 use crate::volume::Volume;
 use ingestctl::clickhouse::{ClickHouse, Options};
 use rustix::process::{Signal, kill_process};
@@ -395,6 +395,27 @@ impl Deployment {
     /// # Errors
     /// Its last words.
     pub async fn bring_up(&mut self, part: Part) -> Result<(), String> {
+        match self.command_of(part) {
+            Some((program, args)) => {
+                let service = start(program, args, self.log_file(part)).await?;
+                self.services.insert(part, service);
+            }
+            None => self.clickhouse = Some(self.start_clickhouse().await?),
+        }
+        Ok(())
+    }
+
+    /// Starts a part, but ClickHouse, and does not wait until it is ready; it is killed when what is returned is dropped.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn start_without_waiting(&self, part: Part) -> Result<Started, String> {
+        let (program, args) = self.command_of(part).ok_or("ClickHouse has a keeper")?;
+        Started::new(program, &args, &self.log_file(part))
+    }
+
+    /// What starts a part, with its arguments; none of ClickHouse.
+    fn command_of(&self, part: Part) -> Option<(&'static str, Vec<String>)> {
         let (program, config) = match part {
             Part::Up => ("ingestctl", self.config()),
             Part::Edge => ("sluice-edge", self.config()),
@@ -402,10 +423,7 @@ impl Deployment {
             Part::SinkWriter => ("sluice-sink-writer", self.config()),
             Part::SecondEdge => ("sluice-edge", self.second_config()),
             Part::SecondSinkWriter => ("sluice-sink-writer", self.second_config()),
-            Part::ClickHouse => {
-                self.clickhouse = Some(self.start_clickhouse().await?);
-                return Ok(());
-            }
+            Part::ClickHouse => return None,
         };
         let (config, data) = (config.display().to_string(), self.data().display().to_string());
         let mut args = ["--config", &config, "--data-dir", &data]
@@ -416,9 +434,7 @@ impl Deployment {
             args.insert(0, "up".into());
             args.extend(["--clickhouse-port".into(), port]);
         }
-        let service = start(program, args, self.log_file(part)).await?;
-        self.services.insert(part, service);
-        Ok(())
+        Some((program, args))
     }
 
     async fn start_clickhouse(&self) -> Result<ClickHouse, String> {

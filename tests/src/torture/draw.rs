@@ -35,6 +35,9 @@ const CUT_BYTES: Range<u64> = 0..60_000;
 /// Largest requests, and of how many events some are refused beside them: of most ranges fewer than make it the table
 /// that is at fault.
 const SIZES: [(usize, u64); 3] = [(20, 150), (500, 2_000), (3_000, 10_000)];
+/// How long a process has been recovering when it is killed again, in ms, and how often at most.
+const RECOVERY_MS: Range<u64> = 0..400;
+const RECOVERIES: Range<usize> = 1..4;
 /// How inserts are announced.
 const INSERTS: &str = "INSERT+INTO";
 /// What a proxy says in ClickHouse's place, though the rows are stored.
@@ -50,6 +53,12 @@ pub enum Fault {
     /// SIGKILL; back after so long.
     Kill {
         part: Part,
+        outage: Duration,
+        /// Killed again, each time so long after it was started: while it recovers.
+        again: Vec<Duration>,
+    },
+    /// SIGKILL of every process at once, ClickHouse included; back after so long.
+    KillAll {
         outage: Duration,
     },
     /// SIGSTOP, and SIGCONT after so long.
@@ -223,9 +232,13 @@ impl Draw {
     fn fault(&self, rng: &mut StdRng) -> Fault {
         let part = self.part(rng);
         match (rng.random_range(0..100), self.disk) {
-            (0..50, _) => Fault::Kill {
+            (0..5, _) => Fault::KillAll {
+                outage: ms(rng, OUTAGE_MS),
+            },
+            (5..50, _) => Fault::Kill {
                 part,
                 outage: ms(rng, OUTAGE_MS),
+                again: recoveries(part, rng),
             },
             (50..57, _) => Fault::Stop {
                 part,
@@ -246,6 +259,7 @@ impl Draw {
             _ => Fault::Kill {
                 part: Part::ClickHouse,
                 outage: Duration::ZERO,
+                again: Vec::new(),
             },
         }
     }
@@ -284,6 +298,16 @@ fn disk(has_server: bool, rng: &mut StdRng) -> Option<Disk> {
         4..7 if has_server => Some(Disk::ClickHouse),
         _ => None,
     }
+}
+
+/// When a part is killed again in its recovery: one kill of three is followed by such. ClickHouse is started again by who
+/// keeps it.
+fn recoveries(part: Part, rng: &mut StdRng) -> Vec<Duration> {
+    if part == Part::ClickHouse || rng.random_range(0..3) > 0 {
+        return Vec::new();
+    }
+    let times = rng.random_range(RECOVERIES);
+    (0..times).map(|_| ms(rng, RECOVERY_MS)).collect()
 }
 
 fn ms(rng: &mut StdRng, range: Range<u64>) -> Duration {

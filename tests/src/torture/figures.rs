@@ -11,6 +11,8 @@ pub struct Figures {
     pub rounds: u64,
     /// SIGKILLs by part.
     pub kills: BTreeMap<String, u64>,
+    /// Of those, kills of processes that were recovering from one.
+    pub recoveries: u64,
     pub stops: u64,
     pub restarts: u64,
     pub network: u64,
@@ -56,6 +58,7 @@ impl Figures {
                 *sums.entry(name).or_default() += count;
             }
         }
+        self.recoveries += other.recoveries;
         self.stops += other.stops;
         self.restarts += other.restarts;
         self.network += other.network;
@@ -73,12 +76,13 @@ impl Figures {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tally = &self.tally;
-        let rows: [(&str, String); 17] = [
+        let rows: [(&str, String); 18] = [
             (
                 "rounds",
                 format!("{} ({} with two edges and sink-writers)", self.rounds, self.twins),
             ),
             ("SIGKILLs", counted(&self.kills)),
+            ("of those while recovering from one", self.recoveries.to_string()),
             ("SIGSTOPs", self.stops.to_string()),
             ("SIGTERMs and restarts", self.restarts.to_string()),
             ("network faults", self.network.to_string()),

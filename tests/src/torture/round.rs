@@ -108,12 +108,16 @@ impl Round {
     async fn suffer(&mut self, fault: &Fault) {
         self.oracle.weigh(&self.deployment);
         match fault {
-            Fault::Kill { part, outage } => {
+            Fault::Kill { part, outage, again } => {
                 let before = self.deployment.clickhouse_pid();
                 self.kill(*part);
                 tokio::time::sleep(*outage).await;
+                for after in again {
+                    self.kill_in_recovery(*part, *after).await;
+                }
                 self.back(*part, before).await;
             }
+            Fault::KillAll { outage } => self.kill_all(*outage).await,
             Fault::Stop { part, time } => {
                 self.figures.stops += 1;
                 self.deployment.signal(*part, Signal::STOP);
@@ -215,9 +219,35 @@ impl Round {
         self.deployment.kill(part);
     }
 
+    /// Starts a part, and kills it before it is ready, if it is not by then.
+    async fn kill_in_recovery(&mut self, part: Part, after: Duration) {
+        self.figures.recoveries += 1;
+        *self.figures.kills.entry(format!("{part:?}")).or_default() += 1;
+        let started = self.deployment.start_without_waiting(part).expect("started");
+        tokio::time::sleep(after).await;
+        drop(started);
+    }
+
+    async fn kill_all(&mut self, outage: Duration) {
+        let before = self.deployment.clickhouse_pid();
+        let parts = self.deployment.parts();
+        parts.iter().for_each(|part| self.kill(*part));
+        tokio::time::sleep(outage).await;
+        let begun = Instant::now();
+        for part in &parts {
+            self.start_again(*part, before, begun).await;
+        }
+        self.until_ready(parts[0], begun).await;
+    }
+
     /// Brings a killed part back, and waits until all is well. `before` is the ClickHouse of before the kill.
     async fn back(&mut self, part: Part, before: Option<rustix::process::Pid>) {
         let begun = Instant::now();
+        self.start_again(part, before, begun).await;
+        self.until_ready(part, begun).await;
+    }
+
+    async fn start_again(&mut self, part: Part, before: Option<rustix::process::Pid>, begun: Instant) {
         if part != Part::ClickHouse {
             self.deployment.bring_up(part).await.expect("ready");
         } else if self.deployment.parts().contains(&Part::ClickHouse) {
@@ -233,7 +263,6 @@ impl Round {
                 tokio::time::sleep(ASK_EVERY).await;
             }
         }
-        self.until_ready(part, begun).await;
     }
 
     async fn restart(&mut self, part: Part) {
