@@ -20,10 +20,10 @@ mod world;
 use std::time::Instant;
 use world::{Outcome, Plan, simulate};
 
-/// How many seeds a test takes: `SLUICE_SEEDS`, or as many as CI has time for.
-fn seeds(default: u64) -> u64 {
-    let asked = std::env::var("SLUICE_SEEDS").ok();
-    asked.map_or(default, |asked| asked.parse().expect("SLUICE_SEEDS is a number"))
+/// How many seeds a test takes: what `variable` says, or as many as CI has time for.
+fn seeds(variable: &str, default: u64) -> u64 {
+    let asked = std::env::var(variable).ok();
+    asked.map_or(default, |asked| asked.parse().expect("a number of seeds"))
 }
 
 /// The one seed to be replayed: `SLUICE_SEED`.
@@ -35,7 +35,7 @@ fn one_seed() -> Option<u64> {
 /// Runs the plan of each seed; the first breach fails with all that is known of it.
 fn hold(name: &str, default: u64, plan: impl Fn(u64) -> Plan) {
     let begun = Instant::now();
-    let all = one_seed().map_or(0..seeds(default), |seed| seed..seed + 1);
+    let all = one_seed().map_or(0..seeds("SLUICE_SEEDS", default), |seed| seed..seed + 1);
     let (mut runs, mut lives, mut rows) = (0u64, 0u64, 0u64);
     for seed in all {
         let outcome = simulate(&plan(seed));

@@ -28,6 +28,8 @@ use tokio::sync::Semaphore;
 
 /// Deployments that run at once.
 static TURNS: Semaphore = Semaphore::const_new(2);
+/// Where a sync has just failed.
+const SYNCS: [Point; 3] = [Point::LogSynced, Point::ProgressWritten, Point::ManifestRenamed];
 /// How long a delay lasts, in ms: longer than a range grows, shorter than any deadline.
 const DELAY_MS: std::ops::Range<u64> = 300..900;
 
@@ -241,7 +243,7 @@ enum Hit {
 }
 
 /// A case before it is known how often its point is hit.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Wish {
     point: Point,
     action: Action,
@@ -292,7 +294,15 @@ fn wishes(points: &[Point], rng: &mut StdRng) -> Vec<Wish> {
         if is_full() {
             wishes.extend(all);
         } else {
-            wishes.extend(all.choose(rng));
+            // That a sync which failed ends a real process is seen in each run.
+            let sync = Wish {
+                point: *point,
+                action: Action::Error,
+                hit: Hit::First,
+            };
+            let is_sync = SYNCS.contains(point);
+            wishes.extend(is_sync.then_some(sync));
+            wishes.extend(all.choose(rng).filter(|chosen| !is_sync || **chosen != sync));
         }
     }
     wishes

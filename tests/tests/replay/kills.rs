@@ -14,6 +14,8 @@ const POINTS: [Point; 4] = [
     Point::ReplayActed,
 ];
 const FIRED: Duration = Duration::from_secs(30);
+/// How late a step is, in ms.
+const LATE_MS: u64 = 500;
 
 pub(super) async fn stand(shape: Shape, extra: &str) -> (Stand, Failpoints) {
     let mut points = None;
@@ -117,6 +119,60 @@ async fn killed_at(stand: &mut Stand, points: &Failpoints, case: Case) -> u64 {
     points.disarm();
     stand.on(&id, "discard", &json!({})).await;
     killed
+}
+
+/// A disk or a ClickHouse that fails once at a step, or is late there.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_fails_or_is_late_at_a_step_a_replay_is_resumed_and_promoted_all_the_same() {
+    let _turn = TURNS.acquire().await;
+    let (stand, mut points) = stand(Shape::AllInOne, "").await;
+    stand.send(0, 0..20_000).await;
+    stand.send(1, 0..20_000).await;
+    stand.drained().await;
+    let before = stand.sql(ROWS).await;
+    let actions = [Action::Error, Action::Delay(LATE_MS)];
+    let cases = POINTS
+        .iter()
+        .flat_map(|point| actions.map(|action| (*point, action)));
+    let cases = cases.flat_map(|(point, action)| [1, 2].map(|nth| Case { point, action, nth }));
+    for case in cases {
+        let hurt = "ALTER TABLE telemetry.events DELETE WHERE _src_o % 13 = 5 SETTINGS mutations_sync = 2";
+        stand.sql(hurt).await;
+        points.arm(case);
+        let id = seen_through(&stand, &points).await;
+        assert!(points.has_fired(), "{case}");
+        points.disarm();
+        stand.on(&id, "discard", &json!({})).await;
+        stand.drained().await;
+        assert_eq!(stand.sql(ROWS).await, before, "{case}");
+    }
+}
+
+/// Has everything replayed and promoted, and orders again what an error has ended; its id.
+async fn seen_through(stand: &Stand, points: &Failpoints) -> String {
+    let plan = stand.everything().await;
+    let id = plan["id"].as_str().expect("an id").to_owned();
+    for wanted in ["done", "promoted"] {
+        finally(&format!("{id} {wanted}"), super::DEADLINE, async || {
+            let told = stand.show(&id).await;
+            let verb = match told["phase"].as_str() {
+                Some(phase) if phase == wanted => return Ok(()),
+                None => "",
+                Some("failed" | "paused") => "/resume",
+                Some("done") => "/promote",
+                Some(_) => return Err(told.to_string()),
+            };
+            let (path, order) = match verb {
+                "" => ("/admin/v1/replay".to_owned(), json!({"plan": id, "who": "kills"})),
+                _ => (format!("/admin/v1/replay/{id}{verb}"), json!({})),
+            };
+            let (status, answer) = stand.ask(&path, &order).await;
+            assert!(status == 200 || points.has_fired(), "{path}: {answer}");
+            Err(format!("{told}; {path}: {answer}"))
+        })
+        .await;
+    }
+    id
 }
 
 /// Waits until it is in a phase, or the process is killed: whether it was the former.
