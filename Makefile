@@ -45,7 +45,8 @@ run: build ## start everything on this machine, with a sample; Ctrl-C drains and
 
 .PHONY: test
 test: setup ## run every test, or with T=word those whose name contains it
-	cargo build $(PROFILE) --workspace --bins
+	# Services and tests in one build: apart, each has features of its own, and every crate is compiled twice.
+	cargo build $(PROFILE) --workspace --bins --tests
 	cargo test $(PROFILE) --workspace --no-fail-fast $(if $(T),-- $(T))
 
 .PHONY: torture

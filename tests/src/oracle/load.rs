@@ -128,7 +128,7 @@ impl Writer {
         let dataset = self.rng.random_range(0..self.style.datasets);
         let mut events = request::of_dataset(dataset, self.ledger.new_events(count));
         let before = self.before.first().map(|event| request::dataset_of(*event));
-        if before == Some(dataset) && self.rng.random_bool(OVERLAPS) {
+        if before == Some(dataset) && request::has_key(dataset) && self.rng.random_bool(OVERLAPS) {
             let again = self.before.iter().copied().filter(|_| self.rng.random_bool(0.3));
             events.extend(again.collect::<Vec<_>>());
         }

@@ -44,8 +44,10 @@ enum Form {
     GzipLines,
 }
 
-/// The datasets that events may be of, each with its table; most deployments have the first alone.
-pub const DATASETS: [&str; 2] = ["events", "more_events"];
+/// The datasets that events may be of, each with its table; most deployments have the first alone. Those of the last have
+/// no key: their requests do (`Idempotency-Key`), and are sent again byte by byte.
+pub const DATASETS: [&str; 3] = ["events", "more_events", "keyless_events"];
+const KEYLESS: usize = 2;
 /// An event's number tells its dataset from this bit on.
 const DATASET_BIT: u32 = 40;
 
@@ -62,6 +64,12 @@ pub fn dataset_of(event: u64) -> usize {
     (event >> DATASET_BIT) as usize
 }
 
+/// Whether an event may come in two requests, or twice in one, and is one event all the same.
+#[must_use]
+pub fn has_key(dataset: usize) -> bool {
+    dataset != KEYLESS
+}
+
 /// A request that can be sent again, byte by byte.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -71,7 +79,7 @@ pub struct Batch {
     /// Events in its body: a number may come more than once.
     pub in_body: usize,
     /// Header names and values.
-    pub headers: Vec<(&'static str, &'static str)>,
+    pub headers: Vec<(&'static str, String)>,
     pub body: Bytes,
 }
 
@@ -80,12 +88,16 @@ impl Batch {
     pub fn new(tenant: usize, events: Vec<u64>, rng: &mut impl Rng) -> Self {
         let form = [Form::Lines, Form::Array, Form::GzipLines][rng.random_range(0..3)];
         let mut order = events.clone();
-        if rng.random_bool(0.1) {
+        let has_key = events.first().is_none_or(|event| has_key(dataset_of(*event)));
+        if rng.random_bool(0.1) && has_key {
             order.extend(events.iter().filter(|_| rng.random_bool(0.2)));
         }
         let now = crate::now_ms();
         let lines: Vec<String> = order.iter().map(|event| line(tenant, *event, now)).collect();
-        let (headers, body) = write(form, &lines);
+        let (mut headers, body) = write(form, &lines);
+        if !has_key {
+            headers.push(("idempotency-key", Alphanumeric.sample_string(rng, 24)));
+        }
         Self {
             tenant,
             events,
@@ -207,12 +219,12 @@ fn line(tenant: usize, event: u64, now_ms: u64) -> String {
     body.to_string()
 }
 
-fn write(form: Form, lines: &[String]) -> (Vec<(&'static str, &'static str)>, Bytes) {
-    let ndjson = ("content-type", "application/x-ndjson");
+fn write(form: Form, lines: &[String]) -> (Vec<(&'static str, String)>, Bytes) {
+    let ndjson = ("content-type", "application/x-ndjson".to_owned());
     match form {
         Form::Lines => (vec![ndjson], lines.join("\n").into()),
         Form::Array => {
-            let headers = vec![("content-type", "application/json")];
+            let headers = vec![("content-type", "application/json".to_owned())];
             (headers, format!("[{}]", lines.join(",")).into())
         }
         Form::GzipLines => {
@@ -221,7 +233,10 @@ fn write(form: Form, lines: &[String]) -> (Vec<(&'static str, &'static str)>, By
                 .write_all(lines.join("\n").as_bytes())
                 .expect("a Vec takes everything");
             let packed = encoder.finish().expect("a Vec takes everything");
-            (vec![ndjson, ("content-encoding", "gzip")], packed.into())
+            (
+                vec![ndjson, ("content-encoding", "gzip".to_owned())],
+                packed.into(),
+            )
         }
     }
 }

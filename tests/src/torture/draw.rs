@@ -153,7 +153,7 @@ impl Draw {
             writers: rng.random_range(2..=6),
             max_events,
             pause_ms: 5..[15, 40, 150][rng.random_range(0..3)],
-            datasets: rng.random_range(1..=2),
+            datasets: rng.random_range(1..=DATASETS.len()),
         };
         let mut draw = Self {
             seed,
