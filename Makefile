@@ -43,9 +43,9 @@ build: setup ## the four release binaries
 run: build ## start everything on this machine, with a sample; Ctrl-C drains and ends
 	@exec $(RELEASE)/ingestctl up --sample
 
+# Services and tests in one build: apart, each has features of its own, and every crate is compiled twice.
 .PHONY: test
 test: setup ## run every test, or with T=word those whose name contains it
-	# Services and tests in one build: apart, each has features of its own, and every crate is compiled twice.
 	cargo build $(PROFILE) --workspace --bins --tests
 	cargo test $(PROFILE) --workspace --no-fail-fast $(if $(T),-- $(T))
 
