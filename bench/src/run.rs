@@ -1,5 +1,6 @@
 //! One run: start, send, drain, let merges end, check the ledger, report.
 
+use crate::admin::Admin;
 use crate::freshness::{Probe, SERVICE};
 use crate::latency::Latency;
 use crate::load::{self, Ledger, Load, Target};
@@ -91,6 +92,9 @@ async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failur
     let begun = Instant::now();
     let (ledger, resident) = send(way, load, &target, system).await?;
     drain(&http, system, ledger.stored.iter().sum()).await?;
+    if load.distinct.is_some() {
+        decided(system).await?;
+    }
     let stored_after = begun.elapsed();
     over.set(true);
     let freshness = match probe {
@@ -193,6 +197,18 @@ async fn drain(http: &Http, system: &System, events: u64) -> Result<(), Failure>
         }
         sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Waits until all that was acknowledged is out of the log, repeats too: they must not be stored later.
+async fn decided(system: &System) -> Result<(), Failure> {
+    let (admin, until) = (Admin::new(&system.admin), Instant::now() + DRAIN_DEADLINE);
+    while admin.metrics().await?.sum("sluice_log_backlog_bytes", "") > 0.0 {
+        if Instant::now() >= until {
+            return Err(Failure::new("the log does not get empty"));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Waits for a second without merges; whether they still ran at the deadline.

@@ -212,7 +212,7 @@ impl System {
     #[must_use]
     pub fn resident(&self) -> u64 {
         let pids = self.services.iter().filter_map(|(_, child)| child.id());
-        pids.map(|pid| usage::of_tree(pid).rss_bytes).sum()
+        pids.map(usage::rss_of).sum()
     }
 
     /// Stops everything; a killed Sluice loses nothing that matters here.

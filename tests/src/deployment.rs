@@ -9,7 +9,7 @@ use crate::proxy::Proxy;
 use crate::service::{Service, Started, executable, places, tail};
 use crate::volume::Volume;
 use ingestctl::clickhouse::{ClickHouse, Options};
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -347,12 +347,16 @@ impl Deployment {
     /// # Panics
     /// Where it does not run.
     pub fn signal(&self, part: Part, signal: Signal) {
-        let pid = match self.service(part) {
+        let pid = self.pid(part).expect("it runs");
+        kill_process(pid, signal).expect("it runs");
+    }
+
+    fn pid(&self, part: Part) -> Option<Pid> {
+        match self.service(part) {
             Some(service) => Some(service.pid()),
             None if part == Part::ClickHouse => self.clickhouse_pid(),
             None => None,
-        };
-        kill_process(pid.expect("it runs"), signal).expect("it runs");
+        }
     }
 
     /// What a part says of its config; null where it does not answer.
@@ -461,6 +465,17 @@ impl Deployment {
         }
     }
 
+    /// SIGKILLs parts in one moment, and waits until those of ours are gone.
+    pub fn kill_at_once(&mut self, parts: &[Part]) {
+        for pid in parts.iter().filter_map(|part| self.pid(*part)) {
+            // It may have died just now.
+            kill_process(pid, Signal::KILL).ok();
+        }
+        for part in parts {
+            self.services.remove(part);
+        }
+    }
+
     /// How a part ended, if it did so by itself; [`Self::bring_up`] starts it again.
     pub fn ended(&mut self, part: Part) -> Option<ExitStatus> {
         let status = self.services.get_mut(&part)?.ended()?;
@@ -470,7 +485,7 @@ impl Deployment {
 
     /// The running ClickHouse's process.
     #[must_use]
-    pub fn clickhouse_pid(&self) -> Option<rustix::process::Pid> {
+    pub fn clickhouse_pid(&self) -> Option<Pid> {
         let pid = match &self.clickhouse {
             Some(clickhouse) => clickhouse.pid()?,
             None => {
@@ -478,7 +493,7 @@ impl Deployment {
                 text.trim().parse().ok()?
             }
         };
-        rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)
+        Pid::from_raw(i32::try_from(pid).ok()?)
     }
 
     /// Stops the ClickHouse that stands beside three processes; [`Self::bring_up`] starts it again.

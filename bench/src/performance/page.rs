@@ -18,7 +18,7 @@ pub fn text(of: &Measured, folder: &str) -> String {
     text += &goals_table(of);
     text += &cores_table(of);
     text += &stages_table(&of.apart);
-    text += "\n## Plots\n";
+    text += "\n## Plots\n\nSluice's runs have a reader beside them that asks ClickHouse for an event each 25 ms: with small requests it is part of the cost.\n";
     for (name, plot) in plots(of) {
         // Writing to a String cannot fail.
         write!(text, "\n![{}]({folder}/{name}.svg)\n", plot.title).ok();
@@ -30,8 +30,8 @@ fn head(of: &Measured) -> String {
     let machine = &of.machine;
     format!(
         "# Performance\n\n\
-         Written by `sluice-bench performance` (here with `--seconds {} --rounds {}`): do not edit, run it again. Generator, Sluice and ClickHouse share the machine; every \
-         figure is the median of the rounds, which take turns, and was measured with everything on: validation, units, dedup (24 h), durable acknowledgement, exactly-once inserts, \
+         Written by `sluice-bench performance` (here with `--seconds {} --rounds {}`): do not edit, run it again. Generator, Sluice and ClickHouse share the machine; what \
+         is compared took turns in rounds, of which the one in the middle by stored events is shown; three processes, rising load and repeated events were one run each. Everything was on: validation, units, dedup (24 h), durable acknowledgement, exactly-once inserts, \
          provenance. Every acknowledged event was counted in ClickHouse, once, or the run would have failed. Absolute figures of two machines say little: compare within one run.\n\n\
          {}, {} cores, {:.0} GiB, Linux {}, {}; Sluice {} ({}), ClickHouse {}; {}.\n",
         of.seconds,
@@ -70,7 +70,7 @@ fn goals_table(of: &Measured) -> String {
 fn cores_table(of: &Measured) -> String {
     let cores = |micros: f64| micros * EVENTS_A_SECOND / 1e6;
     let mut text = format!(
-        "\n## Cores that {} events/s cost\n\n| way | CPU an event, µs | cores |\n|---|---|---|\n",
+        "\n## Cores that {} events/s cost\n\nCPU of all but the generator, by the event, at the most that was taken: not each way takes as much on this machine.\n\n| way | CPU an event, µs | cores |\n|---|---|---|\n",
         thousands(EVENTS_A_SECOND)
     );
     let measured = [

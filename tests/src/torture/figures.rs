@@ -11,7 +11,7 @@ pub struct Figures {
     pub rounds: u64,
     /// SIGKILLs by part.
     pub kills: BTreeMap<String, u64>,
-    /// Of those, kills of processes that were recovering from one.
+    /// Of those, kills of processes that had just been started after one.
     pub recoveries: u64,
     pub stops: u64,
     pub restarts: u64,
@@ -82,7 +82,10 @@ impl fmt::Display for Figures {
                 format!("{} ({} with two edges and sink-writers)", self.rounds, self.twins),
             ),
             ("SIGKILLs", counted(&self.kills)),
-            ("of those while recovering from one", self.recoveries.to_string()),
+            (
+                "of those within 0.4 s of a start after one",
+                self.recoveries.to_string(),
+            ),
             ("SIGSTOPs", self.stops.to_string()),
             ("SIGTERMs and restarts", self.restarts.to_string()),
             ("network faults", self.network.to_string()),

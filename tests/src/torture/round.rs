@@ -220,29 +220,34 @@ impl Round {
     }
 
     fn kill(&mut self, part: Part) {
-        *self.figures.kills.entry(format!("{part:?}")).or_default() += 1;
+        self.count_kill(part);
         self.deployment.kill(part);
     }
 
-    /// Starts a part, and kills it before it is ready, if it is not by then.
+    fn count_kill(&mut self, part: Part) {
+        *self.figures.kills.entry(format!("{part:?}")).or_default() += 1;
+    }
+
+    /// Starts a part, and kills it soon after, ready or not.
     async fn kill_in_recovery(&mut self, part: Part, after: Duration) {
         self.figures.recoveries += 1;
-        *self.figures.kills.entry(format!("{part:?}")).or_default() += 1;
+        self.count_kill(part);
         let started = self.deployment.start_without_waiting(part).expect("started");
         tokio::time::sleep(after).await;
         drop(started);
     }
 
+    /// Once the last of all is started again they have as long as any one to be ready.
     async fn kill_all(&mut self, outage: Duration) {
         let before = self.deployment.clickhouse_pid();
         let parts = self.deployment.parts();
-        parts.iter().for_each(|part| self.kill(*part));
+        parts.iter().for_each(|part| self.count_kill(*part));
+        self.deployment.kill_at_once(&parts);
         tokio::time::sleep(outage).await;
-        let begun = Instant::now();
         for part in &parts {
-            self.start_again(*part, before, begun).await;
+            self.start_again(*part, before, Instant::now()).await;
         }
-        self.until_ready(parts[0], begun).await;
+        self.until_ready(parts[0], Instant::now()).await;
     }
 
     /// Brings a killed part back, and waits until all is well. `before` is the ClickHouse of before the kill.

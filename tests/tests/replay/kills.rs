@@ -130,12 +130,7 @@ async fn whatever_fails_or_is_late_at_a_step_a_replay_is_resumed_and_promoted_al
     stand.send(1, 0..20_000).await;
     stand.drained().await;
     let before = stand.sql(ROWS).await;
-    let actions = [Action::Error, Action::Delay(LATE_MS)];
-    let cases = POINTS
-        .iter()
-        .flat_map(|point| actions.map(|action| (*point, action)));
-    let cases = cases.flat_map(|(point, action)| [1, 2].map(|nth| Case { point, action, nth }));
-    for case in cases {
+    for case in POINTS.into_iter().flat_map(troubles) {
         let hurt = "ALTER TABLE telemetry.events DELETE WHERE _src_o % 13 = 5 SETTINGS mutations_sync = 2";
         stand.sql(hurt).await;
         points.arm(case);
@@ -146,6 +141,22 @@ async fn whatever_fails_or_is_late_at_a_step_a_replay_is_resumed_and_promoted_al
         stand.drained().await;
         assert_eq!(stand.sql(ROWS).await, before, "{case}");
     }
+}
+
+/// An error at the steps of the run, and at each of the promotion; a delay in the middle of that.
+fn troubles(point: Point) -> Vec<Case> {
+    let is_act = matches!(point, Point::ReplayAct | Point::ReplayActed);
+    // Acts: 1, 2 make the shadow, 3 keeps the live partition, 4 replaces it, 5 fences. States: 1 the order's, 2, 3 a range's,
+    // 4 the end's; 5 to 8 the promotion's.
+    let (errors, late): (&[u64], u64) = if is_act {
+        (&[1, 3, 4, 5], 4)
+    } else {
+        (&[2, 3, 5, 6, 7, 8], 6)
+    };
+    let case = |action, nth| Case { point, action, nth };
+    let mut cases: Vec<Case> = errors.iter().map(|nth| case(Action::Error, *nth)).collect();
+    cases.push(case(Action::Delay(LATE_MS), late));
+    cases
 }
 
 /// Has everything replayed and promoted, and orders again what an error has ended; its id.
