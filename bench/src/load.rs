@@ -8,6 +8,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use sluice_common::clock::{Clock as _, SystemClock};
 use sluice_common::process::Failure;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -48,13 +49,31 @@ pub struct Load {
 }
 
 impl Load {
-    /// How many of so many acknowledged events of a connection are to be stored.
+    /// So many events a request, over so many connections; as many as are taken.
     #[must_use]
-    pub fn stored(&self, acknowledged: u64) -> u64 {
+    pub fn new((events_per_request, connections): (usize, u32), time: Duration) -> Self {
+        Self {
+            run: 0,
+            events_per_request,
+            connections,
+            time,
+            rate: None,
+            now_ms: SystemClock.now_ms(),
+            distinct: None,
+        }
+    }
+
+    /// The events of each connection that are to be stored: those acknowledged, without repeats.
+    #[must_use]
+    pub fn stored(&self, ledger: &Ledger) -> Vec<u64> {
         let distinct = self
             .distinct
-            .map(|requests| requests * self.events_per_request as u64);
-        distinct.map_or(acknowledged, |distinct| acknowledged.min(distinct))
+            .map_or(u64::MAX, |requests| requests * self.events_per_request as u64);
+        ledger
+            .acknowledged
+            .iter()
+            .map(|events| distinct.min(*events))
+            .collect()
     }
 }
 
@@ -69,8 +88,6 @@ pub struct Ledger {
     pub refused: u64,
     /// From the first request to the last answer.
     pub took: Duration,
-    /// Events by connection, repeats left out.
-    pub stored: Vec<u64>,
 }
 
 impl Ledger {
@@ -109,7 +126,6 @@ pub async fn send(load: Load, target: &Target, acknowledged: Rc<Cell<u64>>) -> R
     for task in tasks {
         let (events, sender) = task.await??;
         ledger.acknowledged.push(events);
-        ledger.stored.push(load.stored(events));
         ledger.latency.merge(&sender.latency);
         ledger.refused += sender.refused;
     }

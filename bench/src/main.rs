@@ -23,7 +23,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use load::Load;
 use report::Report;
 use run::Way;
-use sluice_common::clock::{Clock as _, SystemClock};
 use sluice_common::process::Failure;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -94,10 +93,6 @@ pub(crate) enum Output {
     Table,
 }
 
-/// Blocks of a size that ClickHouse's documentation recommends, over a few connections.
-pub(crate) const PLAIN_EVENTS: usize = 10_000;
-pub(crate) const PLAIN_CONNECTIONS: u32 = 4;
-
 fn main() -> ExitCode {
     let (ways, args) = match CommandLine::parse().verb {
         Verb::Run(args) => (vec![Way::Sluice(args.shape)], args),
@@ -136,38 +131,13 @@ fn finish<T>(outcome: Result<T, Failure>, then: impl FnOnce(T) -> ExitCode) -> E
     }
 }
 
-/// Every way, `rounds` times in turn; the middle report of each.
 async fn all(ways: &[Way], args: &RunArgs) -> Result<Vec<Report>, Failure> {
-    let mut rounds: Vec<Vec<Report>> = vec![Vec::new(); ways.len()];
-    for round in 0..args.rounds {
-        for (way, reports) in ways.iter().zip(&mut rounds) {
-            let report = run::run(*way, load(*way, args, round), &args.dir).await?;
-            eprintln!(
-                "{}: {:.0} stored events/s, {:.2} CPU s/million",
-                report.system,
-                report.stored_per_second,
-                report.cpu()
-            );
-            reports.push(report);
-        }
-    }
-    Ok(rounds.into_iter().filter_map(report::median).collect())
-}
-
-fn load(way: Way, args: &RunArgs, round: u32) -> Load {
-    let (events, connections) = match way {
-        Way::PlainInsert => (PLAIN_EVENTS, PLAIN_CONNECTIONS),
-        Way::Sluice(_) | Way::AsyncInsert => (args.events_per_request as usize, args.connections),
-    };
-    Load {
-        run: round,
-        events_per_request: events,
-        connections,
-        time: Duration::from_secs(args.seconds),
+    let events = args.events_per_request as usize;
+    let load = Load {
         rate: args.rate,
-        now_ms: SystemClock.now_ms(),
-        distinct: None,
-    }
+        ..Load::new((events, args.connections), Duration::from_secs(args.seconds))
+    };
+    run::in_turn(ways, load, args.rounds, &args.dir).await
 }
 
 fn show(reports: &[Report], output: Output) -> ExitCode {

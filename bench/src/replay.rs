@@ -260,12 +260,8 @@ impl Bench<'_> {
     fn load(&self, (events_per_request, connections): (usize, u32), rate: u32, time: Duration) -> Load {
         Load {
             run: self.next_run(),
-            events_per_request,
-            connections,
-            time,
             rate: Some(rate),
-            now_ms: SystemClock.now_ms(),
-            distinct: None,
+            ..Load::new((events_per_request, connections), time)
         }
     }
 

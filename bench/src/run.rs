@@ -4,11 +4,12 @@ use crate::admin::Admin;
 use crate::freshness::{Probe, SERVICE};
 use crate::latency::Latency;
 use crate::load::{self, Ledger, Load, Target};
-use crate::report::{Process, Report};
+use crate::report::{self, Process, Report};
 use crate::system::{Shape, System, Tenant};
 use crate::usage::Usage;
 use indicatif::{ProgressBar, ProgressStyle};
 use ingestctl::http::Http;
+use sluice_common::clock::{Clock as _, SystemClock};
 use sluice_common::process::Failure;
 use std::cell::Cell;
 use std::path::Path;
@@ -55,6 +56,46 @@ impl Way {
     }
 }
 
+/// Blocks of a size that ClickHouse's documentation recommends, over a few connections.
+const PLAIN_EVENTS: usize = 10_000;
+const PLAIN_CONNECTIONS: u32 = 4;
+
+/// A load through every way, `rounds` times in turn; the middle report of each.
+///
+/// # Errors
+/// As [`run`].
+pub async fn in_turn(ways: &[Way], load: Load, rounds: u32, dir: &Path) -> Result<Vec<Report>, Failure> {
+    let mut reports: Vec<Vec<Report>> = vec![Vec::new(); ways.len()];
+    for round in 0..rounds {
+        for (way, reports) in ways.iter().zip(&mut reports) {
+            let report = run(*way, through(*way, round, load), dir).await?;
+            eprintln!(
+                "{}: {:.0} stored events/s, {:.2} CPU s/million",
+                report.system,
+                report.stored_per_second,
+                report.cpu()
+            );
+            reports.push(report);
+        }
+    }
+    Ok(reports.into_iter().filter_map(report::median).collect())
+}
+
+/// A load of one round, as a way takes it best.
+fn through(way: Way, round: u32, load: Load) -> Load {
+    let (events_per_request, connections) = match way {
+        Way::PlainInsert => (PLAIN_EVENTS, PLAIN_CONNECTIONS),
+        Way::Sluice(_) | Way::AsyncInsert => (load.events_per_request, load.connections),
+    };
+    Load {
+        run: round,
+        events_per_request,
+        connections,
+        now_ms: SystemClock.now_ms(),
+        ..load
+    }
+}
+
 /// Runs `load` through `way`.
 ///
 /// # Errors
@@ -91,7 +132,8 @@ async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failur
     let before = system.usage();
     let begun = Instant::now();
     let (ledger, resident) = send(way, load, &target, system).await?;
-    drain(&http, system, ledger.stored.iter().sum()).await?;
+    let stored = load.stored(&ledger);
+    drain(&http, system, stored.iter().sum()).await?;
     if load.distinct.is_some() {
         decided(system).await?;
     }
@@ -103,11 +145,11 @@ async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failur
     };
     let merging = merges_end(&http, system).await?;
     let after = system.usage();
-    check(&http, system, &ledger).await?;
+    check(&http, system, &stored).await?;
     if merging {
         eprintln!("  merges still ran after {} s", MERGES_DEADLINE.as_secs());
     }
-    Ok(report(
+    Ok(told(
         way,
         load,
         &ledger,
@@ -229,13 +271,13 @@ async fn merges_end(http: &Http, system: &System) -> Result<bool, Failure> {
 }
 
 /// Every connection's ids are there, each once, none missing and none besides.
-async fn check(http: &Http, system: &System, ledger: &Ledger) -> Result<(), Failure> {
+async fn check(http: &Http, system: &System, stored: &[u64]) -> Result<(), Failure> {
     let sql = format!(
         "SELECT substring(event_id, 9, 8) AS connection, count(), uniqExact(event_id), max(substring(event_id, 17)) \
          FROM telemetry.events WHERE service != '{SERVICE}' GROUP BY connection ORDER BY connection FORMAT TSV"
     );
     let answer = http.query(&system.clickhouse(), &sql).await?;
-    let numbered = (0..).zip(&ledger.stored);
+    let numbered = (0..).zip(stored);
     let expected: String = numbered
         .filter(|(_, events)| **events > 0)
         .map(|(connection, events): (u32, _)| {
@@ -260,7 +302,7 @@ struct Found {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
-fn report(way: Way, load: Load, ledger: &Ledger, found: &Found) -> Report {
+fn told(way: Way, load: Load, ledger: &Ledger, found: &Found) -> Report {
     let events = ledger.events() as f64;
     // Our services come first.
     let ready = found.ready.iter().map(|took| Some(took.as_secs_f64() * 1e3));

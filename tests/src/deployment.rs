@@ -62,28 +62,18 @@ struct Ports {
 
 impl Ports {
     fn free() -> Self {
-        let [
-            edge,
-            edge_admin,
-            normalizer,
-            normalizer_admin,
-            sink,
-            sink_admin,
-            clickhouse,
-        ] = ports::free();
-        let [second_edge, second_edge_admin, second_sink, second_sink_admin] = ports::free();
         Self {
-            edge,
-            edge_admin,
-            normalizer,
-            normalizer_admin,
-            sink,
-            sink_admin,
-            clickhouse,
-            second_edge,
-            second_edge_admin,
-            second_sink,
-            second_sink_admin,
+            edge: ports::one(),
+            edge_admin: ports::one(),
+            normalizer: ports::one(),
+            normalizer_admin: ports::one(),
+            sink: ports::one(),
+            sink_admin: ports::one(),
+            clickhouse: ports::one(),
+            second_edge: ports::one(),
+            second_edge_admin: ports::one(),
+            second_sink: ports::one(),
+            second_sink_admin: ports::one(),
         }
     }
 
@@ -455,14 +445,7 @@ impl Deployment {
 
     /// SIGKILLs a part. A killed ClickHouse comes back by itself; anything else needs [`Self::bring_up`].
     pub fn kill(&mut self, part: Part) {
-        if let Some(service) = self.services.remove(&part) {
-            service.kill();
-        } else if part == Part::ClickHouse
-            && let Some(pid) = self.clickhouse_pid()
-        {
-            // It may have died just now.
-            kill_process(pid, Signal::KILL).ok();
-        }
+        self.kill_at_once(&[part]);
     }
 
     /// SIGKILLs parts in one moment, and waits until those of ours are gone.

@@ -13,6 +13,12 @@ const INSERT_DEADLINE: Duration = Duration::from_secs(30);
 /// So that seconds of load roll segments, and seal and merge buckets.
 pub const SMALL_FILES: [(Bound, u64); 2] = [(Bound::SegmentBytes, 128 << 10), (Bound::RotateMs, 500)];
 
+/// Whether every case of a sweep is to be run: `SLUICE_SWEEP=full`.
+#[must_use]
+pub fn is_full() -> bool {
+    std::env::var("SLUICE_SWEEP").is_ok_and(|how| how == "full")
+}
+
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {

@@ -70,12 +70,11 @@ impl Kafka {
         let authority = Authority::new(dir.path(), "ca");
         authority.sign_local("broker");
         authority.sign_local("client");
-        let [plain, controller, tls, sasl] = ports::free();
         let ports = Ports {
-            plain,
-            controller,
-            tls,
-            sasl,
+            plain: ports::one(),
+            controller: ports::one(),
+            tls: ports::one(),
+            sasl: ports::one(),
         };
         let kafka = Self {
             ports,

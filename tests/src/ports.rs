@@ -12,12 +12,12 @@ const RANGE: Range<u32> = 10_000..32_000;
 /// Processes that test at the same time begin far from each other.
 const STEP: u32 = 13_597;
 
-/// Free ones; none is given twice in a process before all others were.
+/// A free one; none is given twice in a process before all others were.
 ///
 /// # Panics
 /// Where all are taken.
 #[must_use]
-pub fn free<const N: usize>() -> [u16; N] {
+pub fn one() -> u16 {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id().wrapping_mul(STEP);
     let all = RANGE.end - RANGE.start;
@@ -27,7 +27,13 @@ pub fn free<const N: usize>() -> [u16; N] {
         let port = u16::try_from(port).ok()?;
         TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port)
     };
-    [(); N].map(|()| (0..all).find_map(|_| next()).expect("a port that is free"))
+    (0..all).find_map(|_| next()).expect("a port that is free")
+}
+
+/// Several that differ.
+#[must_use]
+pub fn free<const N: usize>() -> [u16; N] {
+    [(); N].map(|()| one())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use sluice_tests::oracle::books::{Account, accounts, complaints};
 use sluice_tests::service::executable;
-use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms};
+use sluice_tests::{Client, Deployment, Part, Shape, eventually, now_ms, oracle};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -36,15 +36,7 @@ async fn drained(deployment: &Deployment) -> Vec<Account> {
         Shape::AllInOne => Part::Up,
         Shape::ThreeProcesses => Part::Normalizer,
     });
-    eventually("an empty backlog", DRAIN, async || {
-        let text = normalizer.get("/metrics").await.ok()?.text();
-        let level = |name: &str| {
-            text.lines()
-                .any(|line| line.starts_with(name) && line.ends_with(" 0"))
-        };
-        (level("sluice_log_backlog_bytes") && level("sluice_unsettled")).then_some(())
-    })
-    .await;
+    oracle::drained(deployment).await;
     let metrics = normalizer.get("/metrics").await.expect("metrics").text();
     assert!(
         metrics

@@ -2,6 +2,7 @@
 
 use super::measure::{HALF, Measured};
 use crate::report::Report;
+use indicatif::HumanCount;
 
 /// `dedup.memory` of the config that is measured: the default.
 const DEDUP_MEMORY_MIB: f64 = 256.0;
@@ -213,16 +214,13 @@ fn starts(of: &Measured) -> Vec<Goal> {
 
 /// 1,234,567.
 #[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count of events"
+)]
 pub fn thousands(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(value.round() as u64).to_string()
 }
 
 #[cfg(test)]

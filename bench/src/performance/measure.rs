@@ -3,15 +3,14 @@
 use super::PerformanceArgs;
 use super::machine::Machine;
 use crate::load::Load;
-use crate::report::{self, Report};
+use crate::report::Report;
 use crate::run::{self, Way};
-use crate::system::Shape;
-use crate::{PLAIN_CONNECTIONS, PLAIN_EVENTS};
+use crate::system::{Shape, System};
 use ingestctl::http::Http;
 use serde::{Deserialize, Serialize};
-use sluice_common::clock::{Clock as _, SystemClock};
+use sluice_common::clock::{Clock as _, SystemClock, UnixMs};
+use sluice_common::moment;
 use sluice_common::process::Failure;
-use std::path::Path;
 use std::time::Duration;
 
 /// Of the main load.
@@ -19,6 +18,8 @@ const EVENTS: usize = 1_000;
 const CONNECTIONS: u32 = 16;
 /// Of the loads of small requests.
 const SMALL_CONNECTIONS: u32 = 64;
+/// The last is for the main load alone.
+const WAYS: [Way; 3] = [Way::Sluice(Shape::AllInOne), Way::AsyncInsert, Way::PlainInsert];
 /// Events of a request, for the plot of throughput.
 const SIZES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 /// Shares of the peak at which latencies are measured, in percent.
@@ -78,31 +79,39 @@ pub struct Rising {
 pub async fn all(args: &PerformanceArgs) -> Result<Measured, Failure> {
     let stand = Stand { args };
     let clickhouse = stand.version_of_clickhouse().await?;
-    let main = stand
-        .beside((EVENTS, CONNECTIONS), args.seconds, Plain::Too)
-        .await?;
-    let short = args.seconds / LONGER;
-    let tens = stand
-        .beside((10, SMALL_CONNECTIONS), short, Plain::Without)
-        .await?;
-    let ones = stand
-        .beside((1, SMALL_CONNECTIONS), short, Plain::Without)
-        .await?;
+    let (long, short) = (
+        Duration::from_secs(args.seconds),
+        Duration::from_secs(args.seconds / LONGER),
+    );
+    let most = Load::new((EVENTS, CONNECTIONS), long);
+    let main = stand.beside(&WAYS, most).await?;
+    let small = |events| Load::new((events, SMALL_CONNECTIONS), short);
+    let tens = stand.beside(&WAYS[..2], small(10)).await?;
+    let ones = stand.beside(&WAYS[..2], small(1)).await?;
     let mut sizes = Vec::new();
     for events in SIZES {
-        let beside = stand.beside((events, CONNECTIONS), short, Plain::Without).await?;
-        sizes.push(beside);
+        let load = Load::new((events, CONNECTIONS), short);
+        sizes.push(stand.beside(&WAYS[..2], load).await?);
     }
-    let apart = stand.apart(short).await?;
+    let shorter = Load { time: short, ..most };
+    let apart = stand.once(Shape::ThreeProcesses, shorter).await?;
     let peak = main.sluice.stored_per_second;
     let mut rising = Vec::new();
     for percent in SHARES {
         // Goals speak of this one.
-        let seconds = if percent == HALF { args.seconds } else { short };
-        let report = stand.paced(peak * f64::from(percent) / 100.0, seconds).await?;
+        let load = if percent == HALF { most } else { shorter };
+        let rate = Some(whole(peak * f64::from(percent) / 100.0));
+        let report = stand.once(Shape::AllInOne, Load { rate, ..load }).await?;
         rising.push(Rising { percent, report });
     }
-    let repeating = stand.repeating(peak * REPEATING_SHARE).await?;
+    // What is kept of them must not grow.
+    let repeating = Load {
+        time: Duration::from_secs(args.repeat_seconds),
+        rate: Some(whole(peak * REPEATING_SHARE)),
+        distinct: Some(DISTINCT),
+        ..most
+    };
+    let repeating = stand.once(Shape::AllInOne, repeating).await?;
     Ok(Measured {
         machine: Machine::here(&args.dir),
         clickhouse,
@@ -120,112 +129,40 @@ pub async fn all(args: &PerformanceArgs) -> Result<Measured, Failure> {
     })
 }
 
-/// Whether the best direct insert is measured too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Plain {
-    Too,
-    Without,
-}
-
 struct Stand<'a> {
     args: &'a PerformanceArgs,
 }
 
 impl Stand<'_> {
     /// A load through each way, in turn; the middle of the rounds.
-    async fn beside(
-        &self,
-        (events, connections): (usize, u32),
-        seconds: u64,
-        plain: Plain,
-    ) -> Result<Beside, Failure> {
-        let load = |round| Load {
-            run: round,
-            events_per_request: events,
-            connections,
-            time: Duration::from_secs(seconds.max(1)),
-            rate: None,
-            now_ms: SystemClock.now_ms(),
-            distinct: None,
-        };
-        let (mut sluice, mut gathered, mut plainly) = (Vec::new(), Vec::new(), Vec::new());
-        for round in 0..self.args.rounds {
-            sluice.push(self.run(Way::Sluice(Shape::AllInOne), load(round)).await?);
-            gathered.push(self.run(Way::AsyncInsert, load(round)).await?);
-            if plain == Plain::Too {
-                let load = Load {
-                    events_per_request: PLAIN_EVENTS,
-                    connections: PLAIN_CONNECTIONS,
-                    ..load(round)
-                };
-                plainly.push(self.run(Way::PlainInsert, load).await?);
-            }
-        }
+    async fn beside(&self, ways: &[Way], load: Load) -> Result<Beside, Failure> {
+        let mut reports = run::in_turn(ways, load, self.args.rounds, &self.args.dir)
+            .await?
+            .into_iter();
         let none = || Failure::new("no round was run");
         Ok(Beside {
-            sluice: report::median(sluice).ok_or_else(none)?,
-            async_insert: report::median(gathered).ok_or_else(none)?,
-            plain_insert: report::median(plainly),
+            sluice: reports.next().ok_or_else(none)?,
+            async_insert: reports.next().ok_or_else(none)?,
+            plain_insert: reports.next(),
         })
     }
 
-    /// The main load through three processes: what each of them costs.
-    async fn apart(&self, seconds: u64) -> Result<Report, Failure> {
-        self.run(Way::Sluice(Shape::ThreeProcesses), main_load(seconds))
-            .await
-    }
-
-    /// The main load, no faster than this.
-    async fn paced(&self, rate: f64, seconds: u64) -> Result<Report, Failure> {
-        let load = Load {
-            rate: Some(whole(rate)),
-            ..main_load(seconds)
-        };
-        self.run(Way::Sluice(Shape::AllInOne), load).await
-    }
-
-    /// The same events again and again: what is kept of them must not grow.
-    async fn repeating(&self, rate: f64) -> Result<Report, Failure> {
-        let load = Load {
-            rate: Some(whole(rate)),
-            distinct: Some(DISTINCT),
-            ..main_load(self.args.repeat_seconds)
-        };
-        self.run(Way::Sluice(Shape::AllInOne), load).await
-    }
-
-    async fn run(&self, way: Way, load: Load) -> Result<Report, Failure> {
-        let report = run::run(way, load, &self.args.dir).await?;
-        eprintln!(
-            "{:<26} {:>6} events a request: {:>9.0} stored events/s, {:.2} CPU s/million",
-            report.system,
-            report.events_per_request,
-            report.stored_per_second,
-            report.cpu()
-        );
-        Ok(report)
+    /// One load through Sluice, once.
+    async fn once(&self, shape: Shape, load: Load) -> Result<Report, Failure> {
+        let reports = run::in_turn(&[Way::Sluice(shape)], load, 1, &self.args.dir).await?;
+        reports
+            .into_iter()
+            .next()
+            .ok_or_else(|| Failure::new("no round was run"))
     }
 
     async fn version_of_clickhouse(&self) -> Result<String, Failure> {
-        let dir: &Path = &self.args.dir;
-        let system = crate::system::System::start(None, &[], dir).await?;
+        let system = System::start(None, &[], &self.args.dir).await?;
         let version = Http::default()
             .query(&system.clickhouse(), "SELECT version()")
             .await;
         system.stop().await;
         Ok(version?.trim().to_owned())
-    }
-}
-
-fn main_load(seconds: u64) -> Load {
-    Load {
-        run: 0,
-        events_per_request: EVENTS,
-        connections: CONNECTIONS,
-        time: Duration::from_secs(seconds.max(1)),
-        rate: None,
-        now_ms: SystemClock.now_ms(),
-        distinct: None,
     }
 }
 
@@ -235,13 +172,8 @@ fn whole(rate: f64) -> u32 {
 }
 
 /// The day of a moment, UTC.
-fn day(ms: u64) -> String {
-    let moment = i64::try_from(ms)
-        .ok()
-        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    moment
-        .map(|moment| moment.strftime("%Y-%m-%d").to_string())
-        .unwrap_or_default()
+fn day(ms: UnixMs) -> String {
+    moment::text(ms).chars().take_while(|c| *c != 'T').collect()
 }
 
 #[cfg(test)]

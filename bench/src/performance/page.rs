@@ -172,39 +172,46 @@ fn cost(sizes: &[Beside]) -> Plot {
     }
 }
 
-/// A latency at each share of the peak; what was not seen is left out.
-fn rising(of: &Measured, name: &str, value: impl Fn(&Report) -> Option<f64>) -> Line {
-    let points = of
-        .rising
-        .iter()
-        .filter_map(|one| Some((f64::from(one.percent), value(&one.report)?)));
-    line(name, points)
+/// A latency of a report, where it was seen.
+type Latency = fn(&Report) -> Option<f64>;
+
+/// Latencies at each share of the peak; what was not seen is left out.
+fn rising(of: &Measured, title: &str, lines: [(&str, Latency); 2]) -> Plot {
+    let latency = |(name, value): (&str, Latency)| {
+        let points = of
+            .rising
+            .iter()
+            .filter_map(|one| Some((f64::from(one.percent), value(&one.report)?)));
+        line(name, points)
+    };
+    Plot {
+        title: title.into(),
+        x: "load, percent of the peak".into(),
+        y: "ms".into(),
+        by_tens: false,
+        lines: lines.map(latency).into(),
+    }
 }
 
 fn acknowledgement(of: &Measured) -> Plot {
-    Plot {
-        title: "Acknowledgement under rising load".into(),
-        x: "load, percent of the peak".into(),
-        y: "ms".into(),
-        by_tens: false,
-        lines: vec![
-            rising(of, "p50", |report| report.ack_p50_ms),
-            rising(of, "p99", |report| report.ack_p99_ms),
-        ],
-    }
+    let title = "Acknowledgement under rising load";
+    rising(
+        of,
+        title,
+        [("p50", |one| one.ack_p50_ms), ("p99", |one| one.ack_p99_ms)],
+    )
 }
 
 fn freshness(of: &Measured) -> Plot {
-    Plot {
-        title: "From acknowledgement to query under rising load".into(),
-        x: "load, percent of the peak".into(),
-        y: "ms".into(),
-        by_tens: false,
-        lines: vec![
-            rising(of, "p50", |report| report.freshness_p50_ms),
-            rising(of, "p95", |report| report.freshness_p95_ms),
+    let title = "From acknowledgement to query under rising load";
+    rising(
+        of,
+        title,
+        [
+            ("p50", |one| one.freshness_p50_ms),
+            ("p95", |one| one.freshness_p95_ms),
         ],
-    }
+    )
 }
 
 fn memory(of: &Measured) -> Plot {

@@ -13,6 +13,8 @@ const COLOURS: [RGBColor; 4] = [
 /// How much higher the axis is than the highest point.
 const HEADROOM: f64 = 1.15;
 
+type NotDrawn = DrawingAreaErrorKind<std::io::Error>;
+
 /// Lines over one axis.
 #[derive(Debug, Clone)]
 pub struct Plot {
@@ -42,7 +44,7 @@ impl Plot {
         Ok(svg)
     }
 
-    fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    fn draw(&self, svg: &mut String) -> Result<(), NotDrawn> {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let highest = points().map(|(_, y)| *y).fold(f64::MIN_POSITIVE, f64::max) * HEADROOM;
         let first = points().map(|(x, _)| *x).fold(f64::INFINITY, f64::min);
@@ -68,7 +70,7 @@ impl Plot {
     fn fill<'a, X>(
         &self,
         chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, plotters::coord::types::RangedCoordf64>>,
-    ) -> Result<(), Box<dyn std::error::Error>>
+    ) -> Result<(), NotDrawn>
     where
         X: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>,
     {

@@ -233,6 +233,7 @@ impl Round {
         self.figures.recoveries += 1;
         self.count_kill(part);
         let started = self.deployment.start_without_waiting(part).expect("started");
+        // It recovers for so long.
         tokio::time::sleep(after).await;
         drop(started);
     }
@@ -243,6 +244,7 @@ impl Round {
         let parts = self.deployment.parts();
         parts.iter().for_each(|part| self.count_kill(*part));
         self.deployment.kill_at_once(&parts);
+        // The fault lasts so long.
         tokio::time::sleep(outage).await;
         for part in &parts {
             self.start_again(*part, before, Instant::now()).await;

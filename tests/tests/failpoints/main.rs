@@ -22,7 +22,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use sluice_common::failpoint::Point;
-use sluice_tests::failpoints::{Action, Case};
+use sluice_tests::failpoints::{Action, Case, is_full};
 use sluice_tests::{Part, Shape};
 use tokio::sync::Semaphore;
 
@@ -264,10 +264,6 @@ impl Wish {
             nth: nth.max(1),
         }
     }
-}
-
-fn is_full() -> bool {
-    std::env::var("SLUICE_SWEEP").is_ok_and(|how| how == "full")
 }
 
 fn points_of(wanted: Scenario) -> Vec<Point> {

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use serde_json::json;
 use sluice_common::failpoint::Point;
-use sluice_tests::failpoints::{Action, Case, Failpoints};
+use sluice_tests::failpoints::{Action, Case, Failpoints, is_full};
 use sluice_tests::{Deployment, Part, Shape, finally, oracle};
 use std::time::Duration;
 
@@ -136,7 +136,7 @@ async fn whatever_fails_or_is_late_at_a_step_a_replay_is_resumed_and_promoted_al
     stand.drained().await;
     let before = stand.sql(ROWS).await;
     let mut cases: Vec<Case> = POINTS.into_iter().flat_map(troubles).collect();
-    if std::env::var("SLUICE_SWEEP").as_deref() != Ok("full") {
+    if !is_full() {
         let mut rng = StdRng::seed_from_u64(oracle::seed("troubles of a replay"));
         cases = cases.choose_multiple(&mut rng, CHOSEN).copied().collect();
     }
@@ -177,16 +177,12 @@ async fn seen_through(stand: &Stand, points: &Failpoints) -> String {
     for wanted in ["done", "promoted"] {
         finally(&format!("{id} {wanted}"), super::DEADLINE, async || {
             let told = stand.show(&id).await;
-            let verb = match told["phase"].as_str() {
+            let (path, order) = match told["phase"].as_str() {
                 Some(phase) if phase == wanted => return Ok(()),
-                None => "",
-                Some("failed" | "paused") => "/resume",
-                Some("done") => "/promote",
+                None => ("/admin/v1/replay".to_owned(), json!({"plan": id, "who": "kills"})),
+                Some("failed" | "paused") => (format!("/admin/v1/replay/{id}/resume"), json!({})),
+                Some("done") => (format!("/admin/v1/replay/{id}/promote"), json!({})),
                 Some(_) => return Err(told.to_string()),
-            };
-            let (path, order) = match verb {
-                "" => ("/admin/v1/replay".to_owned(), json!({"plan": id, "who": "kills"})),
-                _ => (format!("/admin/v1/replay/{id}{verb}"), json!({})),
             };
             let (status, answer) = stand.ask(&path, &order).await;
             assert!(status == 200 || points.has_fired(), "{path}: {answer}");
