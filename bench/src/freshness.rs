@@ -3,6 +3,8 @@
 use crate::latency::Latency;
 use bytes::Bytes;
 use ingestctl::http::Http;
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 use sluice_common::process::Failure;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -15,7 +17,9 @@ pub const SERVICE: &str = "bench-probe";
 /// Between two questions: each costs ClickHouse about a millisecond, so asking more often would show
 /// in its CPU time.
 const ASK_EVERY: Duration = Duration::from_millis(25);
-const PAUSE: Duration = Duration::from_millis(100);
+/// At most, before the next one: a chance pause, so that events come at any moment of a batch's age. One that always
+/// followed what was found would wait for a whole batch each time.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What the probes need.
 #[derive(Debug, Clone)]
@@ -37,6 +41,7 @@ impl Probe {
         let url = format!("http://{}/v1/events/events", self.edge);
         let mut latency = Latency::default();
         let mut number = 0;
+        let mut dice = SmallRng::from_os_rng();
         while !over.get() {
             let id = format!("probe-{:08x}-{number}", self.run);
             number += 1;
@@ -50,7 +55,7 @@ impl Probe {
                 self.found(&http, &id).await?;
                 latency.record(acknowledged.elapsed());
             }
-            sleep(PAUSE).await;
+            sleep(dice.random_range(Duration::ZERO..PAUSE)).await;
         }
         Ok(latency)
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Each sends an event and asks for it until it is there.
-const PROBES: u32 = 3;
+const PROBES: u32 = 6;
 const FILL: Duration = Duration::from_secs(10);
 const FILL_CONNECTIONS: u32 = 8;
 const CONNECTIONS: u32 = 8;

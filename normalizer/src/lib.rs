@@ -24,6 +24,7 @@ mod runtime;
 pub mod service;
 #[cfg(test)]
 mod sim;
+mod slots;
 pub mod source;
 pub mod start;
 mod state;

@@ -3,15 +3,18 @@
 //! # Constraints
 //! A start must find every replay as it was last made durable: what is declared is proven or sent again under
 //! the tokens it had, and a table whose rows are set aside for a promotion stays so. Few and small: tens of
-//! files of some KiB, each replaced a few times a second at most.
+//! files of some KiB. One that is at work is kept twice a range, beside a log whose syncs people wait for: so in place,
+//! without a commit of the file system's journal (0.05 ms against 0.3 ms of a fresh file, sync, rename and sync of
+//! the directory, measured on an idle disk in November 2026).
 //!
 //! # Bytes
-//! `replay/ID.state`: magic `SLRP`, version, length, checksum ([`crate::framed`]), then [`State`] as JSON.
+//! `replay/ID.state`: two slots ([`crate::slots`]) with magic `SLR2`; the payload is [`State`] as JSON. Before there were
+//! slots: magic `SLRP` and the same JSON once ([`crate::framed`]); it is read still.
 //!
 //! # Write
-//! Replaced whole: a fresh file beside it is synced and renamed, then the directory is synced. A failure leaves the
-//! old one or the new one, and nobody knows which: the replay stops, and what the disk has is what a start goes
-//! on from.
+//! The first time in a process, and where it outgrows its slot, a fresh file is made and renamed; else in place. A
+//! failure leaves the old state or the new one, and nobody knows which: the replay stops, what the disk has is what a
+//! start goes on from, and the next write makes a fresh file.
 //!
 //! # Delete
 //! Of replays that ended (promoted and discarded, or discarded) the newest 100 are kept for the list.
@@ -21,22 +24,29 @@
 //! acknowledged is in it. Directories `ID.dedup` are of no use after a stop, and are removed.
 
 use super::sink::Part;
-use crate::framed::{frame, unframe};
+use crate::framed::unframe;
 use crate::progress::Intent;
+use crate::slots::{Format, HEAD_BYTES, Slots, SlotsError};
 use serde::{Deserialize, Serialize};
 use sluice_common::disk::Dir;
 use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::{Name, Offset};
-use sluice_common::replace::{OWNER_ONLY, replace_on};
+use sluice_common::replace::OWNER_ONLY;
 use sluice_common::replay::{Decisions, Phase, ReplayId, ReplayTold};
 use sluice_common::servers::ServerId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::ops::RangeInclusive;
+use std::path::Path;
 
-const MAGIC: [u8; 4] = *b"SLRP";
-const VERSION: u16 = 1;
+const FORMAT: Format = Format {
+    magic: *b"SLR2",
+    versions: RangeInclusive::new(1, 1),
+};
+/// The first layout's.
+const FIRST: ([u8; 4], u16) = (*b"SLRP", 1);
+/// Of one slot, at least; twice what a state needs where that is more.
+const SLOT_BYTES: usize = 64 << 10;
 const SUFFIX: &str = ".state";
 const DEDUP_SUFFIX: &str = ".dedup";
 /// Replays that are kept in the list after they ended.
@@ -118,25 +128,39 @@ impl State {
     }
 }
 
-/// Makes a state durable. Blocks for the disk.
-///
-/// # Errors
-/// Nobody knows then which of the two is there.
-pub fn write(dir: &Dir, state: &State) -> io::Result<()> {
-    let mut kept = state.clone();
-    (kept.told.diff, kept.told.comparing) = (None, false);
-    let text = serde_json::to_vec(&kept).map_err(io::Error::other)?;
-    let path = dir.join(format!("{}{SUFFIX}", state.told.id));
-    let fresh = dir.join(format!("{}{SUFFIX}.new", state.told.id));
-    let owner_only = Permissions::from_mode(OWNER_ONLY);
-    failpoint::hit(Point::ReplayPersist)?;
-    replace_on(
-        &dir.disk,
-        (&fresh, &path),
-        &frame(MAGIC, VERSION, &text),
-        owner_only,
-    )?;
-    failpoint::hit(Point::ReplayPersisted)
+/// A replay's file, once this process has written it.
+#[derive(Debug, Default)]
+pub struct Kept(Option<Slots>);
+
+impl Kept {
+    /// Makes a state durable. Blocks for the disk.
+    ///
+    /// # Errors
+    /// Nobody knows then which of the two is there.
+    pub fn write(&mut self, dir: &Dir, state: &State) -> io::Result<()> {
+        let mut kept = state.clone();
+        (kept.told.diff, kept.told.comparing) = (None, false);
+        let text = serde_json::to_vec(&kept).map_err(io::Error::other)?;
+        failpoint::hit(Point::ReplayPersist)?;
+        // After a failed sync a slot may be there that the disk does not have: it is given up.
+        let slots = match self.0.take().filter(|slots| slots.fits(text.len())) {
+            Some(mut slots) => {
+                slots.put(&text)?;
+                slots.sync()?;
+                slots
+            }
+            None => fresh(dir, state.told.id, &text)?,
+        };
+        self.0 = Some(slots);
+        failpoint::hit(Point::ReplayPersisted)
+    }
+}
+
+fn fresh(dir: &Dir, id: ReplayId, text: &[u8]) -> io::Result<Slots> {
+    let path = dir.join(format!("{id}{SUFFIX}"));
+    let fresh = dir.join(format!("{id}{SUFFIX}.new"));
+    let room = SLOT_BYTES.max(2 * (HEAD_BYTES + text.len()));
+    Slots::create(&dir.disk, (&fresh, &path), (FORMAT, room, OWNER_ONLY), text)
 }
 
 /// All states of a directory, which is made where it is missing. Leftovers are removed, and of those that ended
@@ -160,7 +184,7 @@ pub fn list(dir: &Dir) -> io::Result<Vec<State>> {
         } else if name.ends_with(".new") {
             dir.disk.remove(&path)?;
         } else if name.ends_with(SUFFIX) {
-            match read(&std::fs::read(&path)?) {
+            match read(dir, &path)? {
                 Ok(state) => states.push(state),
                 Err(reason) => {
                     tracing::error!(path = %path.display(), reason, "the state of a replay cannot be used: it is left alone");
@@ -202,7 +226,19 @@ pub fn dedup_dir(dir: &Dir, id: ReplayId) -> Dir {
     }
 }
 
-fn read(bytes: &[u8]) -> Result<State, String> {
-    let (text, _) = unframe(MAGIC, VERSION..=VERSION, bytes)?;
-    serde_json::from_slice(text).map_err(|error| error.to_string())
+/// What a file says, or why it cannot be used.
+fn read(dir: &Dir, path: &Path) -> io::Result<Result<State, String>> {
+    let text = match Slots::open(&dir.disk, path, FORMAT) {
+        Ok((_, text)) => text,
+        Err(SlotsError::Io(error)) => return Err(error),
+        Err(newer @ SlotsError::Newer(_)) => return Ok(Err(newer.to_string())),
+        Err(SlotsError::Damaged) => {
+            let (magic, version) = FIRST;
+            match unframe(magic, version..=version, &std::fs::read(path)?) {
+                Ok((text, _)) => text.to_vec(),
+                Err(reason) => return Ok(Err(reason)),
+            }
+        }
+    };
+    Ok(serde_json::from_slice(&text).map_err(|error| error.to_string()))
 }

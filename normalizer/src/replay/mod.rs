@@ -8,7 +8,7 @@
 //!
 //! # What protects the live path
 //! One replay works at a time, in one task. It has a cap of events a second, and waits while the live backlog is older
-//! than `REPLAY_BACKLOG_AGE`. It reads no more than one range into memory. The log keeps what a replay still has to
+//! than `REPLAY_BACKLOG_AGE`. It reads no more than two ranges into memory: the next one while one is written. The log keeps what a replay still has to
 //! read, within a bound; a log that needs the room takes it, and the replay ends with an error.
 
 mod decide;
@@ -33,7 +33,7 @@ use crate::progress::store::Store;
 use crate::pump::batching::SharedSettings;
 use crate::pump::servers::Servers;
 use crate::runtime::{Instant, block_in_place};
-use file::State;
+use file::{Kept, State};
 use orders::{conflict, missing};
 use parking_lot::Mutex;
 use plan::Planned;
@@ -96,6 +96,7 @@ struct Known {
 /// One replay, at work or not.
 pub(crate) struct Running {
     state: Mutex<State>,
+    kept: Mutex<Kept>,
     /// Tells its task to stop; another one for each task.
     told: Mutex<Stop>,
     /// When the last range was begun, and how long its events last at the cap.
@@ -116,6 +117,7 @@ impl Running {
     fn new(state: State) -> Self {
         Self {
             state: Mutex::new(state),
+            kept: Mutex::default(),
             told: Mutex::new(Stop::new()),
             debt: Mutex::new(None),
         }
@@ -298,7 +300,7 @@ impl Replays {
         let mut state = running.state.lock().clone();
         change(&mut state);
         state.told.changed_ms = self.now_ms();
-        block_in_place(|| file::write(self.dir(), &state))?;
+        block_in_place(|| running.kept.lock().write(self.dir(), &state))?;
         Ok(state)
     }
 

@@ -103,7 +103,7 @@ impl Replays {
     }
 
     async fn ranges(&self, running: &Running, decider: &mut Decider) -> Result<(), RunError> {
-        let mut ranges = 0;
+        let (mut ranges, mut ahead) = (0, None);
         loop {
             let state = running.state.lock().clone();
             if state.told.next >= state.end && state.intent.is_none() {
@@ -111,34 +111,69 @@ impl Replays {
             }
             self.pace(running).await?;
             let begun = Instant::now();
-            let cut = self.cut(running, &state).await?;
-            let touched = &cut.records;
-            let decided = self.decide(running, decider, &cut).await?;
-            let events: u64 = touched.iter().map(|record| u64::from(record.rows())).sum();
+            let (cut, decided) = match ahead.take() {
+                Some(decided) => decided,
+                None => self.decided(running, &state, decider).await?,
+            };
+            let range = cut.range;
+            let events: u64 = cut.records.iter().map(|record| u64::from(record.rows())).sum();
             let work = redirected(&state, decided);
-            // A range that is declared was not empty: where it would be now, somebody changed the live table.
-            if work.proof.rows > 0 || state.intent.is_some() {
-                let verify = ranges % VERIFY_ONE_IN == 0;
-                self.write(running, (cut.range, &work), verify).await?;
-            }
+            let verify = ranges % VERIFY_ONE_IN == 0;
+            let written = async {
+                // A range that is declared was not empty: where it would be now, somebody changed the live table.
+                if work.proof.rows > 0 || state.intent.is_some() {
+                    self.write(running, (range, &work), verify).await?;
+                }
+                Ok::<_, RunError>(())
+            };
+            let (written, next) = tokio::join!(written, self.next_decided(running, (&state, range), decider));
+            written?;
+            ahead = next;
             ranges += 1;
             self.count(work.proof.rows, events);
             running.change(|state| {
                 state.intent = None;
-                state.told.next = cut.range.b;
+                state.told.next = range.b;
                 state.told.written += work.proof.rows;
                 state.told.left_out += events - work.proof.rows;
                 state.told.reason = None;
                 // What a promotion catches up was not planned.
                 if state.promotion.is_none() {
                     let read = of_partition(&mut state.told.read);
-                    touched.iter().for_each(|record| touch(read, record));
+                    cut.records.iter().for_each(|record| touch(read, record));
                 }
             });
             // A range that stayed declared while others go on would be decided again after they changed the live table.
             self.keep(running)?;
             running.owe(events, begun);
         }
+    }
+
+    /// The range behind one that is being written: reading and deciding take as long as that does. What fails here is
+    /// met again in its turn.
+    async fn next_decided(
+        &self,
+        running: &Running,
+        (state, range): (&State, Range),
+        decider: &mut Decider,
+    ) -> Option<(Cut, Vec<RangeRecord>)> {
+        let mut state = state.clone();
+        (state.told.next, state.intent) = (range.b, None);
+        if range.b >= state.end {
+            return None;
+        }
+        self.decided(running, &state, decider).await.ok()
+    }
+
+    async fn decided(
+        &self,
+        running: &Running,
+        state: &State,
+        decider: &mut Decider,
+    ) -> Result<(Cut, Vec<RangeRecord>), RunError> {
+        let cut = self.cut(running, state).await?;
+        let decided = self.decide(running, decider, &cut).await?;
+        Ok((cut, decided))
     }
 
     /// Decides a range; a ClickHouse that is away for a while is waited for.
@@ -306,7 +341,7 @@ impl Replays {
     pub(super) fn keep(&self, running: &Running) -> std::io::Result<()> {
         running.change(|state| state.told.changed_ms = self.now_ms());
         let state = running.state.lock().clone();
-        block_in_place(|| super::file::write(self.dir(), &state))
+        block_in_place(|| running.kept.lock().write(self.dir(), &state))
     }
 }
 

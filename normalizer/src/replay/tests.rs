@@ -1,16 +1,18 @@
 //! Deciding as dedup did, and the state file. The whole of it on a real ClickHouse: `tests/tests/replay/`.
 
 use super::decide::Decider;
-use super::file::{self, Promotion, State};
+use super::file::{self, Kept, Promotion, State};
 use super::sink::{Part, Sink};
 use crate::dedup::{Dedup, DedupOptions, Workers};
+use crate::framed::frame;
 use crate::log::{EmbeddedLog, LogOptions};
 use crate::parked::shelf::Shelf;
 use crate::sim::append::{Clients, TABLES, WINDOW_MS, append};
+use crate::slots::HEAD_BYTES;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use sluice_common::clock::ManualClock;
-use sluice_common::disk::Dir;
+use sluice_common::disk::{Dir, Disk, DiskOp, DiskWatch};
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::{LogId, Name, Offset};
 use sluice_common::record::Record;
@@ -22,8 +24,10 @@ use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::{Range, SinkReply, SinkRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tower::util::BoxCloneSyncService;
 
 const NOW: u64 = 1_795_231_830_000;
@@ -93,9 +97,13 @@ fn a_state_is_found_as_it_was_written_and_leftovers_go() {
     let dir = Dir::from(root.path().join("replay").as_path());
     assert_eq!(file::list(&dir).unwrap(), []);
     let (old, new) = (state(1, Phase::Promoting), state(2, Phase::Paused));
-    file::write(&dir, &old).unwrap();
-    file::write(&dir, &state(2, Phase::Running)).unwrap();
-    file::write(&dir, &new).unwrap();
+    keep(&dir, &old);
+    let mut kept = Kept::default();
+    kept.write(&dir, &state(2, Phase::Running)).unwrap();
+    let inode = || std::fs::metadata(dir.join("r00000002.state")).unwrap().ino();
+    let first = inode();
+    kept.write(&dir, &new).unwrap();
+    assert_eq!(inode(), first, "in place");
     std::fs::write(dir.join("r00000002.state.new"), "half").unwrap();
     std::fs::create_dir(dir.join("r00000002.dedup")).unwrap();
     assert_eq!(file::list(&dir).unwrap(), [new, old.clone()]);
@@ -106,11 +114,18 @@ fn a_state_is_found_as_it_was_written_and_leftovers_go() {
     assert_eq!(left.len(), 2, "{left:?}");
     // One that does not check out is left alone, and hides no other.
     let path = dir.join("r00000002.state");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    assert_eq!(file::list(&dir).unwrap(), [old]);
+    let slots = std::fs::read(&path).unwrap();
+    let half = slots.len() / 2;
+    // One slot is torn: the state before it counts. Both are: nothing does.
+    for (broken, expected) in [
+        (vec![0], vec![state(2, Phase::Running), old.clone()]),
+        (vec![0, 1], vec![old.clone()]),
+    ] {
+        let mut bytes = slots.clone();
+        broken.iter().for_each(|slot| bytes[slot * half + 40] ^= 1);
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(file::list(&dir).unwrap(), expected);
+    }
     assert!(path.exists());
 }
 
@@ -118,27 +133,95 @@ fn a_state_is_found_as_it_was_written_and_leftovers_go() {
 fn the_bytes_of_a_state_are_frozen() {
     let root = tempfile::tempdir().unwrap();
     let dir = Dir::from(root.path());
-    file::write(&dir, &state(7, Phase::Done)).unwrap();
+    keep(&dir, &state(7, Phase::Done));
     let bytes = std::fs::read(dir.join("r00000007.state")).unwrap();
-    assert_eq!(&bytes[..4], b"SLRP");
+    let half = bytes.len() / 2;
+    assert!(
+        bytes[..half].iter().all(|byte| *byte == 0),
+        "the first write is the second slot's"
+    );
+    let text = &bytes[half + HEAD_BYTES..];
+    let text = &text[..text.iter().rposition(|byte| *byte != 0).unwrap() + 1];
+    assert_eq!(&bytes[half..half + 4], b"SLR2");
     let told =
         "a later release must read what is here: a new field needs a default, a new meaning a new version";
     assert_eq!(
-        crc32c::crc32c(&bytes),
+        crc32c::crc32c(&bytes[half..]),
         GOLDEN,
         "{told}\n{}",
-        String::from_utf8_lossy(&bytes[16..])
+        String::from_utf8_lossy(text)
     );
 }
 
-const GOLDEN: u32 = 1_110_546_295;
+const GOLDEN: u32 = 3_753_964_038;
+
+#[test]
+fn a_state_of_the_first_layout_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = Dir::from(root.path());
+    let text = serde_json::to_vec(&state(7, Phase::Done)).unwrap();
+    let bytes = frame(*b"SLRP", 1, &text);
+    assert_eq!(
+        crc32c::crc32c(&bytes),
+        1_110_546_295,
+        "these are the bytes of that layout"
+    );
+    std::fs::write(dir.join("r00000007.state"), bytes).unwrap();
+    assert_eq!(file::list(&dir).unwrap(), [state(7, Phase::Done)]);
+}
+
+#[test]
+fn a_state_that_outgrows_its_slot_has_a_larger_file_and_a_failed_sync_makes_a_fresh_one() {
+    let root = tempfile::tempdir().unwrap();
+    let fails = Arc::new(FailingSync::default());
+    let dir = Dir {
+        disk: Disk::watched(Arc::clone(&fails) as Arc<dyn DiskWatch>),
+        path: root.path().to_owned(),
+    };
+    let path = dir.join("r00000003.state");
+    let mut kept = Kept::default();
+    kept.write(&dir, &state(3, Phase::Running)).unwrap();
+    let small = std::fs::metadata(&path).unwrap();
+    let mut large = state(3, Phase::Running);
+    large.told.steps = vec!["x".repeat(1000); 100];
+    kept.write(&dir, &large).unwrap();
+    let grown = std::fs::metadata(&path).unwrap();
+    assert!(
+        grown.len() > small.len() && grown.len() > 200_000,
+        "{}",
+        grown.len()
+    );
+    fails.0.store(true, Ordering::Relaxed);
+    assert!(kept.write(&dir, &state(3, Phase::Paused)).is_err());
+    fails.0.store(false, Ordering::Relaxed);
+    kept.write(&dir, &state(3, Phase::Failed)).unwrap();
+    assert_ne!(std::fs::metadata(&path).unwrap().ino(), grown.ino());
+    assert_eq!(file::list(&dir).unwrap(), [state(3, Phase::Failed)]);
+}
+
+/// Refuses syncs while it is told to.
+#[derive(Default)]
+struct FailingSync(AtomicBool);
+
+impl DiskWatch for FailingSync {
+    fn before(&self, op: &DiskOp<'_>) -> std::io::Result<()> {
+        if matches!(op, DiskOp::Sync { .. }) && self.0.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("as told"));
+        }
+        Ok(())
+    }
+}
+
+fn keep(dir: &Dir, state: &State) {
+    Kept::default().write(dir, state).unwrap();
+}
 
 #[test]
 fn of_replays_that_ended_the_newest_hundred_are_kept_and_every_other() {
     let root = tempfile::tempdir().unwrap();
     let dir = Dir::from(root.path());
-    file::write(&dir, &state(0, Phase::Paused)).unwrap();
-    (1..=103).for_each(|id| file::write(&dir, &state(id, Phase::Discarded)).unwrap());
+    keep(&dir, &state(0, Phase::Paused));
+    (1..=103).for_each(|id| keep(&dir, &state(id, Phase::Discarded)));
     let listed = file::list(&dir).unwrap();
     let ids: BTreeSet<u32> = listed.iter().map(|state| state.told.id.0).collect();
     assert_eq!(ids, (4..=103).chain([0]).collect());

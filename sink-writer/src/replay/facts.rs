@@ -7,9 +7,11 @@ use sluice_common::ids::{Name, Offset};
 use sluice_common::letters::INTAKE;
 use sluice_common::replay::{Facts, KeptRows};
 
-/// Asked while a replay runs, which is to be quick: one thread more than what may take its time.
-const LOOKUP: [(&str, &str); 3] = [
+/// Asked while a replay runs, which is to be quick: one thread more than what may take its time, and as nice: it takes a
+/// tenth of a second and more, in which the live path inserts.
+const LOOKUP: [(&str, &str); 4] = [
     ("max_threads", "2"),
+    ("os_thread_priority", "10"),
     ("max_memory_usage", "1073741824"),
     ("select_sequential_consistency", "1"),
 ];
