@@ -7,7 +7,7 @@
 
 mod noisy;
 mod quiet;
-mod report;
+pub mod report;
 mod schedule;
 
 use crate::Output;
