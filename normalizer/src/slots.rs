@@ -85,7 +85,8 @@ impl Slots {
         Ok((slots, payload))
     }
 
-    /// Makes the file with a first payload, by way of `fresh`. A crash in between leaves what was there before.
+    /// Makes the file with a first payload, by way of `fresh`, and calls `written` before it is synced. A crash in between
+    /// leaves what was there before.
     ///
     /// # Errors
     /// Any of the disk; the fresh file is gone then.
@@ -93,9 +94,9 @@ impl Slots {
         disk: &Disk,
         (fresh, path): (&Path, &Path),
         (format, slot_bytes, mode): (Format, usize, u32),
-        payload: &[u8],
+        (payload, written): (&[u8], impl FnOnce() -> io::Result<()>),
     ) -> io::Result<Self> {
-        let made = Self::fill(disk, fresh, (format, slot_bytes, mode), payload);
+        let made = Self::fill(disk, fresh, (format, slot_bytes, mode), (payload, written));
         let renamed = made.and_then(|slots| disk.rename(fresh, path).map(|()| slots));
         let slots = renamed.inspect_err(|_| {
             // It may never have been made; what stays of it is removed by the next start.
@@ -112,7 +113,7 @@ impl Slots {
         disk: &Disk,
         fresh: &Path,
         (format, slot_bytes, mode): (Format, usize, u32),
-        payload: &[u8],
+        (payload, written): (&[u8], impl FnOnce() -> io::Result<()>),
     ) -> io::Result<Self> {
         let file = disk.create(fresh, mode)?;
         fallocate(file.inner(), FallocateFlags::empty(), 0, 2 * slot_bytes as u64)?;
@@ -124,6 +125,7 @@ impl Slots {
             sequence: 0,
         };
         slots.put(payload)?;
+        written()?;
         slots.file.sync_all()?;
         slots.sequence += 1;
         Ok(slots)
@@ -221,7 +223,13 @@ mod tests {
 
     fn made(dir: &Path, payload: &[u8]) -> Slots {
         let paths = (&*dir.join("a.new"), &*dir.join("a"));
-        Slots::create(&Disk::default(), paths, (format(), SLOT, 0o600), payload).expect("made")
+        Slots::create(
+            &Disk::default(),
+            paths,
+            (format(), SLOT, 0o600),
+            (payload, || Ok(())),
+        )
+        .expect("made")
     }
 
     fn kept(dir: &Path) -> Vec<u8> {

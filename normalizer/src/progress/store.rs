@@ -73,7 +73,9 @@ impl Store {
     pub fn create(disk: &Disk, path: &Path, state: Progress) -> Result<Self, StoreError> {
         let payload = encode(&state)?;
         let fresh = path.with_extension("new");
-        let slots = Slots::create(disk, (&fresh, path), (FORMAT, SLOT_BYTES, 0o666), &payload);
+        let written = || failpoint::hit(Point::ProgressWritten);
+        let (paths, format) = ((&*fresh, path), (FORMAT, SLOT_BYTES, 0o666));
+        let slots = Slots::create(disk, paths, format, (&payload, written));
         let slots = slots.map_err(|error| StoreError::Io {
             path: path.to_owned(),
             error,

@@ -160,7 +160,8 @@ fn fresh(dir: &Dir, id: ReplayId, text: &[u8]) -> io::Result<Slots> {
     let path = dir.join(format!("{id}{SUFFIX}"));
     let fresh = dir.join(format!("{id}{SUFFIX}.new"));
     let room = SLOT_BYTES.max(2 * (HEAD_BYTES + text.len()));
-    Slots::create(&dir.disk, (&fresh, &path), (FORMAT, room, OWNER_ONLY), text)
+    let (paths, format) = ((&*fresh, &*path), (FORMAT, room, OWNER_ONLY));
+    Slots::create(&dir.disk, paths, format, (text, || Ok(())))
 }
 
 /// All states of a directory, which is made where it is missing. Leftovers are removed, and of those that ended
