@@ -99,7 +99,7 @@ impl Slots {
         let made = Self::fill(disk, fresh, (format, slot_bytes, mode), (payload, written));
         let renamed = made.and_then(|slots| disk.rename(fresh, path).map(|()| slots));
         let slots = renamed.inspect_err(|_| {
-            // It may never have been made; what stays of it is removed by the next start.
+            // It may never have been made.
             disk.remove(fresh).ok();
         })?;
         disk.sync_dir(parent_of(path))?;

@@ -112,7 +112,7 @@ impl Replays {
             self.pace(running).await?;
             let begun = Instant::now();
             let (cut, decided) = match ahead.take() {
-                Some(decided) => decided,
+                Some(decided) => decided?,
                 None => self.decided(running, &state, decider).await?,
             };
             let range = cut.range;
@@ -149,20 +149,20 @@ impl Replays {
         }
     }
 
-    /// The range behind one that is being written: reading and deciding take as long as that does. What fails here is
-    /// met again in its turn.
+    /// The range behind one that is being written: reading and deciding take as long as that does. What fails here ends
+    /// the replay in its turn.
     async fn next_decided(
         &self,
         running: &Running,
         (state, range): (&State, Range),
         decider: &mut Decider,
-    ) -> Option<(Cut, Vec<RangeRecord>)> {
+    ) -> Option<Result<(Cut, Vec<RangeRecord>), RunError>> {
         let mut state = state.clone();
         (state.told.next, state.intent) = (range.b, None);
         if range.b >= state.end {
             return None;
         }
-        self.decided(running, &state, decider).await.ok()
+        Some(self.decided(running, &state, decider).await)
     }
 
     async fn decided(
