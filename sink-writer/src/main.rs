@@ -19,6 +19,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[global_allocator]
+static ALLOCATOR: process::Allocator = process::Allocator;
+
 /// Sluice's sink-writer: builds blocks, inserts them into ClickHouse and proves that they are there.
 #[derive(Debug, Parser)]
 #[command(version, about)]
