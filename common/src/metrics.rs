@@ -3,6 +3,8 @@
 //! Names are enum variants; each documents its labels. Zeros are exported from the start, so that a
 //! rate over a first event is seen.
 
+mod sums;
+
 use crate::config::Config;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{self as otel, Meter, MeterProvider};
@@ -13,9 +15,9 @@ use parking_lot::Mutex;
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use prometheus::{HistogramOpts, Registry, TextEncoder};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use sums::Sums;
 
 /// Label names and values of one measurement.
 pub type Labels<'a> = &'a [(&'static str, &'a str)];
@@ -189,9 +191,10 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     registry: Registry,
     provider: SdkMeterProvider,
-    counters: HashMap<Counter, otel::Counter<u64>>,
-    histograms: HashMap<Histogram, otel::Histogram<f64>>,
-    gauges: HashMap<Gauge, Readings>,
+    /// Each in the order of its names.
+    counters: Vec<Arc<Sums>>,
+    histograms: Vec<otel::Histogram<f64>>,
+    gauges: Vec<Readings>,
     /// Distributions of which nothing was recorded yet: the exporter knows no empty ones.
     empty: Mutex<Vec<MetricFamily>>,
 }
@@ -245,9 +248,9 @@ impl Metrics {
 
     fn with_provider(registry: Registry, provider: SdkMeterProvider) -> Self {
         let meter = provider.meter("sluice");
-        let counters = Counter::ALL.iter().map(|one| (*one, counter(&meter, *one)));
-        let histograms = Histogram::ALL.iter().map(|one| (*one, histogram(&meter, *one)));
-        let gauges = Gauge::ALL.iter().map(|one| (*one, gauge(&meter, *one)));
+        let counters = Counter::ALL.iter().map(|one| counter(&meter, *one));
+        let histograms = Histogram::ALL.iter().map(|one| histogram(&meter, *one));
+        let gauges = Gauge::ALL.iter().map(|one| gauge(&meter, *one));
         let inner = Inner {
             counters: counters.collect(),
             histograms: histograms.collect(),
@@ -273,8 +276,8 @@ impl Metrics {
 
     /// Counts `n` more.
     pub fn add(&self, counter: Counter, n: u64, labels: Labels<'_>) {
-        if let Some(instrument) = self.0.counters.get(&counter) {
-            instrument.add(n, &pairs(labels));
+        if let Some(sums) = self.0.counters.get(counter as usize) {
+            sums.add(n, labels);
         }
     }
 
@@ -297,14 +300,14 @@ impl Metrics {
 
     /// Records one value.
     pub fn record(&self, histogram: Histogram, value: f64, labels: Labels<'_>) {
-        if let Some(instrument) = self.0.histograms.get(&histogram) {
+        if let Some(instrument) = self.0.histograms.get(histogram as usize) {
             instrument.record(value, &pairs(labels));
         }
     }
 
     /// Has a level read by `read` whenever metrics are asked for.
     pub fn watch(&self, gauge: Gauge, labels: Labels<'_>, read: impl Fn() -> f64 + Send + Sync + 'static) {
-        if let Some(readings) = self.0.gauges.get(&gauge) {
+        if let Some(readings) = self.0.gauges.get(gauge as usize) {
             let labels = pairs(labels);
             readings.lock().push(Box::new(move |tell| tell(read(), &labels)));
         }
@@ -318,7 +321,7 @@ impl Metrics {
                 tell(value, &labels.collect::<Vec<_>>());
             }
         };
-        if let Some(readings) = self.0.gauges.get(&gauge) {
+        if let Some(readings) = self.0.gauges.get(gauge as usize) {
             readings.lock().push(Box::new(told));
         }
     }
@@ -356,11 +359,16 @@ fn pairs(labels: Labels<'_>) -> Vec<KeyValue> {
         .collect()
 }
 
-fn counter(meter: &Meter, which: Counter) -> otel::Counter<u64> {
-    meter
-        .u64_counter(which.name())
-        .with_description(which.help())
-        .build()
+fn counter(meter: &Meter, which: Counter) -> Arc<Sums> {
+    let sums = Arc::<Sums>::default();
+    let told = Arc::clone(&sums);
+    let instrument = meter
+        .u64_observable_counter(which.name())
+        .with_description(which.help());
+    instrument
+        .with_callback(move |observer| told.tell(|value, labels| observer.observe(value, labels)))
+        .build();
+    sums
 }
 
 fn histogram(meter: &Meter, which: Histogram) -> otel::Histogram<f64> {
