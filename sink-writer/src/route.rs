@@ -75,13 +75,15 @@ impl<'a> Routed<'a> {
                 Fate::Drop => {}
                 Fate::Conflict => self.letters.push(Letter::conflict(record, partition, batch, row)),
                 Fate::Keep => {
-                    let (slot, part) = match &times {
-                        Some((by, times)) => times.part(by, row as usize),
-                        None => (Some(0), place::ALL.into()),
+                    let placed = match &times {
+                        Some((by, times)) => times.place(by, row as usize),
+                        None => Some((0, 0)),
                     };
+                    let by = times.as_ref().map(|(by, _)| *by);
+                    // Its name is written once, not for each row.
                     parts
-                        .entry(slot)
-                        .or_insert_with(|| (part, Vec::new()))
+                        .entry(placed.map(|(slot, _)| slot))
+                        .or_insert_with(|| (part(by, placed), Vec::new()))
                         .1
                         .push(row);
                 }
@@ -121,14 +123,6 @@ impl Times {
         }
     }
 
-    /// The row's slot, which is `None` where it cannot be placed, and its part.
-    fn part(&self, by: &Placement, row: usize) -> (Option<i64>, String) {
-        match self.place(by, row) {
-            Some((slot, seconds)) => (Some(slot), by.id(seconds)),
-            None => (None, UNPLACED.into()),
-        }
-    }
-
     /// The row's slot and time; `None` where it cannot be placed.
     fn place(&self, placement: &Placement, row: usize) -> Option<(i64, i64)> {
         let seconds = match self {
@@ -139,6 +133,15 @@ impl Times {
             return Some((0, seconds));
         }
         placement.slot(seconds).ok().map(|slot| (slot, seconds))
+    }
+}
+
+/// The part of a row's place.
+fn part(by: Option<&Placement>, placed: Option<(i64, i64)>) -> String {
+    match (by, placed) {
+        (_, None) => UNPLACED.into(),
+        (None, Some(_)) => place::ALL.into(),
+        (Some(by), Some((_, seconds))) => by.id(seconds),
     }
 }
 

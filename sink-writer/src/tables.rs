@@ -60,12 +60,22 @@ impl Table {
     #[cfg(any(test, fuzzing))]
     #[must_use]
     pub fn for_tests(columns: &[&str], placement: Placement) -> Self {
+        let columns = columns
+            .iter()
+            .map(|name| ((*name).to_owned(), "String".to_owned()));
+        Self::known(Name::new("t").expect("valid"), columns, placement)
+    }
+
+    /// A table that nobody has asked a server about: name and type of its columns, and how rows are placed.
+    #[must_use]
+    pub fn known(
+        name: Name,
+        columns: impl IntoIterator<Item = (String, String)>,
+        placement: Placement,
+    ) -> Self {
         Self {
-            name: Name::new("t").expect("valid"),
-            columns: columns
-                .iter()
-                .map(|name| ((*name).to_owned(), "String".to_owned()))
-                .collect(),
+            name,
+            columns: columns.into_iter().collect(),
             placement: Ok(placement),
             verifiable: true,
             bump_safe: true,

@@ -117,6 +117,30 @@ impl Column {
         }
     }
 
+    /// Makes room for so many rows, as far as it is known what they take.
+    pub fn reserve(&mut self, rows: usize) {
+        match &mut self.values {
+            Values::Text(texts) | Values::Address(texts, _) => texts.reserve(rows),
+            Values::Dictionary(keys, _) => keys.reserve(rows),
+            Values::Bool(bits) => bits.reserve(rows),
+            Values::Int8(values) => values.reserve(rows),
+            Values::Int16(values) => values.reserve(rows),
+            Values::Int32(values) | Values::Date(values) => values.reserve(rows),
+            Values::Int64(values) | Values::Time(_, values) => values.reserve(rows),
+            Values::UInt8(values) => values.reserve(rows),
+            Values::UInt16(values) => values.reserve(rows),
+            Values::UInt32(values) => values.reserve(rows),
+            Values::UInt64(values) => values.reserve(rows),
+            Values::Float32(values) => values.reserve(rows),
+            Values::Float64(values) => values.reserve(rows),
+            Values::Decimal(_, _, values) => values.reserve(rows),
+            Values::WideDecimal(_, _, values) => values.reserve(rows),
+            Values::Uuid(values) => values.reserve(rows),
+            Values::Map(maps) => maps.reserve(rows),
+            Values::Entries(offsets, ..) | Values::List(offsets, ..) => offsets.reserve(rows),
+        }
+    }
+
     /// Rows written.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -137,7 +161,8 @@ impl Column {
     /// what does not fit (there is none behind [`super::convert`]), is the type's zero.
     pub fn push(&mut self, cell: Cell<'_>) -> usize {
         self.rows += 1;
-        self.nulls.append(cell != Cell::Null);
+        let is_null = matches!(cell, Cell::Null);
+        self.nulls.append(!is_null);
         let whole = if let Cell::Int(value) = cell { value } else { 0 };
         let float = if let Cell::Float(value) = cell { value } else { 0.0 };
         let text = if let Cell::Text(text) = cell { text } else { "" };
@@ -147,11 +172,7 @@ impl Column {
                 return text.len();
             }
             Values::Dictionary(keys, dictionary) => {
-                let (key, grown) = if cell == Cell::Null {
-                    (0, 0)
-                } else {
-                    dictionary.intern(text)
-                };
+                let (key, grown) = if is_null { (0, 0) } else { dictionary.intern(text) };
                 keys.push(key);
                 return grown;
             }

@@ -23,6 +23,9 @@ use sluice_common::wire::intake::{BodyFormat, IntakeRequest, RowError, RowsAnswe
 use sluice_common::wire::messages::Origin;
 use std::sync::Arc;
 
+/// JSON of a usual event: what room is made for at first.
+const USUAL_EVENT_BYTES: usize = 256;
+
 /// Asked for bytes of columns beyond the body's; says whether they are there.
 type Room<'r> = &'r mut dyn FnMut(usize) -> bool;
 
@@ -99,6 +102,12 @@ fn unknown_dataset(name: &str) -> Problem {
     )
 }
 
+/// About how many rows the first record will have, and no more than take what the body does: that is what is charged.
+fn about_rows(schema: &Schema, body: usize) -> usize {
+    let most = TARGET_RECORD_BYTES.min(body) / schema.fixed_row_bytes.max(1);
+    (body / USUAL_EVENT_BYTES).min(most).clamp(1, MAX_RECORD_ROWS)
+}
+
 /// A request on its way.
 struct Run<'s, 'r> {
     schema: &'s Arc<Schema>,
@@ -145,11 +154,16 @@ struct Partitions {
 }
 
 impl Open {
-    fn new(schema: &Schema, template: &RecordTemplate) -> Self {
-        let column = |field: &super::schema::FieldPlan| Column::new(&field.kind, Some(&template.inner_key));
+    /// For about so many rows.
+    fn new(schema: &Schema, template: &RecordTemplate, rows: usize) -> Self {
+        let column = |field: &super::schema::FieldPlan| {
+            let mut column = Column::new(&field.kind, Some(&template.inner_key));
+            column.reserve(rows);
+            column
+        };
         Self {
             columns: schema.fields.iter().map(column).collect(),
-            keys: Vec::new(),
+            keys: Vec::with_capacity(rows),
             fingerprints: Vec::new(),
             bytes: 0,
         }
@@ -180,7 +194,7 @@ impl<'s, 'r> Run<'s, 'r> {
                 trace_id: request.trace.trace_id,
                 span_id: request.trace.span_id,
             },
-            open: Open::new(schema, &template),
+            open: Open::new(schema, &template, about_rows(schema, request.body.len())),
             template,
             pending: Vec::new(),
             answer: RowsAnswer::default(),
@@ -322,10 +336,11 @@ impl<'s, 'r> Run<'s, 'r> {
         Ok(())
     }
 
-    /// Makes the open rows a pending.
+    /// Makes the open rows a pending. How many follow is not known.
     fn close(&mut self) -> Result<(), NotParsed> {
         self.charge()?;
-        let open = std::mem::replace(&mut self.open, Open::new(self.schema, &self.template));
+        let next = Open::new(self.schema, &self.template, 0);
+        let open = std::mem::replace(&mut self.open, next);
         let columns = open
             .columns
             .into_iter()

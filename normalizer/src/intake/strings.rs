@@ -33,6 +33,11 @@ impl Texts {
         }
     }
 
+    /// Makes room for so many; how long they are is not known.
+    pub fn reserve(&mut self, rows: usize) {
+        self.offsets.reserve(rows);
+    }
+
     /// Adds one.
     pub fn push(&mut self, text: &str) {
         self.data.extend_from_slice(text.as_bytes());
@@ -85,6 +90,11 @@ impl Maps {
             keys: Texts::new(),
             values: Texts::new(),
         }
+    }
+
+    /// Makes room for so many maps; what they hold is not known.
+    pub fn reserve(&mut self, rows: usize) {
+        self.offsets.reserve(rows);
     }
 
     /// Adds an entry to the row in the making; `write` appends the value's text, which is UTF-8.

@@ -3,9 +3,11 @@
 use super::disk::{Lie, Model, Recorder};
 use super::world::{Plan, simulate};
 use super::{fail_on_breach, one_seed, seeds};
+use crate::slots::{Format, Slots, SlotsError};
 use sluice_common::disk::{Disk, DiskWatch};
 use sluice_common::replace::{OWNER_ONLY, replace_on};
 use std::fs::Permissions;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Instant;
@@ -87,6 +89,52 @@ fn a_file_that_is_replaced_is_the_old_one_or_the_new_one_after_any_power_loss() 
             assert!(
                 may_be.contains(&found.as_ref()),
                 "operation {at}, seed {seed}, {done} replaced"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_state_in_slots_is_the_one_before_or_the_one_after_any_power_loss() {
+    let format = Format {
+        magic: *b"TEST",
+        versions: 1..=1,
+    };
+    let states: Vec<Vec<u8>> = (0..5u8).map(|n| vec![n; 3_000 + usize::from(n)]).collect();
+    for at in 0..20 {
+        for seed in 0..100 {
+            let root = tempfile::tempdir().unwrap();
+            let count = std::sync::atomic::AtomicU64::new(0);
+            let dies = move |_: &str| count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == at;
+            let recorder = Recorder::new(root.path().to_owned(), Model::default(), Lie::None, dies);
+            let disk = Disk::watched(Arc::clone(&recorder) as Arc<dyn DiskWatch>);
+            let (fresh, path) = (root.path().join("a.new"), root.path().join("a"));
+            let first = (states[0].as_slice(), || Ok(()));
+            let mut slots = Slots::create(
+                &disk,
+                (&fresh, &path),
+                (format.clone(), 8 * 1024, OWNER_ONLY),
+                first,
+            )
+            .unwrap();
+            let mut kept = usize::from(!recorder.is_dead());
+            for state in &states[1..] {
+                slots.put(state).unwrap();
+                slots.sync().unwrap();
+                kept += usize::from(!recorder.is_dead());
+            }
+            let left = tempfile::tempdir().unwrap();
+            recorder.take().0.power_loss(seed).lay_out(left.path());
+            let found = match Slots::open(&Disk::default(), &left.path().join("a"), format.clone()) {
+                Ok((_, payload)) => Some(payload),
+                Err(SlotsError::Io(error)) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => panic!("operation {at}, seed {seed}, {kept} kept: {error}"),
+            };
+            let before = kept.checked_sub(1).map(|last| &states[last]);
+            let may_be_next = kept < states.len() && found.as_ref() == states.get(kept);
+            assert!(
+                found.as_ref() == before || may_be_next,
+                "operation {at}, seed {seed}, {kept} kept"
             );
         }
     }
