@@ -2,11 +2,11 @@
 //! this machine, beside those of ClickHouse fed directly. See README.md for how to read them.
 
 mod admin;
-mod body;
 mod client;
 mod cores;
 mod drip;
 mod freshness;
+mod instructions;
 mod latency;
 mod load;
 mod neighbour;
@@ -23,11 +23,16 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use load::Load;
 use report::Report;
 use run::Way;
-use sluice_common::process::Failure;
+use sluice_bench::body;
+use sluice_common::process::{self, Failure};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use system::Shape;
+
+/// That of the services: stages are measured with it.
+#[global_allocator]
+static ALLOCATOR: process::Allocator = process::Allocator;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -61,6 +66,11 @@ enum Verb {
     Replay(replay::ReplayArgs),
     /// The whole table of goals, beside ClickHouse fed directly: writes docs/performance.md with its plots. About an hour.
     Performance(performance::PerformanceArgs),
+    /// Instructions that each stage takes, counted by valgrind and held to those of before: fails where they are more.
+    Instructions(instructions::InstructionsArgs),
+    /// One stage alone, for so many rounds: what `instructions` counts.
+    #[command(hide = true)]
+    Stage(instructions::StageArgs),
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +116,8 @@ fn main() -> ExitCode {
         Verb::Overload(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Replay(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Performance(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
+        Verb::Instructions(args) => return finish(args.run(), |()| ExitCode::SUCCESS),
+        Verb::Stage(args) => return finish(args.run(), |()| ExitCode::SUCCESS),
         Verb::Drip(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
     };
     finish(on_one_thread(all(&ways, &args)), |reports| {

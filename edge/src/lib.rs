@@ -17,7 +17,7 @@ mod handlers;
 mod health;
 mod linger;
 mod queue;
-mod quota;
+pub mod quota;
 mod respond;
 mod routes;
 mod server;

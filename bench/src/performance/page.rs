@@ -16,6 +16,7 @@ const EVENTS_A_SECOND: f64 = 400_000.0;
 pub fn text(of: &Measured, folder: &str) -> String {
     let mut text = head(of);
     text += &goals_table(of);
+    text += &limits(of);
     text += &cores_table(of);
     text += &stages_table(&of.apart);
     text += "\n## Plots\n\nSluice's runs have a reader beside them that asks ClickHouse for an event each 25 ms: with small requests it is part of the cost.\n";
@@ -64,6 +65,19 @@ fn goals_table(of: &Measured) -> String {
         .ok();
     }
     text
+}
+
+/// What stands in the way of those that are not met.
+fn limits(of: &Measured) -> String {
+    let unmet = goals::goals(of)
+        .into_iter()
+        .filter(|goal| goal.met == Some(false));
+    let line = |goal: goals::Goal| Some(format!("- **{}**: {}.\n", goal.what, goal.limit()?));
+    let lines: String = unmet.filter_map(line).collect();
+    if lines.is_empty() {
+        return lines;
+    }
+    format!("\n### What stands in the way\n\n{lines}")
 }
 
 /// What a load costs, ours beside others.
