@@ -8,7 +8,12 @@
 //! a value into one twice, which ClickHouse refuses.
 
 use super::schema::FieldPlan;
-use arrow_schema::{DataType, Field as ArrowField, Fields, TimeUnit};
+use arrow_array::{
+    ArrayRef, ArrowPrimitiveType, PrimitiveArray, TimestampMicrosecondArray, TimestampMillisecondArray,
+    TimestampNanosecondArray, TimestampSecondArray,
+};
+use arrow_buffer::{NullBuffer, ScalarBuffer};
+use arrow_schema::{ArrowError, DataType, Field as ArrowField, Fields, TimeUnit};
 use sluice_common::config::{FieldType, Kind};
 use sluice_common::record::TYPE_MARK;
 use std::collections::HashMap;
@@ -134,4 +139,41 @@ pub fn fixed_bytes(kind: &Kind) -> usize {
         Kind::Decimal { .. } => 32,
     };
     bytes + 1
+}
+
+/// A column of numbers.
+///
+/// # Errors
+/// Where values and nulls are not as many.
+pub fn primitive<T: ArrowPrimitiveType>(
+    values: Vec<T::Native>,
+    nulls: Option<NullBuffer>,
+) -> Result<ArrayRef, ArrowError> {
+    Ok(Arc::new(PrimitiveArray::<T>::try_new(
+        ScalarBuffer::from(values),
+        nulls,
+    )?))
+}
+
+/// A column of times, UTC.
+///
+/// # Errors
+/// Where values and nulls are not as many.
+pub fn times(
+    unit: TimeUnit,
+    values: ScalarBuffer<i64>,
+    nulls: Option<NullBuffer>,
+) -> Result<ArrayRef, ArrowError> {
+    Ok(match unit {
+        TimeUnit::Second => Arc::new(TimestampSecondArray::try_new(values, nulls)?.with_timezone("UTC")),
+        TimeUnit::Millisecond => {
+            Arc::new(TimestampMillisecondArray::try_new(values, nulls)?.with_timezone("UTC"))
+        }
+        TimeUnit::Microsecond => {
+            Arc::new(TimestampMicrosecondArray::try_new(values, nulls)?.with_timezone("UTC"))
+        }
+        TimeUnit::Nanosecond => {
+            Arc::new(TimestampNanosecondArray::try_new(values, nulls)?.with_timezone("UTC"))
+        }
+    })
 }

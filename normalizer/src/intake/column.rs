@@ -1,6 +1,6 @@
 //! One column while its rows are written: plain vectors, because a rejected row must be taken back.
 
-use super::arrow::{arrow_type, time_unit};
+use super::arrow::{arrow_type, primitive, time_unit, times};
 use super::convert::Cell;
 use super::hashed::{hashed_address, hashed_bytes, hashed_decimal, hashed_float, hashed_whole};
 use super::strings::{Maps, Texts, as_i32};
@@ -10,13 +10,10 @@ use arrow_array::types::{
     UInt32Type, UInt64Type,
 };
 use arrow_array::{
-    ArrayRef, ArrowPrimitiveType, BooleanArray, Decimal128Array, Decimal256Array, FixedSizeBinaryArray,
-    ListArray, MapArray, PrimitiveArray, StructArray,
+    ArrayRef, BooleanArray, Decimal128Array, Decimal256Array, FixedSizeBinaryArray, ListArray, MapArray,
+    StructArray,
 };
-use arrow_array::{
-    TimestampMicrosecondArray, TimestampMillisecondArray, TimestampNanosecondArray, TimestampSecondArray,
-};
-use arrow_buffer::{Buffer, NullBuffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer, i256};
+use arrow_buffer::{Buffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer, i256};
 use arrow_schema::{ArrowError, DataType, TimeUnit};
 use sluice_common::config::Kind;
 use sluice_common::dictionary::Interner;
@@ -481,33 +478,4 @@ fn per_second(unit: TimeUnit) -> i64 {
         TimeUnit::Microsecond => 1_000_000,
         TimeUnit::Nanosecond => 1_000_000_000,
     }
-}
-
-fn primitive<T: ArrowPrimitiveType>(
-    values: Vec<T::Native>,
-    nulls: Option<NullBuffer>,
-) -> Result<ArrayRef, ArrowError> {
-    Ok(Arc::new(PrimitiveArray::<T>::try_new(
-        ScalarBuffer::from(values),
-        nulls,
-    )?))
-}
-
-fn times(
-    unit: TimeUnit,
-    values: ScalarBuffer<i64>,
-    nulls: Option<NullBuffer>,
-) -> Result<ArrayRef, ArrowError> {
-    Ok(match unit {
-        TimeUnit::Second => Arc::new(TimestampSecondArray::try_new(values, nulls)?.with_timezone("UTC")),
-        TimeUnit::Millisecond => {
-            Arc::new(TimestampMillisecondArray::try_new(values, nulls)?.with_timezone("UTC"))
-        }
-        TimeUnit::Microsecond => {
-            Arc::new(TimestampMicrosecondArray::try_new(values, nulls)?.with_timezone("UTC"))
-        }
-        TimeUnit::Nanosecond => {
-            Arc::new(TimestampNanosecondArray::try_new(values, nulls)?.with_timezone("UTC"))
-        }
-    })
 }
