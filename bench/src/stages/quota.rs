@@ -9,7 +9,7 @@ use std::path::Path;
 /// Requests of a round.
 pub const REQUESTS: usize = 100;
 const BODY_BYTES: u64 = 256 * EVENTS as u64;
-const YAML: &str = "tenants: [{id: bench, keys: [], quota: {events_per_second: 1000000000, bytes_per_second: 1TiB, \
+const YAML: &str = "tenants: [{id: bench, keys: [], quota: {events_per_second: 1000000000, bytes_per_second: 2GiB, \
                     requests_per_second: 1000000, burst: 1s, concurrent_requests: 64}}]\n";
 
 /// From head to answer, with every limit set and none reached.
