@@ -43,8 +43,7 @@ impl StageArgs {
     /// # Errors
     /// Where there is no such stage.
     pub fn run(&self) -> Result<(), Failure> {
-        let stage = STAGES.iter().find(|stage| stage.name == self.name);
-        let stage = stage.ok_or_else(|| unknown(&self.name))?;
+        let stage = named(&self.name)?;
         let mut round = stage.ready(self.rounds);
         (0..self.rounds).for_each(|_| measured_round(&mut round));
         Ok(())
@@ -57,16 +56,17 @@ impl InstructionsArgs {
     /// # Errors
     /// A stage that takes more, a stage that was never counted, no valgrind.
     pub fn run(&self) -> Result<(), Failure> {
-        if let Some(name) = self.stages.iter().find(|name| !is_stage(name)) {
-            return Err(unknown(name));
-        }
-        let asked =
-            |stage: &&Stage| self.stages.is_empty() || self.stages.iter().any(|name| name == stage.name);
+        let named: Vec<Stage> = self
+            .stages
+            .iter()
+            .map(|name| named(name))
+            .collect::<Result<_, _>>()?;
+        let asked = if named.is_empty() { STAGES.to_vec() } else { named };
         let mut kept = read(&self.kept)?;
         let mut more = Vec::new();
         println!("{:<14} {:>12} {:>12} {:>9}", "stage", "before", "now", "change");
-        for stage in STAGES.iter().filter(asked) {
-            let found = count(stage)?;
+        for stage in asked {
+            let found = count(&stage)?;
             let before = kept.get(stage.name).and_then(Value::as_f64);
             let change = before.map(|before| (found / before - 1.0) * 100.0);
             println!(
@@ -97,16 +97,10 @@ impl InstructionsArgs {
     }
 }
 
-fn is_stage(name: &str) -> bool {
-    STAGES.iter().any(|stage| stage.name == name)
-}
-
-fn unknown(name: &str) -> Failure {
-    let names: Vec<&str> = STAGES.iter().map(|stage| stage.name).collect();
-    Failure::new(format!(
-        "there is no stage {name:?}; there are {}",
-        names.join(", ")
-    ))
+fn named(name: &str) -> Result<Stage, Failure> {
+    let found = STAGES.iter().find(|stage| stage.name == name).copied();
+    let names = STAGES.map(|stage| stage.name).join(", ");
+    found.ok_or_else(|| Failure::new(format!("there is no stage {name:?}; there are {names}")))
 }
 
 fn read(path: &Path) -> Result<Map<String, Value>, Failure> {

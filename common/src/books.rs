@@ -100,15 +100,12 @@ impl LedgerRow {
     }
 }
 
-/// Which sums of the books are asked for: rows of other logs, and of this one below an offset.
+/// Which sums of the books are asked for: rows of other logs, and of this one's partitions below an offset of each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BooksQuery {
     pub log: LogId,
-    pub partition: u16,
-    /// Rows of this log and partition count where their provenance is below: `committed << 16`.
-    pub below_o: u64,
-    /// Of these, ranges whose rows of the books are set aside: what of them is there counts elsewhere.
-    pub without: Vec<Range>,
+    /// Of this log's partitions that are asked about here; all rows of others count.
+    pub settled: Vec<SettledPart>,
     /// First minute, in seconds since 1970.
     pub since_s: u64,
     /// None: all.
@@ -116,6 +113,16 @@ pub struct BooksQuery {
     /// Most lines; the newest are told.
     pub limit: u32,
     pub timeout: Duration,
+}
+
+/// What of a partition's rows counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettledPart {
+    pub partition: u16,
+    /// Those count whose provenance is below: `committed << 16`.
+    pub below_o: u64,
+    /// Of these, ranges whose rows of the books are set aside: what of them is there counts elsewhere.
+    pub without: Vec<Range>,
 }
 
 /// The books of one tenant, dataset and minute, summed. Counts are of events.

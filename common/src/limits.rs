@@ -130,6 +130,16 @@ pub const REFUSAL_DRAIN_DEADLINE: Duration = Duration::from_millis(200);
 pub const INTAKE_BYTES: usize = 256 * MIB;
 /// Column bytes waiting for the log writer; over it the edge is answered 429.
 pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
+/// Records that wait for the brokers, where the log is theirs.
+pub const LOG_QUEUE_MESSAGES: usize = 100_000;
+/// A record that the brokers did not take by then is not waited for; whether it is there may be unknown.
+pub const KAFKA_APPEND_DEADLINE: Duration = Duration::from_secs(30);
+/// A normalizer that the brokers have not heard of for so long has lost its partitions.
+pub const KAFKA_SESSION: Duration = Duration::from_secs(10);
+/// Frames that are read ahead of each partition that is worked on; what a client of Kafka's fetches at once is as much.
+pub const KAFKA_TAIL_BYTES: usize = 8 * MIB;
+/// Bytes that a client of Kafka's fetches at once.
+pub const KAFKA_FETCH_BYTES: usize = 4 * MIB;
 /// Column bytes of one request, schemas of its records included: wide rows and arrays of short numbers
 /// take many times their text, and what the log's queue never holds would be refused for ever.
 pub const MAX_REQUEST_COLUMN_BYTES: usize = 96 * MIB;

@@ -86,6 +86,7 @@ names! {
         /// `outcome` applied, refused, unchanged.
         ConfigReloads = "sluice_config_reloads_total", "Config files read again, by what became of them.";
         /// `reason`.
+        StaleCommits = "sluice_stale_commits_total", "Commits of a partition of the log that came after it had gone to another normalizer; they were dropped.";
         Alarms = "sluice_alarms_total", "Times that something needed an operator; the log line says what to do.";
     }
 }

@@ -1,4 +1,5 @@
-//! The record: the unit of the log, on disk, on the wire to the sink-writer, and (later) in Kafka.
+//! The record: the unit of the log, on disk, on the wire to the sink-writer, and in Kafka. There a frame is a message's
+//! value, written before its offset and append time are known: both are 0 in the topic, and the message says them.
 //!
 //! A record explains itself (R2): one tenant, one dataset, the rows of one or more requests. Nothing
 //! behind the log asks the config what a record means.
@@ -259,6 +260,18 @@ fn write_span(span: &RequestSpan, out: &mut Vec<u8>) {
     out.extend_from_slice(&span.span_id.to_le_bytes());
 }
 
+/// Whether a frame is whole, and of a layout that is known.
+fn check(frame: &[u8]) -> Result<(), BadRecord> {
+    let (expected, found) = (u32_at(frame, 8), crc32c::crc32c(&frame[12..]));
+    if expected != found {
+        return Err(BadRecord::Checksum { expected, found });
+    }
+    match u16::from_le_bytes([frame[12], frame[13]]) {
+        VERSION => Ok(()),
+        other => Err(BadRecord::Version(other)),
+    }
+}
+
 /// The length of the frame that begins at `bytes`, where at least 8 bytes are there and it is sane.
 ///
 /// # Errors
@@ -295,15 +308,28 @@ impl Record {
             });
         }
         let frame = bytes.slice(..length);
-        let (expected, found) = (u32_at(&frame, 8), crc32c::crc32c(&frame[12..]));
-        if expected != found {
-            return Err(BadRecord::Checksum { expected, found });
-        }
-        let version = u16::from_le_bytes([frame[12], frame[13]]);
-        if version != VERSION {
-            return Err(BadRecord::Version(version));
-        }
+        check(&frame)?;
         Self::from_checked(frame)
+    }
+
+    /// Reads a frame that was written before its place was known, and that is all of `bytes`; from now on it says where
+    /// it lies. The log is that which wrote it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn placed(bytes: &[u8], offset: Offset, append_ms: UnixMs) -> Result<Self, BadRecord> {
+        let need = frame_length(bytes)?;
+        if bytes.len() != need {
+            let have = bytes.len();
+            return Err(BadRecord::Short { have, need });
+        }
+        check(bytes)?;
+        let mut frame = bytes.to_vec();
+        frame[24..32].copy_from_slice(&offset.to_le_bytes());
+        frame[32..40].copy_from_slice(&append_ms.to_le_bytes());
+        let crc = crc32c::crc32c(&frame[12..]);
+        frame[8..12].copy_from_slice(&crc.to_le_bytes());
+        Self::from_checked(frame.into())
     }
 
     fn from_checked(frame: Bytes) -> Result<Self, BadRecord> {
@@ -486,6 +512,34 @@ mod tests {
             column_bytes: 77,
             body: body.into(),
         }
+    }
+
+    #[test]
+    fn a_frame_that_was_written_before_its_place_was_known_says_it_from_then_on() {
+        let unknown = Placement {
+            log: LogId(9),
+            offset: 0,
+            append_ms: 0,
+            durable_below: 0,
+        };
+        let mut frame = Vec::new();
+        content(vec![1, 2, 3], true, b"rows".to_vec()).write(unknown, &mut frame);
+        let record = Record::placed(&frame, 41, 77).expect("placed");
+        assert_eq!(
+            (record.place.log, record.place.offset, record.place.append_ms),
+            (LogId(9), 41, 77)
+        );
+        let again = Record::read(record.frame()).expect("its checksum is that of what it says now");
+        assert_eq!((again.place, &again.meta), (record.place, &record.meta));
+        assert_eq!(again.keys().collect::<Vec<_>>(), [1, 2, 3]);
+        for at in 0..frame.len() {
+            let mut damaged = frame.clone();
+            damaged[at] ^= 1;
+            Record::placed(&damaged, 41, 77).expect_err("damaged");
+            Record::placed(&frame[..at], 41, 77).expect_err("cut short");
+        }
+        frame.extend_from_slice(&[0; 8]);
+        Record::placed(&frame, 41, 77).expect_err("something follows it");
     }
 
     fn place() -> Placement {

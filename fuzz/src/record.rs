@@ -10,6 +10,10 @@ pub fn run(input: &[u8]) {
     let length = frame.len();
     super::put(&mut frame, 4, length);
     super::mend(&mut frame, 8, 12);
+    if let Ok(record) = Record::placed(&frame, 7, 9) {
+        assert_eq!((record.place.offset, record.place.append_ms), (7, 9));
+        read(record.frame());
+    }
     read(&Bytes::from(frame));
     read(&Bytes::copy_from_slice(input));
 }

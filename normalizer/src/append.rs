@@ -2,18 +2,18 @@
 //! log is busy with the group before them.
 
 use crate::grant::{Grant, Load};
-use crate::intake::{Pending, RecordTemplate, build_records};
-use crate::log::{AppendError, EmbeddedLog};
-use sluice_common::ids::TenantId;
+use crate::intake::{EncodeError, Pending, RecordTemplate, build_records};
+use crate::log::{AppendError, Log};
 use sluice_common::limits::{GROUP_COMMIT_BYTES, LOG_QUEUE_BYTES};
 use sluice_common::metered::{ByteBudget, BytePermit};
 use sluice_common::metrics::{Counter, Labels, Metrics};
 use sluice_common::record::RecordContent;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Requests that wait for the builder; each also holds bytes of the budget.
 const WAITING_REQUESTS: usize = 65_536;
@@ -41,6 +41,8 @@ pub enum NotAppended {
 
 struct Job {
     pending: Vec<Pending>,
+    /// How many they are.
+    count: usize,
     done: oneshot::Sender<Result<(), NotAppended>>,
     claim: Claim,
     deadline: Instant,
@@ -83,7 +85,7 @@ pub struct Appender {
 impl Appender {
     /// Starts the builder; its handle ends early only where it failed inside, and then nothing can be
     /// appended any more.
-    pub fn start(log: Arc<EmbeddedLog>, grant: Grant, metrics: &Metrics) -> (Self, JoinHandle<()>) {
+    pub fn start(log: Arc<dyn Log>, grant: Grant, metrics: &Metrics) -> (Self, JoinHandle<()>) {
         let (jobs, waiting) = mpsc::channel(WAITING_REQUESTS);
         metrics.add(Counter::Bytes, 0, LOG_STAGE);
         let builder = tokio::spawn(build(waiting, log, grant, metrics.clone()));
@@ -106,6 +108,7 @@ impl Appender {
         let (done, mut answer) = oneshot::channel();
         let claim = Claim::default();
         let job = Job {
+            count: pending.len(),
             pending,
             done,
             claim: claim.clone(),
@@ -127,7 +130,7 @@ impl Appender {
     }
 }
 
-async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>, grant: Grant, metrics: Metrics) {
+async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<dyn Log>, grant: Grant, metrics: Metrics) {
     let in_flight = Arc::new(Semaphore::new(GROUPS_IN_FLIGHT));
     while let Some(first) = waiting.recv().await {
         // While the log is busy more requests gather here: that is what makes a group.
@@ -138,34 +141,108 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<EmbeddedLog>, grant: G
         if jobs.is_empty() {
             continue;
         }
-        let (log, grant, metrics) = (Arc::clone(&log), grant.clone(), metrics.clone());
         let pending: Vec<Pending> = jobs
             .iter_mut()
             .flat_map(|job| std::mem::take(&mut job.pending))
             .collect();
-        let templates: Vec<_> = pending.iter().map(|one| Arc::clone(&one.template)).collect();
+        let places: Vec<_> = pending
+            .iter()
+            .map(|one| (Arc::clone(&one.template), one.partition))
+            .collect();
         let built = tokio::task::block_in_place(|| build_records(pending));
+        let group = Group {
+            log: Arc::clone(&log),
+            grant: grant.clone(),
+            metrics: metrics.clone(),
+            places,
+        };
         tokio::spawn(async move {
-            let outcome = match built {
-                Ok(records) => {
-                    let whose = whose(&records, &templates);
-                    let records: Vec<_> = records.into_iter().map(|(record, _)| record).collect();
-                    let frames: usize = records.iter().map(RecordContent::frame_bytes).sum();
-                    let appended = log.append(records).await.map(drop).map_err(refusal);
-                    if appended.is_ok() {
-                        metrics.add(Counter::Bytes, frames as u64, LOG_STAGE);
-                        whose.iter().for_each(|(tenant, load)| grant.wrote(tenant, *load));
-                    }
-                    appended
-                }
-                Err(error) => Err(NotAppended::Refused(format!("rows cannot be encoded: {error}"))),
-            };
+            let mut appending = pin!(group.append(built));
+            let early = timeout(group.log.group_patience(), &mut appending).await;
             drop(place);
+            let outcomes = match early {
+                Ok(outcomes) => outcomes,
+                Err(_) => appending.await,
+            };
+            let mut outcomes = outcomes.into_iter();
             for job in jobs {
+                let of_job = outcomes.by_ref().take(job.count);
                 // A caller that went away needs no answer; its rows are in the log all the same.
-                job.done.send(outcome.clone()).ok();
+                job.done.send(together(of_job)).ok();
             }
         });
+    }
+}
+
+/// One group on its way into the log.
+struct Group {
+    log: Arc<dyn Log>,
+    grant: Grant,
+    metrics: Metrics,
+    /// Of each pending: what it is, and its partition.
+    places: Vec<(Arc<RecordTemplate>, u16)>,
+}
+
+type Outcome = Result<(), NotAppended>;
+
+impl Group {
+    /// What became of each pending: of one that lies in several records, all together.
+    async fn append(&self, built: Result<Vec<(RecordContent, Vec<usize>)>, EncodeError>) -> Vec<Outcome> {
+        let records = match built {
+            Ok(records) => records,
+            Err(error) => {
+                let refused = NotAppended::Refused(format!("rows cannot be encoded: {error}"));
+                return vec![Err(refused); self.places.len()];
+            }
+        };
+        let (mut contents, mut whose) = (
+            Vec::with_capacity(records.len()),
+            Vec::with_capacity(records.len()),
+        );
+        for (record, pendings) in records {
+            let Some((template, partition)) = pendings.first().and_then(|first| self.places.get(*first))
+            else {
+                continue;
+            };
+            let (bytes, rows) = (record.frame_bytes(), record.rows());
+            whose.push((template.tenant.clone(), bytes, rows, pendings));
+            contents.push((*partition, record));
+        }
+        let appended = self.log.append(contents).await;
+        // One that no record names said nothing.
+        let mut outcomes: Vec<Vec<Outcome>> = vec![Vec::new(); self.places.len()];
+        for ((tenant, bytes, rows, pendings), appended) in whose.into_iter().zip(appended) {
+            if appended.is_ok() {
+                self.metrics.add(Counter::Bytes, bytes as u64, LOG_STAGE);
+                self.grant.wrote(&tenant, Load::of(bytes, rows));
+            }
+            let appended = appended.map_err(refusal);
+            for pending in pendings {
+                if let Some(of_pending) = outcomes.get_mut(pending) {
+                    of_pending.push(appended.clone());
+                }
+            }
+        }
+        outcomes.into_iter().map(|of| together(of.into_iter())).collect()
+    }
+}
+
+/// What became of a whole: appended where all of it is, and refused only where nothing of it is there or will be.
+fn together(parts: impl Iterator<Item = Outcome>) -> Outcome {
+    let (mut whole, mut any) = (Ok(()), false);
+    for part in parts {
+        match (&whole, part) {
+            (Ok(()), Err(not)) | (Err(_), Err(not @ NotAppended::Unknown(_))) => whole = Err(not),
+            (Ok(()) | Err(_), Ok(())) => any = true,
+            (Err(_), Err(_)) => {}
+        }
+    }
+    match whole {
+        Err(NotAppended::Unknown(_)) | Ok(()) => whole,
+        Err(not) if any => Err(NotAppended::Unknown(format!(
+            "a part of the rows is in the log, and of the rest: {not}"
+        ))),
+        Err(not) => Err(not),
     }
 }
 
@@ -183,21 +260,6 @@ fn gather(first: Job, waiting: &mut mpsc::Receiver<Job>, now: Instant) -> Vec<Jo
             .flatten();
     }
     jobs
-}
-
-/// Each record's tenant, which is that of any pending in it, and what it takes of the log.
-fn whose(
-    records: &[(RecordContent, Vec<usize>)],
-    templates: &[Arc<RecordTemplate>],
-) -> Vec<(TenantId, Load)> {
-    let one = |(record, pendings): &(RecordContent, Vec<usize>)| {
-        let template = templates.get(*pendings.first()?)?;
-        Some((
-            template.tenant.clone(),
-            Load::of(record.frame_bytes(), record.rows()),
-        ))
-    };
-    records.iter().filter_map(one).collect()
 }
 
 fn size(job: &Job) -> usize {
@@ -261,5 +323,23 @@ mod tests {
             Ok(()),
             "its append had begun: it is waited for"
         );
+    }
+
+    #[test]
+    fn a_request_is_refused_only_where_nothing_of_it_is_in_the_log() {
+        let refused = || Err(NotAppended::Refused("no".into()));
+        let unknown = || Err(NotAppended::Unknown("who knows".into()));
+        let of = |parts: &[Outcome]| together(parts.iter().cloned());
+        assert_eq!(of(&[]), Ok(()), "a mark that said nothing");
+        assert_eq!(of(&[Ok(()), Ok(())]), Ok(()));
+        assert_eq!(of(&[refused(), refused()]), refused());
+        for parts in [
+            [refused(), Ok(())],
+            [Ok(()), refused()],
+            [refused(), unknown()],
+            [unknown(), refused()],
+        ] {
+            assert!(matches!(of(&parts), Err(NotAppended::Unknown(_))), "{parts:?}");
+        }
     }
 }

@@ -1,27 +1,26 @@
 //! `GET /admin/v1/ledger`: the books as they stand now, what is in flight included.
 //!
-//! One committed offset is taken first. ClickHouse is asked for the sums of all rows of the books but
-//! those of this log at or past it; the log is read from it on. So each event is seen on one side
+//! One committed offset is taken first, of each partition that is worked on here. ClickHouse is asked for the sums of
+//! all rows of the books but those of this log at or past it; the log is read from it on. So each event is seen on one side
 //! only, whatever is settled meanwhile. What is past the offset is not decided yet: its rows are in
 //! flight, its rejected ones are rejected.
 //!
 //! A committed range whose rows of the books are set aside counts as in flight, and whatever of them is in
 //! ClickHouse by now counts nothing: both by one look at what is set aside.
 
-use crate::log::EmbeddedLog;
+use crate::log::ReadError;
+use crate::owned::{Owned, Work};
 use crate::parked::shelf::Shelf;
-use crate::progress::store::Store;
 use axum::extract::{RawQuery, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::StatusCode;
-use parking_lot::Mutex;
 use serde::Serialize;
 use sluice_common::admin::Refused;
-use sluice_common::books::{BooksLine, BooksQuery, DEAD_LETTERS, LEDGER, MINUTE_MS};
+use sluice_common::books::{BooksLine, BooksQuery, DEAD_LETTERS, LEDGER, MINUTE_MS, SettledPart};
 use sluice_common::clock::SharedClock;
 use sluice_common::config::Period;
-use sluice_common::ids::{Name, Offset, TenantId, source_o};
+use sluice_common::ids::{LogId, Name, Offset, TenantId, source_o};
 use sluice_common::limits::{BOOKS_READ_BYTES, LOG_READ_BYTES, MAX_BOOKS_LINES};
 use sluice_common::record::{Holds, Record};
 use sluice_common::wire::sink::{Range, SinkReply, SinkRequest};
@@ -32,17 +31,16 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
-/// Embedded: one partition.
-const PARTITION: u16 = 0;
 /// How long ClickHouse may take for the sums.
 const SUMS_DEADLINE: Duration = Duration::from_secs(5);
 const DEFAULT_SINCE: Period = Period::hours(1);
 
 /// What the route stands on.
 pub struct Ledger {
-    pub log: Arc<EmbeddedLog>,
-    pub shelf: Shelf,
-    pub progress: Arc<Mutex<Store>>,
+    pub log: LogId,
+    /// How many partitions the log has.
+    pub partitions: u16,
+    pub owned: Owned,
     pub sink: Seam<SinkRequest>,
     pub clock: SharedClock,
     /// One question at a time: each may read [`BOOKS_READ_BYTES`].
@@ -78,14 +76,10 @@ impl Ledger {
     async fn tell(&self, asked: Asked) -> Result<Told, Refused> {
         let minute_s = MINUTE_MS / 1_000;
         let since_s = self.clock.now_ms().saturating_sub(asked.since.ms()) / 1_000 / minute_s * minute_s;
-        let committed = self.progress.lock().state().committed;
-        // In this order: what is set aside is on the shelf before its range is committed.
-        let aside = Aside::of(&self.shelf, committed);
+        let parts: Vec<Part> = self.owned.all().into_iter().map(Part::of).collect();
         let query = BooksQuery {
-            log: self.log.id(),
-            partition: PARTITION,
-            below_o: source_o(committed, 0),
-            without: aside.without.clone(),
+            log: self.log,
+            settled: parts.iter().map(Part::settled).collect(),
             since_s,
             tenant: asked.tenant.clone(),
             limit: u32::try_from(MAX_BOOKS_LINES).unwrap_or(u32::MAX),
@@ -105,13 +99,21 @@ impl Ledger {
         let is_asked = |line: &&BooksLine| {
             line.minute_s >= since_s && asked.tenant.as_ref().is_none_or(|tenant| *tenant == line.tenant)
         };
-        for line in aside.lines.iter().filter(is_asked) {
+        for line in parts.iter().flat_map(|part| &part.aside.lines).filter(is_asked) {
             let fresh = BooksLine::new(line.tenant.clone(), line.dataset.clone(), line.minute_s);
             lines.entry(key(line)).or_insert(fresh).add(line);
         }
         tokio::task::block_in_place(|| {
-            self.add_in_flight(&mut lines, committed, (since_s, &asked), &mut notes)
+            parts
+                .iter()
+                .try_for_each(|part| part.add_in_flight(&mut lines, (since_s, &asked), &mut notes))
         })?;
+        if parts.len() < usize::from(self.partitions) {
+            let (here, all) = (parts.len(), self.partitions);
+            notes.push(format!(
+                "this normalizer works on {here} of the log's {all} partitions: what is in flight in the others is in no line"
+            ));
+        }
         let mut lines: Vec<BooksLine> = lines.into_values().collect();
         // Stable: within a minute they stay in order of tenant and dataset.
         lines.sort_by_key(|line| std::cmp::Reverse(line.minute_s));
@@ -133,22 +135,52 @@ impl Ledger {
             detail,
         ))
     }
+}
 
-    /// Adds what the log holds from `from` on.
+/// One partition as it stands.
+struct Part {
+    work: Work,
+    committed: Offset,
+    aside: Aside,
+}
+
+impl Part {
+    fn of(work: Work) -> Self {
+        let committed = work.committed();
+        // In this order: what is set aside is on the shelf before its range is committed.
+        let aside = Aside::of(&work.shelf, committed);
+        Self {
+            work,
+            committed,
+            aside,
+        }
+    }
+
+    fn settled(&self) -> SettledPart {
+        SettledPart {
+            partition: self.work.log.number(),
+            below_o: source_o(self.committed, 0),
+            without: self.aside.without.clone(),
+        }
+    }
+
+    /// Adds what the log holds past what is committed.
     fn add_in_flight(
         &self,
         lines: &mut Lines,
-        from: Offset,
         (since_s, asked): (u64, &Asked),
         notes: &mut Vec<String>,
     ) -> Result<(), Refused> {
-        let end = *self.log.durable_end().borrow();
-        let (mut at, mut bytes) = (from, 0);
+        let unreadable = |error: ReadError| {
+            let detail = format!("what is in flight cannot be read from the log: {error}");
+            Refused::new(StatusCode::SERVICE_UNAVAILABLE, "books_unreadable", detail)
+        };
+        let end = self.work.log.end().map_err(unreadable)?;
+        let (mut at, mut bytes) = (self.committed, 0);
+        // The pump's own place in the log is left alone.
+        let log = self.work.log.beside();
         while at < end {
-            let records = self.log.read(at, LOG_READ_BYTES).map_err(|error| {
-                let detail = format!("what is in flight cannot be read from the log: {error}");
-                Refused::new(StatusCode::SERVICE_UNAVAILABLE, "books_unreadable", detail)
-            })?;
+            let records = log.read(at, LOG_READ_BYTES).map_err(unreadable)?;
             for record in records.iter().filter(|record| record.place.offset < end) {
                 at = record.place.offset + 1;
                 bytes += record.frame().len();

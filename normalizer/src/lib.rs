@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod append;
+pub mod cluster;
 pub mod dedup;
 mod dlq;
 mod framed;
@@ -15,6 +16,7 @@ pub mod intake;
 pub mod key_cap;
 mod ledger;
 pub mod log;
+pub mod owned;
 pub mod parked;
 pub mod progress;
 pub mod publish;

@@ -5,12 +5,12 @@ use crate::grant::shares::Refused;
 use crate::grant::{Grant, Taken, Why};
 use crate::intake::{Drift, DriftReport, Intake, NotParsed, Parsed};
 use crate::key_cap::{KeyCap, OverCap};
-use crate::log::EmbeddedLog;
+use crate::log::{Backlog, Log};
+use crate::owned::{Owned, Work};
 use crate::parked::shelf::Shelf;
-use crate::publish::Outbox;
 use crate::tenant_rate::TenantRate;
 use http::StatusCode;
-use sluice_common::clock::SharedClock;
+use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::error::{Limit, Problem};
 use sluice_common::ids::Name;
 use sluice_common::limits::{INTAKE_BYTES, REJECT_MARKS_PER_SECOND};
@@ -49,16 +49,18 @@ const WAITS_FOR_LETTERS: (&str, &str) = (
 /// What the edge is told to wait where a dataset's table takes no rows.
 const PARKED_RETRY_MS: u64 = 10_000;
 
+/// One of a partition's shelves.
+type ShelfOf = fn(&Work) -> &Shelf;
+
 /// The intake half of a normalizer.
 pub struct IntakeService {
     pub intake: Intake,
     pub drift: Drift,
     pub appender: Appender,
-    pub log: Arc<EmbeddedLog>,
+    pub log: Arc<dyn Log>,
     pub grant: Grant,
-    pub shelf: Shelf,
-    /// What waits for its topic.
-    pub outbox: Outbox,
+    /// Partitions that are worked on here.
+    pub owned: Owned,
     pub key_cap: KeyCap,
     pub marks: RejectMarks,
     pub budget: ByteBudget,
@@ -162,6 +164,16 @@ impl IntakeService {
             self.count("rejected", answer.rejected);
             return IntakeReply::Rows(answer);
         }
+        let spread = self
+            .log
+            .spread()
+            .over(pending, request.idempotency_key.as_deref());
+        let pending = match spread {
+            Ok(pending) => pending,
+            Err(error) => {
+                return unavailable(false, format!("rows cannot be spread over partitions: {error}"));
+            }
+        };
         match self.appender.append(pending, deadline).await {
             Ok(()) => {
                 taken.appended();
@@ -196,20 +208,13 @@ impl IntakeService {
     /// # Errors
     /// What is answered where there is none.
     fn admit(&self, request: &IntakeRequest) -> Result<Taken, IntakeReply> {
-        let log = self.log.stats();
-        if let Some(reason) = log.closed {
-            let reason = format!("the log is full: {reason}");
-            return Err(self.busy("log", "log_full", reason, FULL_RETRY));
+        let log = self.log.standing(Some(&request.tenant));
+        if let Some(closed) = log.closed {
+            return Err(self.busy("log", "log_full", closed.to_string(), FULL_RETRY));
         }
         // Not `Busy`: that would hold back the tenant's other datasets at the edge too.
-        for (shelf, waits_for) in [
-            (&self.shelf, WAITS_FOR_TABLE),
-            (&self.outbox.events, WAITS_FOR_TOPIC),
-            (&self.outbox.letters, WAITS_FOR_LETTERS),
-        ] {
-            if shelf.is_full(&request.dataset) {
-                return Err(self.dataset_full(&request.dataset, waits_for));
-            }
+        if let Some(waits_for) = self.full(&request.dataset) {
+            return Err(self.dataset_full(&request.dataset, waits_for));
         }
         let view = self
             .grant
@@ -217,6 +222,22 @@ impl IntakeService {
         let asked = (&request.tenant, request.weight);
         let taken = self.grant.ask(asked, request.body.len(), view);
         taken.map_err(|refused| self.over_share(refused))
+    }
+
+    /// What a dataset's rows wait for, where no more may wait.
+    fn full(&self, dataset: &str) -> Option<(&'static str, &'static str)> {
+        let shelves: [(ShelfOf, _); 3] = [
+            (|work| &work.shelf, WAITS_FOR_TABLE),
+            (|work| &work.outbox.events, WAITS_FOR_TOPIC),
+            (|work| &work.outbox.letters, WAITS_FOR_LETTERS),
+        ];
+        if self.log.is_full(dataset) {
+            return Some(WAITS_FOR_TABLE);
+        }
+        let is_full = |of: ShelfOf| self.owned.any(|work| of(work).is_full(dataset));
+        shelves
+            .into_iter()
+            .find_map(|(of, waits_for)| is_full(of).then_some(waits_for))
     }
 
     /// What is answered of `rows` that are not in the log, or may not be.
@@ -395,23 +416,28 @@ impl IntakeService {
         }
         let log = Arc::clone(&self.log);
         self.grant.show(metrics, move || {
-            let stats = log.stats();
-            (stats.backlog_bytes, stats.oldest_backlog_append_ms)
+            let standing = log.standing(None);
+            (standing.backlog_bytes, standing.oldest_backlog_append_ms)
         });
-        let (backlog, disk, age) = (
-            Arc::clone(&self.log),
-            Arc::clone(&self.log),
-            Arc::clone(&self.log),
-        );
-        let clock = Arc::clone(&self.clock);
-        let partition: &[_] = &[("partition", "0")];
-        metrics.watch(Gauge::LogBacklogBytes, partition, move || {
-            backlog.stats().backlog_bytes as f64
+        let log = Arc::clone(&self.log);
+        metrics.watch(Gauge::LogDiskBytes, &[], move || log.disk_bytes() as f64);
+        self.show_backlogs(Gauge::LogBacklogBytes, |one, _| one.bytes as f64);
+        self.show_backlogs(Gauge::LogBacklogAge, |one, now| {
+            let oldest = one.oldest_append_ms;
+            oldest.map_or(0.0, |ms| now.saturating_sub(ms) as f64 / 1_000.0)
         });
-        metrics.watch(Gauge::LogDiskBytes, &[], move || disk.stats().disk_bytes as f64);
-        metrics.watch(Gauge::LogBacklogAge, partition, move || {
-            let oldest = age.stats().oldest_backlog_append_ms;
-            oldest.map_or(0.0, |ms| clock.now_ms().saturating_sub(ms) as f64 / 1_000.0)
+    }
+
+    /// Shows the backlog of each partition.
+    fn show_backlogs(&self, gauge: Gauge, value: fn(&Backlog, UnixMs) -> f64) {
+        let (log, clock) = (Arc::clone(&self.log), Arc::clone(&self.clock));
+        self.metrics.watch_all(gauge, move || {
+            let now = clock.now_ms();
+            let one = |one: Backlog| {
+                let labels = vec![("partition", one.partition.to_string())];
+                (labels, value(&one, now))
+            };
+            log.backlogs().into_iter().map(one).collect()
         });
     }
 }

@@ -3,30 +3,34 @@
 
 use crate::admin;
 use crate::append::Appender;
-use crate::dedup::{Dedup, DedupOpenError, DedupOptions, Workers};
+use crate::cluster::{Cluster, Places};
+use crate::dedup::{DedupOpenError, DedupOptions, Workers};
 use crate::dlq::DeadLetters;
 use crate::grant::Grant;
 use crate::intake::{Drift, Intake};
 use crate::key_cap::KeyCap;
 use crate::ledger::Ledger;
-use crate::log::{EmbeddedLog, LogOptions, OpenError};
+use crate::log::embedded::Whole;
+use crate::log::kafka::{KafkaLog, KafkaLogError, LogClients, Member};
+use crate::log::{EmbeddedLog, Log, LogOptions, OpenError};
+use crate::owned::{Owned, Work};
 use crate::parked;
 use crate::parked::file::FileError;
-use crate::progress::store::{Store, StoreError};
+use crate::progress::store::StoreError;
 use crate::pump::batching::{Settings, SharedSettings};
-use crate::pump::{Parts, Pump, PumpError, retries};
+use crate::pump::pacing::Pace;
+use crate::pump::{Leave, Parts, Pump, PumpError, retries};
 use crate::replay::{self, Replays};
 use crate::service::{IntakeService, RejectMarks};
 use crate::source::{Sources, Spec};
 use crate::state::{State, StateOptions, secret_check};
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use sluice_common::admin::Readiness;
-use sluice_common::clock::{SharedClock, UnixMs};
+use sluice_common::clock::SharedClock;
 use sluice_common::config::{ConfigError, Loaded};
 use sluice_common::disk::{Dir, Disk};
 use sluice_common::failpoint::{self, Bound};
-use sluice_common::ids::{LogId, Offset};
+use sluice_common::ids::{LogId, Offset, TenantId};
 use sluice_common::limits::{ACTIVE_BUCKET_KEYS, LOG_QUEUE_BYTES, SEGMENT_BYTES, TAIL_CACHE_BYTES};
 use sluice_common::metrics::{Gauge, Metrics};
 use sluice_common::reload::Part;
@@ -34,6 +38,7 @@ use sluice_common::shutdown::Stop;
 use sluice_common::wire::intake::IntakeRequest;
 use sluice_common::wire::sink::SinkRequest;
 use sluice_common::wire::transport::Seam;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +64,6 @@ pub struct Running {
     pub control: axum::Router,
     /// Ends with the stop, or with the reason why the partition cannot go on.
     pub pump: JoinHandle<Result<(), PumpError>>,
-    log: Arc<EmbeddedLog>,
     service: Arc<IntakeService>,
     settings: SharedSettings,
     sources: Sources,
@@ -78,6 +82,8 @@ pub enum StartError {
     Parked(#[from] FileError),
     #[error("log: {0}")]
     Log(#[from] OpenError),
+    #[error("log: {0}")]
+    SharedLog(#[from] KafkaLogError),
     #[error("dedup state: {0}")]
     Dedup(#[from] DedupOpenError),
     #[error(
@@ -106,6 +112,8 @@ pub enum StartError {
 /// Age at which the active dedup bucket rotates: a sixth of the window, within these bounds.
 const ROTATE_MIN: Duration = Duration::from_secs(60);
 const ROTATE_MAX: Duration = Duration::from_secs(4 * 3600);
+/// Keys of the active dedup bucket of one partition of many, at least.
+const LEAST_ACTIVE_KEYS: usize = 256 << 10;
 
 impl Running {
     /// Starts everything. Blocking work (recovery) is done before it returns.
@@ -113,6 +121,14 @@ impl Running {
     /// # Errors
     /// [`StartError`], saying what to do.
     pub fn start(loaded: &Loaded, environment: Environment) -> Result<Self, StartError> {
+        match LogClients::of(loaded) {
+            None => Self::alone(loaded, environment),
+            Some(clients) => Self::among_others(loaded, environment, clients),
+        }
+    }
+
+    /// With a log of its own.
+    fn alone(loaded: &Loaded, environment: Environment) -> Result<Self, StartError> {
         let disk = Disk::default();
         let options = StateOptions {
             data_dir: &loaded.data_dir,
@@ -123,91 +139,89 @@ impl Running {
             dedup: &|log, secret_check| dedup_options(loaded, &disk, (log, secret_check)),
         };
         let state = State::open(options, Arc::clone(&environment.clock), &disk)?;
-        state.shelf.show(&environment.metrics, &loaded.config.datasets);
-        let secret = state.log.hash_secret();
-        let intake = Intake::new(&loaded.config.datasets, secret)
-            .map_err(|problems| loaded.source.refuse(&problems))?
-            .with_copy_budget(loaded.config.dead_letters.bytes_per_second.0);
-        Self::assemble(loaded, environment, state, intake)
-    }
-
-    fn assemble(
-        loaded: &Loaded,
-        environment: Environment,
-        state: State,
-        intake: Intake,
-    ) -> Result<Self, StartError> {
-        let State {
-            log,
-            store,
-            dedup,
-            shelf,
-            outbox,
-        } = state;
-        let Environment {
-            sink,
-            metrics,
-            clock,
-            stop,
-            accept_window_loss,
-        } = environment;
-        let log_limit = loaded.config.log.max_bytes.0;
-        show_limits(&metrics, log_limit, loaded.config.dedup.max_bytes.0);
-        let routes = parked::routes::routes(shelf.clone());
-        let grant = Grant::new(Arc::clone(&clock), log_limit, *log.durable_end().borrow());
-        let (appender, builder) = Appender::start(Arc::clone(&log), grant.clone(), &metrics);
-        let service = Arc::new(IntakeService {
-            intake,
-            drift: Drift::default(),
-            appender,
-            log: Arc::clone(&log),
-            grant: grant.clone(),
-            shelf: shelf.clone(),
-            outbox: outbox.clone(),
-            key_cap: key_cap(loaded, &dedup, clock.now_ms()),
-            marks: RejectMarks::default(),
-            budget: IntakeService::budget(&metrics),
-            metrics: metrics.clone(),
-            clock: Arc::clone(&clock),
-        });
-        let questions = sink.clone();
-        let settings = Arc::new(ArcSwap::from_pointee(Settings::new(&loaded.config)));
+        let log = Arc::clone(&state.log);
+        let begun_at = *log.durable_end().borrow();
+        let known = state.dedup.events_by_tenant();
+        let shared: Arc<dyn Log> = Arc::new(Arc::clone(&log));
+        let common = Common::new(loaded, &environment, shared, (Some(begun_at), known))?;
         let parts = Parts {
-            log: Arc::clone(&log),
-            dedup,
-            store,
-            shelf,
-            outbox,
-            grant,
-            sink,
-            metrics,
-            clock,
-            stop,
-            accept_window_loss,
-            settings: Arc::clone(&settings),
+            log: Arc::new(Whole(Arc::clone(&log))),
+            dedup: state.dedup,
+            store: state.store,
+            shelf: state.shelf,
+            outbox: state.outbox,
+            grant: common.service.grant.clone(),
+            sink: environment.sink.clone(),
+            metrics: environment.metrics.clone(),
+            clock: Arc::clone(&environment.clock),
+            stop: environment.stop.clone(),
+            leave: Leave::Drained,
+            accept_window_loss: environment.accept_window_loss,
+            settings: Arc::clone(&common.settings),
+            pace: Pace::default(),
             park_after: Duration::from_millis(loaded.config.clickhouse.park_after.ms()),
             dice: retries::dice(),
         };
-        let stop = parts.stop.clone();
         let pump = Pump::new(parts);
-        // Whoever writes to live tables besides the pump takes turns.
-        let orders = Arc::new(Semaphore::new(1));
-        let shared = (questions.clone(), Arc::clone(&settings));
-        let replays = open_replays(loaded, &service, &pump, shared, (Arc::clone(&orders), stop))?;
-        let control = questions_to(&service, pump.progress(), (questions, orders), loaded);
-        let pump = tokio::spawn(watched(pump.run(), builder));
+        let work = pump.work();
+        common.service.owned.add(work.clone());
+        let replays = open_replays(loaded, &common, (log, work), environment)?;
+        let pump = tokio::spawn(watched(pump.run(), common.builder));
         replays.go_on();
-        let sources = Sources::start(&service, Spec::all(loaded, log.id()));
-        Ok(Self {
-            control: control.merge(routes).merge(replay::routes(replays)),
-            intake: Arc::clone(&service).seam(),
-            ready: readiness(Arc::clone(&log)),
+        Ok(Self::with(
+            loaded,
+            common.service,
+            common.settings,
             pump,
+            common.control.merge(replay::routes(replays)),
+        ))
+    }
+
+    /// With a log that it shares.
+    fn among_others(
+        loaded: &Loaded,
+        environment: Environment,
+        clients: LogClients,
+    ) -> Result<Self, StartError> {
+        let log = KafkaLog::open(clients.clone(), Arc::clone(&environment.clock))?;
+        let shared: Arc<dyn Log> = Arc::new(Arc::clone(&log));
+        let common = Common::new(loaded, &environment, shared, (None, HashMap::new()))?;
+        let member = Member::join(&clients, Log::id(&log), &environment.metrics);
+        let member = member.map_err(KafkaLogError::Unreachable)?;
+        let cluster = Cluster {
+            places: places(loaded, Log::spread(&log).partitions()),
             log,
+            owned: common.service.owned.clone(),
+            grant: common.service.grant.clone(),
+            sink: environment.sink,
+            metrics: environment.metrics,
+            clock: environment.clock,
+            settings: Arc::clone(&common.settings),
+            pace: Pace::default(),
+            park_after: Duration::from_millis(loaded.config.clickhouse.park_after.ms()),
+        };
+        let running = cluster.run(member, environment.stop);
+        let pump = tokio::spawn(watched(running, common.builder));
+        let control = common.control.merge(replay::no_routes());
+        Ok(Self::with(loaded, common.service, common.settings, pump, control))
+    }
+
+    fn with(
+        loaded: &Loaded,
+        service: Arc<IntakeService>,
+        settings: SharedSettings,
+        pump: JoinHandle<Result<(), PumpError>>,
+        control: axum::Router,
+    ) -> Self {
+        Self {
+            control,
+            intake: Arc::clone(&service).seam(),
+            ready: readiness(Arc::clone(&service.log)),
+            pump,
+            sources: Sources::start(&service, Spec::all(loaded, service.log.id())),
             service,
             settings,
-            sources,
-        })
+        }
     }
 
     /// Follows the config: schemas for requests that come from now on, the cap of keys, and what the pump
@@ -215,7 +229,7 @@ impl Running {
     #[must_use]
     pub fn part(&self) -> Part {
         let (service, settings) = (Arc::clone(&self.service), Arc::clone(&self.settings));
-        let (sources, log) = (self.sources.clone(), self.log.id());
+        let (sources, log) = (self.sources.clone(), self.service.log.id());
         Box::new(move |loaded| {
             let schemas = Intake::compile(&loaded.config.datasets)?;
             let next = Settings::new(&loaded.config);
@@ -237,37 +251,85 @@ impl Running {
     /// Ends the sources, and closes the log: what is queued is written, nothing more is taken.
     pub async fn close(&self) {
         self.sources.stop().await;
-        let log = Arc::clone(&self.log);
+        let log = Arc::clone(&self.service.log);
         if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log did not close in order; what was acknowledged is durable all the same");
         }
     }
 }
 
-/// The control routes that ask the service, the books and the dead letters.
-fn questions_to(
-    service: &Arc<IntakeService>,
-    progress: Arc<Mutex<Store>>,
-    (sink, orders): (Seam<SinkRequest>, Arc<Semaphore>),
-    loaded: &Loaded,
-) -> axum::Router {
-    let ledger = Ledger {
-        log: Arc::clone(&service.log),
-        shelf: service.shelf.clone(),
-        progress: Arc::clone(&progress),
-        sink: sink.clone(),
-        clock: Arc::clone(&service.clock),
-        gate: Semaphore::new(1),
-    };
-    let letters = DeadLetters {
-        sink,
-        service: Arc::clone(service),
-        progress,
-        gate: orders,
-    };
-    admin::routes(Arc::clone(service), loaded.config.clickhouse.database.clone())
-        .merge(ledger.routes())
-        .merge(letters.routes())
+/// What does not depend on which log it is.
+struct Common {
+    service: Arc<IntakeService>,
+    builder: JoinHandle<()>,
+    settings: SharedSettings,
+    /// Whoever writes to live tables besides pumps takes turns.
+    orders: Arc<Semaphore>,
+    control: axum::Router,
+}
+
+impl Common {
+    /// Intake before `log`, of which what is below an offset was written before this process began, and the control
+    /// routes that ask about it. `known` are the events that dedup remembers.
+    fn new(
+        loaded: &Loaded,
+        environment: &Environment,
+        log: Arc<dyn Log>,
+        (begun_at, known): (Option<Offset>, HashMap<TenantId, u64>),
+    ) -> Result<Self, StartError> {
+        let Environment {
+            sink, metrics, clock, ..
+        } = environment;
+        let config = &loaded.config;
+        let intake = Intake::new(&config.datasets, log.hash_secret())
+            .map_err(|problems| loaded.source.refuse(&problems))?
+            .with_copy_budget(config.dead_letters.bytes_per_second.0);
+        show_limits(metrics, config.log.max_bytes.0, config.dedup.max_bytes.0);
+        let grant = Grant::new(Arc::clone(clock), config.log.max_bytes.0, begun_at);
+        let (appender, builder) = Appender::start(Arc::clone(&log), grant.clone(), metrics);
+        let settings = Arc::new(ArcSwap::from_pointee(Settings::new(config)));
+        let owned = Owned::default();
+        owned.show(metrics, &config.datasets, &settings);
+        let (cap, window) = (config.dedup.keys_per_tenant.0, config.max_window_ms());
+        let service = Arc::new(IntakeService {
+            intake,
+            drift: Drift::default(),
+            appender,
+            log,
+            grant,
+            owned: owned.clone(),
+            key_cap: KeyCap::new(cap, window, known, clock.now_ms()),
+            marks: RejectMarks::default(),
+            budget: IntakeService::budget(metrics),
+            metrics: metrics.clone(),
+            clock: Arc::clone(clock),
+        });
+        let orders = Arc::new(Semaphore::new(1));
+        let ledger = Ledger {
+            log: service.log.id(),
+            partitions: service.log.spread().partitions(),
+            owned: owned.clone(),
+            sink: sink.clone(),
+            clock: Arc::clone(clock),
+            gate: Semaphore::new(1),
+        };
+        let letters = DeadLetters {
+            sink: sink.clone(),
+            service: Arc::clone(&service),
+            gate: Arc::clone(&orders),
+        };
+        let control = admin::routes(Arc::clone(&service), config.clickhouse.database.clone())
+            .merge(parked::routes::routes(owned))
+            .merge(ledger.routes())
+            .merge(letters.routes());
+        Ok(Self {
+            service,
+            builder,
+            settings,
+            orders,
+            control,
+        })
+    }
 }
 
 /// The pump, and an eye on the builder: without it nothing can be appended, so the process has to end.
@@ -332,26 +394,50 @@ fn dedup_options(loaded: &Loaded, disk: &Disk, (log, secret_check): (LogId, u64)
 
 fn open_replays(
     loaded: &Loaded,
-    service: &IntakeService,
-    pump: &Pump,
-    (sink, settings): (Seam<SinkRequest>, SharedSettings),
-    (letters, stop): (Arc<Semaphore>, Stop),
+    common: &Common,
+    (log, work): (Arc<EmbeddedLog>, Work),
+    environment: Environment,
 ) -> Result<Replays, StartError> {
     let dir = replay_dir(loaded);
     let parts = replay::Parts {
         dir: Dir::from(dir.as_path()),
-        log: Arc::clone(&service.log),
-        progress: pump.progress(),
-        shelf: service.shelf.clone(),
-        sink,
-        settings,
-        letters,
-        dedup_at: dedup_beside(loaded, &service.log),
-        clock: Arc::clone(&service.clock),
-        metrics: service.metrics.clone(),
-        stop,
+        dedup_at: dedup_beside(loaded, &log),
+        log,
+        progress: work.progress,
+        shelf: work.shelf,
+        sink: environment.sink,
+        settings: Arc::clone(&common.settings),
+        letters: Arc::clone(&common.orders),
+        clock: environment.clock,
+        metrics: environment.metrics,
+        stop: environment.stop,
     };
     Replays::open(parts).map_err(|error| StartError::DataDir { dir, error })
+}
+
+/// Where partitions have what they keep here. They share what is configured of dedup's memory and disk.
+fn places(loaded: &Loaded, partitions: u16) -> Places {
+    let options = dedup_options(loaded, &Disk::default(), (LogId(0), 0));
+    let of_one = u64::from(partitions.max(1));
+    let keys = ACTIVE_BUCKET_KEYS / usize::from(partitions.max(1));
+    Places {
+        parked: loaded.parked_dir(),
+        parked_max_bytes: loaded.config.parked.max_bytes.0,
+        outbox: loaded.outbox_dir(),
+        outbox_max_bytes: loaded.config.kafka.max_bytes.0,
+        dedup: Arc::new(move |log, secret_check, name| DedupOptions {
+            dir: Dir {
+                path: options.dir.path.join(name),
+                ..options.dir.clone()
+            },
+            log,
+            secret_check,
+            memory_bytes: options.memory_bytes / of_one,
+            max_bytes: options.max_bytes / of_one,
+            active_keys: keys.max(LEAST_ACTIVE_KEYS),
+            ..options.clone()
+        }),
+    }
 }
 
 fn replay_dir(loaded: &Loaded) -> PathBuf {
@@ -360,20 +446,16 @@ fn replay_dir(loaded: &Loaded) -> PathBuf {
 
 /// Dedup states of replays: as the pump's, but for place and memory.
 fn dedup_beside(loaded: &Loaded, log: &EmbeddedLog) -> replay::DedupAt {
-    let options = dedup_options(loaded, &Disk::default(), (log.id(), secret_check(log)));
+    let options = dedup_options(
+        loaded,
+        &Disk::default(),
+        (log.id(), secret_check(&log.hash_secret())),
+    );
     Arc::new(move |dir| DedupOptions {
         dir,
         memory_bytes: options.memory_bytes / 4,
         ..options.clone()
     })
-}
-
-fn key_cap(loaded: &Loaded, dedup: &Dedup, now: UnixMs) -> KeyCap {
-    let (cap, window) = (
-        loaded.config.dedup.keys_per_tenant.0,
-        loaded.config.max_window_ms(),
-    );
-    KeyCap::new(cap, window, dedup.events_by_tenant(), now)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges")]
@@ -382,10 +464,9 @@ fn show_limits(metrics: &Metrics, log: u64, dedup: u64) {
     metrics.watch(Gauge::DedupLimitBytes, &[], move || dedup as f64);
 }
 
-fn readiness(log: Arc<EmbeddedLog>) -> Readiness {
+fn readiness(log: Arc<dyn Log>) -> Readiness {
     Arc::new(move || {
-        log.stats()
-            .closed
-            .map_or(Ok(()), |reason| Err(format!("the log is full: {reason}")))
+        let closed = log.standing(None).closed;
+        closed.map_or(Ok(()), |reason| Err(reason.to_string()))
     })
 }

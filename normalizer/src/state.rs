@@ -2,13 +2,12 @@
 //! which of the log's records were durable, the log's id and secret tell whose the rest must be.
 
 use crate::dedup::{Dedup, DedupOptions};
-use crate::log::embedded::Hooks;
+use crate::log::embedded::{Hooks, PARTITION};
 use crate::log::{EmbeddedLog, LogOptions};
 use crate::parked::shelf::Shelf;
 use crate::progress::Progress;
 use crate::progress::store::Store;
 use crate::publish::Outbox;
-use crate::pump::PARTITION;
 use crate::start::StartError;
 use sluice_common::clock::SharedClock;
 use sluice_common::disk::{Dir, Disk};
@@ -73,7 +72,7 @@ impl State {
         let shelf = Shelf::open(at(options.parked_dir), of, options.parked_max_bytes, committed)?;
         let (dir, max_bytes) = options.outbox;
         let outbox = Outbox::open(at(dir), of, max_bytes, committed)?;
-        let dedup = Dedup::open((options.dedup)(log.id(), secret_check(&log)))?;
+        let dedup = Dedup::open((options.dedup)(log.id(), secret_check(&log.hash_secret())))?;
         log.set_progress(committed, dedup.sealed().min(committed));
         Ok(Self {
             log,
@@ -93,7 +92,7 @@ fn match_store(
     (log, log_dir): (&EmbeddedLog, PathBuf),
 ) -> Result<Store, StartError> {
     let (path, id) = (path.to_owned(), log.id());
-    let secret = secret_check(log);
+    let secret = secret_check(&log.hash_secret());
     let Some(mut store) = store else {
         let end = *log.durable_end().borrow();
         if end > 0 {
@@ -104,6 +103,9 @@ fn match_store(
             committed: 0,
             intent: None,
             secret_check: Some(secret),
+            committed_ms: None,
+            window_ms: None,
+            full: Vec::new(),
         };
         return Ok(Store::create(disk, &path, fresh)?);
     };
@@ -131,6 +133,6 @@ fn match_store(
 }
 
 /// A hash of the log's secret: state that was made under another one is told by it.
-pub fn secret_check(log: &EmbeddedLog) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(&log.hash_secret())
+pub fn secret_check(secret: &[u8; 32]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(secret)
 }

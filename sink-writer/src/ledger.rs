@@ -9,7 +9,7 @@ use arrow_array::{ArrayRef, Int64Array, TimestampSecondArray};
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use serde_json::Value;
-use sluice_common::books::{BooksLine, BooksQuery, LEDGER, LedgerRow};
+use sluice_common::books::{BooksLine, BooksQuery, LEDGER, LedgerRow, SettledPart};
 use sluice_common::ids::{LogId, Name, TenantId};
 use sluice_common::wire::sink::{Piece, SubKey};
 use std::collections::BTreeMap;
@@ -136,28 +136,46 @@ async fn sums(client: &Client, asked: &BooksQuery, deadline: Instant) -> Result<
     let tenant = asked.tenant.as_ref();
     // Ids have no character that would need escaping.
     let tenant = tenant.map_or_else(String::new, |tenant| format!(" AND tenant = '{tenant}'"));
-    let without = asked.without.iter().map(|range| {
-        let (from, to) = (range.a << 16, (range.b << 16) - 1);
-        format!(" AND _src_o NOT BETWEEN {from} AND {to}")
-    });
-    let without: String = without.collect();
+    let others: Vec<String> = asked
+        .settled
+        .iter()
+        .map(|one| one.partition.to_string())
+        .collect();
+    let mut settled: String = asked.settled.iter().map(of_part).collect();
+    if !others.is_empty() {
+        settled = format!(
+            " AND (_src_l != {} OR _src_p NOT IN ({}){settled})",
+            asked.log.0,
+            others.join(", ")
+        );
+    }
     let sql = format!(
         "SELECT tenant, dataset, toUnixTimestamp(minute), sum(received), sum(stored), sum(duplicate), \
          sum(dead_lettered), sum(rejected), sum(parked) FROM `{}`.`{LEDGER}` \
-         WHERE minute >= toDateTime({}) AND (_src_l != {} OR _src_p != {} OR _src_o < {}{without}){tenant} \
+         WHERE minute >= toDateTime({}){settled}{tenant} \
          GROUP BY tenant, dataset, minute ORDER BY minute DESC, tenant, dataset LIMIT {} \
          SETTINGS select_sequential_consistency = 1",
         client.database(),
         asked.since_s,
-        asked.log.0,
-        asked.partition,
-        asked.below_o,
         asked.limit,
     );
     let rows = client.rows(&sql, deadline).await?;
     let lines = rows.iter().map(|row| line(row));
     let odd = || ServerError::Uncertain("the answer is not what was asked".into());
     lines.collect::<Option<_>>().ok_or_else(odd)
+}
+
+/// What of one partition counts, as another alternative.
+fn of_part(one: &SettledPart) -> String {
+    let without = one.without.iter().map(|range| {
+        let (from, to) = (range.a << 16, (range.b << 16) - 1);
+        format!(" AND _src_o NOT BETWEEN {from} AND {to}")
+    });
+    let without: String = without.collect();
+    let SettledPart {
+        partition, below_o, ..
+    } = one;
+    format!(" OR (_src_p = {partition} AND _src_o < {below_o}{without})")
 }
 
 fn line(row: &[Value]) -> Option<BooksLine> {

@@ -417,7 +417,7 @@ fn span(request: &SinkRequest) -> tracing::Span {
             span
         }
         SinkRequest::Horizon(asked) => tracing::info_span!("horizon", partition = asked.partition),
-        SinkRequest::Books(asked) => tracing::info_span!("books", partition = asked.partition),
+        SinkRequest::Books(asked) => tracing::info_span!("books", since_s = asked.since_s),
         SinkRequest::Letters(_) => tracing::info_span!("letters"),
         SinkRequest::Parts(_) => tracing::debug_span!("parts"),
         SinkRequest::Servers(_) => tracing::debug_span!("servers"),

@@ -58,6 +58,8 @@ struct Ports {
     second_edge_admin: u16,
     second_sink: u16,
     second_sink_admin: u16,
+    second_normalizer: u16,
+    second_normalizer_admin: u16,
 }
 
 impl Ports {
@@ -74,6 +76,8 @@ impl Ports {
             second_edge_admin: ports::one(),
             second_sink: ports::one(),
             second_sink_admin: ports::one(),
+            second_normalizer: ports::one(),
+            second_normalizer_admin: ports::one(),
         }
     }
 
@@ -189,7 +193,10 @@ impl Deployment {
             let text = deployment.of_the_second(&deployment.plan.extra);
             std::fs::write(deployment.second_config(), text).expect("written");
         }
-        std::fs::write(deployment.data().join("internal.token"), "a-token-of-the-tests\n").expect("written");
+        for data in [deployment.data(), deployment.second_data()] {
+            std::fs::create_dir_all(&data).expect("made");
+            std::fs::write(data.join("internal.token"), "a-token-of-the-tests\n").expect("written");
+        }
         deployment
     }
 
@@ -201,8 +208,16 @@ impl Deployment {
             true => [Some(Part::SecondSinkWriter), Some(Part::SecondEdge)],
             false => [None, None],
         };
+        let second = self.plan.twin_normalizers.then_some(Part::SecondNormalizer);
         let first = server.into_iter().chain(self.followers().iter().copied());
-        first.chain(twins.into_iter().flatten()).collect()
+        first.chain(second).chain(twins.into_iter().flatten()).collect()
+    }
+
+    /// Those that work on the log.
+    #[must_use]
+    pub fn normalizers(&self) -> Vec<Part> {
+        let second = self.plan.twin_normalizers.then_some(Part::SecondNormalizer);
+        [Part::Normalizer].into_iter().chain(second).collect()
     }
 
     /// The proxy on a hop.
@@ -252,9 +267,17 @@ impl Deployment {
             edge_admin: ports.second_edge_admin,
             sink: ports.second_sink,
             sink_admin: ports.second_sink_admin,
+            normalizer: ports.second_normalizer,
+            normalizer_admin: ports.second_normalizer_admin,
             ..ports
         };
         self.yaml_at(second, extra)
+    }
+
+    /// The data directory of the second normalizer.
+    #[must_use]
+    pub fn second_data(&self) -> PathBuf {
+        self.dir.path().join("second-data")
     }
 
     fn second_config(&self) -> PathBuf {
@@ -264,6 +287,10 @@ impl Deployment {
     fn yaml_at(&self, p: Ports, extra: &str) -> String {
         let second_sink = match self.plan.twins {
             true => format!(", \"http://127.0.0.1:{}\"", p.second_sink),
+            false => String::new(),
+        };
+        let second_normalizer = match self.plan.twin_normalizers {
+            true => format!(", \"http://127.0.0.1:{}\"", self.ports.second_normalizer),
             false => String::new(),
         };
         let tenants: String = self.tenants.iter().map(Tenant::yaml).collect();
@@ -276,7 +303,7 @@ impl Deployment {
             ),
         };
         format!(
-            "edge: {{listen: [\"127.0.0.1:{}\"], admin: \"127.0.0.1:{}\", normalizer: [\"http://127.0.0.1:{}\"]}}\n\
+            "edge: {{listen: [\"127.0.0.1:{}\"], admin: \"127.0.0.1:{}\", normalizer: [\"http://127.0.0.1:{}\"{second_normalizer}]}}\n\
              normalizer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\", sink_writer: [\"http://127.0.0.1:{}\"{second_sink}]}}\n\
              sink_writer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\"}}\n\
              internal: {{token: \"file:internal.token\"}}\n{clickhouse}tenants:\n{tenants}{extra}\n",
@@ -417,9 +444,20 @@ impl Deployment {
             Part::SinkWriter => ("sluice-sink-writer", self.config()),
             Part::SecondEdge => ("sluice-edge", self.second_config()),
             Part::SecondSinkWriter => ("sluice-sink-writer", self.second_config()),
+            Part::SecondNormalizer => ("sluice-normalizer", self.second_config()),
             Part::ClickHouse => return None,
         };
-        let (config, data) = (config.display().to_string(), self.data().display().to_string());
+        let data = match part {
+            Part::SecondNormalizer => self.second_data(),
+            Part::Up
+            | Part::Edge
+            | Part::Normalizer
+            | Part::SinkWriter
+            | Part::ClickHouse
+            | Part::SecondEdge
+            | Part::SecondSinkWriter => self.data(),
+        };
+        let (config, data) = (config.display().to_string(), data.display().to_string());
         let mut args = ["--config", &config, "--data-dir", &data]
             .map(str::to_owned)
             .to_vec();
@@ -542,6 +580,7 @@ impl Deployment {
             (Shape::ThreeProcesses, Part::SinkWriter) => self.ports.sink_admin,
             (Shape::ThreeProcesses, Part::SecondEdge) => self.ports.second_edge_admin,
             (Shape::ThreeProcesses, Part::SecondSinkWriter) => self.ports.second_sink_admin,
+            (Shape::ThreeProcesses, Part::SecondNormalizer) => self.ports.second_normalizer_admin,
         };
         format!("http://127.0.0.1:{port}")
     }

@@ -262,6 +262,35 @@ impl Kafka {
         self.tool(GROUPS, &[args.as_slice(), &reset].concat()).await;
     }
 
+    /// Deletes a topic, and waits until it is gone.
+    ///
+    /// # Panics
+    /// Where it cannot be deleted.
+    pub async fn delete_topic(&self, name: &str) {
+        let brokers = self.brokers();
+        let class = "org.apache.kafka.tools.TopicCommand";
+        let args = ["--bootstrap-server", &brokers, "--delete", "--topic", name];
+        self.tool(class, &args).await;
+        eventually("the topic is gone", START_DEADLINE, async || {
+            let told = self
+                .tool(class, &["--bootstrap-server", &brokers, "--list"])
+                .await;
+            (!told.lines().any(|line| line == name)).then_some(())
+        })
+        .await;
+    }
+
+    /// Deletes a group's offsets in a topic.
+    ///
+    /// # Panics
+    /// Where it cannot: the group has a member.
+    pub async fn forget_offsets(&self, group: &str, topic: &str) {
+        let brokers = self.brokers();
+        let args = ["--bootstrap-server", &brokers, "--group", group, "--topic", topic];
+        self.tool(GROUPS, &[args.as_slice(), &["--delete-offsets"]].concat())
+            .await;
+    }
+
     /// Deletes the messages of a partition before an offset.
     ///
     /// # Panics

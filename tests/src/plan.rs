@@ -24,17 +24,20 @@ pub enum Part {
     /// Where the plan has two of each.
     SecondEdge,
     SecondSinkWriter,
+    /// Where the plan has two that share a log.
+    SecondNormalizer,
 }
 
 impl Part {
     /// All processes of ours, whatever the shape.
-    pub const OURS: [Self; 6] = [
+    pub const OURS: [Self; 7] = [
         Self::Up,
         Self::Edge,
         Self::Normalizer,
         Self::SinkWriter,
         Self::SecondEdge,
         Self::SecondSinkWriter,
+        Self::SecondNormalizer,
     ];
 }
 
@@ -59,6 +62,7 @@ pub struct Plan {
     pub(crate) server_bytes: Option<u64>,
     pub(crate) small_files: bool,
     pub(crate) twins: bool,
+    pub(crate) twin_normalizers: bool,
 }
 
 impl Plan {
@@ -75,6 +79,7 @@ impl Plan {
             server_bytes: None,
             small_files: false,
             twins: false,
+            twin_normalizers: false,
         }
     }
 
@@ -88,6 +93,16 @@ impl Plan {
     #[must_use]
     pub fn twins(self, twins: bool) -> Self {
         Self { twins, ..self }
+    }
+
+    /// Two of everything, of three processes: the normalizers share the log that the config names.
+    #[must_use]
+    pub fn twin_normalizers(self) -> Self {
+        Self {
+            twins: true,
+            twin_normalizers: true,
+            ..self
+        }
     }
 
     /// So many tenants: `t0`, `t1`, …

@@ -147,15 +147,22 @@ fn each_engine_is_named_in_one_module_of_a_crate_only() {
                 .filter(|(_, text)| uses(text))
                 .map(|(path, _)| path)
                 .collect();
-            // With its own parts.
-            let shortest = modules.iter().min_by_key(|one| one.components().count());
-            let first = shortest.map(|first| first.with_extension(""));
-            let is_its = |one: &PathBuf| {
+            // With its own parts. The normalizer's log in Kafka is a folder of its own, beside what reads topics.
+            let is_log = |path: &&PathBuf| path.to_string_lossy().contains("/src/log/kafka/");
+            let others: Vec<_> = modules.iter().filter(|one| !is_log(one)).collect();
+            let shortest = others
+                .iter()
+                .min_by_key(|one| (one.components().count(), !one.ends_with("lib.rs")));
+            let first = shortest.map(|first| match first.ends_with("lib.rs") {
+                true => first.with_file_name(""),
+                false => first.with_extension(""),
+            });
+            let is_its = |one: &&PathBuf| {
                 first
                     .as_ref()
                     .is_some_and(|first| one.with_extension("").starts_with(first))
             };
-            assert!(modules.iter().all(is_its), "{engine} in {modules:?}");
+            assert!(others.iter().all(is_its), "{engine} in {modules:?}");
         }
     }
 }

@@ -3,9 +3,13 @@
 //!
 //! A crate of its own because librdkafka brings OpenSSL with it: the edge does without.
 
+mod native;
+
+pub use native::{certainly_not_there, member_id, topic_id};
+
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use sluice_common::config::{Kafka, Loaded};
@@ -76,6 +80,18 @@ impl Target {
     }
 }
 
+/// A client of some kind.
+///
+/// # Errors
+/// A sentence where librdkafka refuses the config, a file of TLS for one.
+pub fn made<C: ClientContext, T: FromClientConfigAndContext<C>>(
+    config: &ClientConfig,
+    context: C,
+) -> Result<T, String> {
+    let made = config.create_with_context(context);
+    made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))
+}
+
 /// How many partitions topics have, in their order; of each that is not there, or may not be seen, why. Blocks.
 ///
 /// # Errors
@@ -85,9 +101,7 @@ pub fn partitions(
     topics: &[String],
     patience: Duration,
 ) -> Result<Vec<Result<usize, String>>, String> {
-    let made = target.client().create_with_context(LastWords::default());
-    let client: BaseConsumer<LastWords> =
-        made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))?;
+    let client: BaseConsumer<LastWords> = made(&target.client(), LastWords::default())?;
     let ask = |topic: &String| -> Result<Result<usize, String>, String> {
         let told = client.fetch_metadata(Some(topic), patience);
         // What a connection said comes with events, which nobody else takes here.

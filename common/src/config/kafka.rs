@@ -12,6 +12,10 @@ pub const TENANT: &str = "tenant";
 const MAX_TOPIC_BYTES: usize = 249;
 /// Smallest message that a broker's limit leaves room for; under it hardly an event would go out.
 const LEAST_MESSAGE_BYTES: u64 = 1_000;
+/// Partitions of a log: each has a share of every normalizer's memory.
+const MAX_PARTITIONS: u16 = 256;
+/// Of the names of topics beside the log's.
+const MAX_SUFFIX_BYTES: usize = 8;
 /// What librdkafka takes for `message.max.bytes` at most.
 const MOST_MESSAGE_BYTES: u64 = 1_000_000_000;
 
@@ -191,6 +195,57 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
     }
     if let Some(topic) = &config.dead_letters.topic {
         letters_problems(config, topic, found);
+    }
+}
+
+/// What may be wrong with a log that is a topic.
+pub(super) fn log_problems(config: &Config, found: &mut Vec<String>) {
+    let log = &config.log;
+    let mut add = |key: &str, text: String| found.push(format!("log.{key}: {text}"));
+    if config.kafka.brokers.is_empty() {
+        add(
+            "kind",
+            "`kafka` needs `kafka.brokers`, the Kafka that holds the log".into(),
+        );
+    }
+    if let Some(problem) = topic_problem(&log.topic) {
+        add("topic", problem);
+    }
+    if log.topic.len() > MAX_TOPIC_BYTES - MAX_SUFFIX_BYTES {
+        add(
+            "topic",
+            format!("leave {MAX_SUFFIX_BYTES} bytes for the names of the topics beside it"),
+        );
+    }
+    if !(1..=MAX_PARTITIONS).contains(&log.partitions) {
+        add("partitions", format!("1 to {MAX_PARTITIONS}"));
+    }
+    if log
+        .tenant_partitions
+        .is_some_and(|some| !(1..=log.partitions).contains(&some))
+    {
+        add("tenant_partitions", "1 to `log.partitions`".into());
+    }
+    if log.replicas == Some(0) {
+        add("replicas", "at least 1".into());
+    }
+    if log.group.is_empty() {
+        add("group", "name one".into());
+    }
+    let published = config
+        .datasets
+        .iter()
+        .filter_map(|one| Some(&one.publish.as_ref()?.topic));
+    let read = config
+        .datasets
+        .iter()
+        .flat_map(|one| &one.consume)
+        .flat_map(|one| &one.topics);
+    let others = published.chain(read).chain(config.dead_letters.topic.as_ref());
+    for other in others.filter(|other| **other == log.topic) {
+        found.push(format!(
+            "log.topic: {other} is another topic of this config: the log's is nobody else's"
+        ));
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Loaded {
     pub clickhouse_password: Option<Secret>,
     /// Name and password of `kafka.sasl`.
     pub kafka_sasl: Option<(String, Secret)>,
+    /// This normalizer's name in the group that shares the log.
+    pub log_instance: Option<String>,
     /// What was read.
     pub source: Arc<Source>,
 }
@@ -248,6 +250,7 @@ impl Loaded {
         let sasl = config.kafka.sasl.as_ref();
         let kafka_user = references.plain("kafka.sasl.username", sasl.map(|sasl| &sasl.username));
         let kafka_password = references.secret("kafka.sasl.password", sasl.map(|sasl| &sasl.password));
+        let log_instance = references.plain("log.instance", config.log.instance.as_ref());
         for sentence in servers::problems(ch, clickhouse_url.as_deref(), &clickhouse_failover) {
             references.problems.push(locate(&source.tree, &sentence).into());
         }
@@ -263,6 +266,7 @@ impl Loaded {
             clickhouse_user,
             clickhouse_password,
             kafka_sasl: kafka_user.zip(kafka_password),
+            log_instance,
             config,
             data_dir: data_dir.to_owned(),
             source: Arc::new(source),
@@ -354,12 +358,33 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_a_feature_to_come_is_refused_with_that_reason() {
-        let text = message("log: {kind: kafka}");
+    fn a_log_in_kafka_that_cannot_be_one_is_refused_with_its_place() {
+        for (log, wanted) in [
+            ("", "log.kind: `kafka` needs `kafka.brokers`"),
+            (", topic: \"a b\"", "log.topic: topic \"a b\" must be"),
+            (", partitions: 0", "log.partitions: 1 to 256"),
+            (", partitions: 257", "log.partitions: 1 to 256"),
+            (
+                ", partitions: 2, tenant_partitions: 3",
+                "log.tenant_partitions: 1 to",
+            ),
+            (", replicas: 0", "log.replicas: at least 1"),
+            (", group: \"\"", "log.group: name one"),
+        ] {
+            let text = message(&format!("log: {{kind: kafka{log}}}"));
+            assert!(text.contains(wanted), "{log}: {text}");
+        }
+        let brokers = "kafka: {brokers: [\"a:9092\"]}\nlog: {kind: kafka";
+        let text = message(&format!(
+            "{brokers}, topic: dead}}\ndead_letters: {{topic: dead}}"
+        ));
         assert!(
-            text.contains("not there yet") && text.contains("log.kind"),
+            text.contains("log.topic: dead is another topic of this config"),
             "{text}"
         );
+        // Normalizers share it.
+        let two = "edge: {normalizer: [\"http://a:4320\", \"http://b:4320\"]}";
+        assert!(parse(&format!("{brokers}}}\n{two}")).is_ok());
     }
 
     #[test]

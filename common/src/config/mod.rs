@@ -1,7 +1,6 @@
 //! The one YAML file that all services read: its types, its reading, its checks.
 //!
-//! What a key means stands beside it. Unknown keys are errors. A key whose feature is not there yet
-//! is refused with that reason ([`not_yet`]), never accepted and ignored.
+//! What a key means stands beside it. Unknown keys are errors.
 
 pub mod consume;
 mod dataset;
@@ -11,7 +10,6 @@ pub mod field_type;
 pub mod history;
 pub mod kafka;
 pub mod load;
-pub mod not_yet;
 pub mod overrides;
 pub mod partition;
 mod place;
@@ -216,7 +214,10 @@ pub struct Internal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogKind {
+    /// On this machine's disk: one normalizer.
     Embedded,
+    /// A topic of `kafka.brokers`: as many normalizers as there are partitions.
+    Kafka,
 }
 
 /// The log between intake and dedup.
@@ -224,7 +225,6 @@ pub enum LogKind {
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// Which log there is.
-    #[serde(deserialize_with = "not_yet::log_kind")]
     pub kind: LogKind,
     /// Relative to the data directory.
     pub dir: PathBuf,
@@ -234,7 +234,34 @@ pub struct Log {
     pub retain: Period,
     /// Room to be left free on the log's volume; default 5 % of it, 512 MiB to 4 GiB.
     pub reserve: Option<ByteSize>,
+    /// `kind: kafka`: the topic that is the log; `TOPIC.state` and `TOPIC.parked` beside it keep what belongs to it. They
+    /// are made where they are missing.
+    pub topic: String,
+    /// `kind: kafka`: how many partitions the topic has. Never changed once there is a log.
+    pub partitions: u16,
+    /// `kind: kafka`: in how many of them one tenant's events lie; default all, up to 4. Never changed once there is a
+    /// log.
+    pub tenant_partitions: Option<u16>,
+    /// `kind: kafka`: copies of a topic that is made; default the brokers' own.
+    pub replicas: Option<u16>,
+    /// `kind: kafka`: the consumer group of all normalizers.
+    pub group: String,
+    /// `kind: kafka`: this normalizer's name in the group, its own and the same after a restart: it then has its
+    /// partitions back without the others being asked.
+    pub instance: Option<Text>,
 }
+
+impl Log {
+    /// In how many partitions one tenant's events lie.
+    #[must_use]
+    pub fn tenant_partitions(&self) -> u16 {
+        let most = self.partitions.min(TENANT_PARTITIONS);
+        self.tenant_partitions.unwrap_or(most)
+    }
+}
+
+/// In how many partitions one tenant's events lie, where the config does not say.
+const TENANT_PARTITIONS: u16 = 4;
 
 impl Default for Log {
     fn default() -> Self {
@@ -244,6 +271,12 @@ impl Default for Log {
             max_bytes: ByteSize::gib(8),
             retain: Period::hours(24),
             reserve: None,
+            topic: "sluice".into(),
+            partitions: 4,
+            tenant_partitions: None,
+            replicas: None,
+            group: "sluice".into(),
+            instance: None,
         }
     }
 }

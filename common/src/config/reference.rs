@@ -205,7 +205,7 @@ mod tests {
         let page = markdown();
         for line in [
             "| `max_bytes` | size: `64MiB` | `8GiB` | What is not yet stored may take so much; over it clients get 503. |",
-            "| `kind` | `embedded` | `embedded` | Which log there is. |",
+            "| `kind` | `embedded`, `kafka` | `embedded` | Which log there is. |",
             "## `datasets[].fields[]`",
             "| `id` | tenant id | required | In the column `tenant` of every row. |",
         ] {

@@ -69,6 +69,7 @@ fn listeners(config: &Config, found: &mut Vec<String>) {
              and an event that is sent again to another would be stored twice"
         )),
         LogKind::Embedded => {}
+        LogKind::Kafka => kafka::log_problems(config, found),
     }
 }
 

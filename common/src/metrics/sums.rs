@@ -11,81 +11,80 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Label sets of one counter; as many as the SDK keeps of an instrument. What comes with others is summed up under
 /// [`OVERFLOW`].
 const MOST_SETS: usize = 1_999;
-/// The name that the OpenTelemetry specification has for it.
-const OVERFLOW: Labels<'_> = &[("otel_metric_overflow", "true")];
+/// As the OpenTelemetry specification names it; there its value is a boolean.
+const OVERFLOW: Labels<'_> = &[("otel.metric.overflow", "true")];
 
 /// All sums of one counter.
 #[derive(Default)]
 pub(super) struct Sums(RwLock<HashTable<Sum>>);
 
 struct Sum {
-    labels: Vec<(&'static str, Box<str>)>,
-    /// The same, as they are told.
-    pairs: Vec<KeyValue>,
+    labels: Vec<KeyValue>,
     value: AtomicU64,
 }
 
 impl Sum {
+    fn of(n: u64, labels: Labels<'_>) -> Self {
+        let told = if labels == OVERFLOW {
+            vec![KeyValue::new(OVERFLOW[0].0, true)]
+        } else {
+            pairs(labels)
+        };
+        Self {
+            labels: told,
+            value: AtomicU64::new(n),
+        }
+    }
+
     fn is(&self, labels: Labels<'_>) -> bool {
-        let same = |((name, value), (other, text)): (&(&str, Box<str>), &(&str, &str))| {
-            name == other && **value == **text
+        let same = |(mine, (name, value)): (&KeyValue, &(&str, &str))| {
+            mine.key.as_str() == *name && mine.value.as_str() == *value
         };
         self.labels.len() == labels.len() && self.labels.iter().zip(labels).all(same)
     }
 }
 
-/// Values alone: the names of one counter are the same as a rule.
-fn hash<'a>(values: impl Iterator<Item = &'a str>) -> u64 {
+/// Of values alone: the names of one counter are the same as a rule.
+fn hash(values: impl Iterator<Item = impl AsRef<str>>) -> u64 {
     values.fold(0, |hash: u64, value| {
-        hash.rotate_left(5) ^ xxh3_64(value.as_bytes())
+        hash.rotate_left(5) ^ xxh3_64(value.as_ref().as_bytes())
     })
 }
 
 fn hash_of(sum: &Sum) -> u64 {
-    hash(sum.labels.iter().map(|(_, value)| &**value))
+    hash(sum.labels.iter().map(|label| label.value.as_str()))
+}
+
+fn add_known(table: &HashTable<Sum>, n: u64, (hash, labels): (u64, Labels<'_>)) -> bool {
+    let known = table.find(hash, |sum| sum.is(labels));
+    known
+        .map(|sum| sum.value.fetch_add(n, Ordering::Relaxed))
+        .is_some()
 }
 
 impl Sums {
     /// Adds to the sum of these labels, which is told from then on.
     pub(super) fn add(&self, n: u64, labels: Labels<'_>) {
-        let hash = hash(labels.iter().map(|(_, value)| *value));
-        if self.add_known(n, (hash, labels)) {
+        let hash = hash(labels.iter().map(|(_, value)| value));
+        if add_known(&self.0.read(), n, (hash, labels)) {
             return;
         }
         let mut table = self.0.write();
+        // Another may have been faster.
+        if add_known(&table, n, (hash, labels)) {
+            return;
+        }
         if table.len() >= MOST_SETS && labels != OVERFLOW {
             drop(table);
             return self.add(n, OVERFLOW);
         }
-        // Another may have been faster.
-        if let Some(sum) = table.find(hash, |sum| sum.is(labels)) {
-            sum.value.fetch_add(n, Ordering::Relaxed);
-            return;
-        }
-        let sum = Sum {
-            labels: labels
-                .iter()
-                .map(|(name, value)| (*name, Box::from(*value)))
-                .collect(),
-            pairs: pairs(labels),
-            value: AtomicU64::new(n),
-        };
-        table.insert_unique(hash, sum, hash_of);
-    }
-
-    fn add_known(&self, n: u64, (hash, labels): (u64, Labels<'_>)) -> bool {
-        let table = self.0.read();
-        let Some(sum) = table.find(hash, |sum| sum.is(labels)) else {
-            return false;
-        };
-        sum.value.fetch_add(n, Ordering::Relaxed);
-        true
+        table.insert_unique(hash, Sum::of(n, labels), hash_of);
     }
 
     /// Tells every sum.
     pub(super) fn tell(&self, mut tell: impl FnMut(u64, &[KeyValue])) {
         for sum in self.0.read().iter() {
-            tell(sum.value.load(Ordering::Relaxed), &sum.pairs);
+            tell(sum.value.load(Ordering::Relaxed), &sum.labels);
         }
     }
 }
@@ -145,6 +144,6 @@ mod tests {
         }
         let told = told(&sums);
         assert_eq!(told.len(), MOST_SETS + 1);
-        assert_eq!(told["otel_metric_overflow=true"], 10);
+        assert_eq!(told["otel.metric.overflow=true"], 10);
     }
 }

@@ -3,6 +3,7 @@
 use super::finding::Findings;
 use sluice_common::config::Loaded;
 use sluice_kafka::{Target, partitions};
+use sluice_normalizer::log::kafka::{self, LogClients};
 use std::time::Duration;
 
 /// What the brokers have for one question.
@@ -10,6 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks for every topic of the config; nothing where it names none.
 pub async fn look(loaded: &Loaded, findings: &mut Findings) {
+    look_at_log(loaded, findings);
     let uses = uses(loaded);
     let Some(target) = Target::of(loaded).filter(|_| !uses.is_empty()) else {
         return;
@@ -30,6 +32,22 @@ pub async fn look(loaded: &Loaded, findings: &mut Findings) {
                 format!("{used}: {reason}; make the topic, or grant access to it"),
             ),
         }
+    }
+}
+
+/// The topic that is the log, where one is.
+fn look_at_log(loaded: &Loaded, findings: &mut Findings) {
+    let Some(clients) = LogClients::of(loaded) else {
+        return;
+    };
+    let (what, topic) = ("log", &loaded.config.log.topic);
+    match tokio::task::block_in_place(|| kafka::look(&clients)) {
+        Ok(Some(log)) => findings.good(what, format!("topic {topic}: log {log}")),
+        Ok(None) => findings.good(
+            what,
+            format!("topic {topic}, or one beside it, is made by the first start"),
+        ),
+        Err(error) => findings.unusable(what, error.to_string()),
     }
 }
 

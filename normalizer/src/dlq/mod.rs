@@ -7,13 +7,11 @@
 mod query;
 mod settle;
 
-use crate::progress::store::Store;
 use crate::service::IntakeService;
 use axum::extract::{Path, RawQuery, State};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use http::StatusCode;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sluice_common::admin::Refused;
 use sluice_common::ids::offset_of;
@@ -27,8 +25,6 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
-/// Embedded: one partition.
-const PARTITION: u16 = 0;
 /// How long ClickHouse may take to answer a question.
 const READ_DEADLINE: Duration = Duration::from_secs(20);
 /// How long one order may take; what was not reached by then is told as unknown.
@@ -40,7 +36,6 @@ const MAX_LOGGED_CHARS: usize = 200;
 pub struct DeadLetters {
     pub sink: Seam<SinkRequest>,
     pub service: Arc<IntakeService>,
-    pub progress: Arc<Mutex<Store>>,
     /// One order at a time: two would settle the same letter at once.
     pub gate: Arc<Semaphore>,
 }
@@ -123,15 +118,19 @@ impl DeadLetters {
     /// Whether the letter's range may be verified or sent once more. Letters of other logs are of ranges
     /// that this normalizer does not settle.
     fn is_in_flight(&self, id: LetterId) -> bool {
-        if id.log != self.service.log.id() || id.partition != PARTITION {
+        if id.log != self.service.log.id() {
             return false;
         }
+        let Some(work) = self.service.owned.get(id.partition) else {
+            // Another process works on it, which alone can say.
+            return true;
+        };
         let offset = offset_of(id.source_o);
         // In this order: what is set aside is on the shelf before its range is committed.
-        if offset >= self.progress.lock().state().committed {
+        if offset >= work.committed() {
             return true;
         }
-        let units = self.service.shelf.units();
+        let units = work.shelf.units();
         units.iter().any(|(unit, _)| (unit.a..unit.b).contains(&offset))
     }
 }

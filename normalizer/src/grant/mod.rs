@@ -113,8 +113,9 @@ struct Inner {
     shares: Mutex<Shares>,
     clock: SharedClock,
     limit_bytes: u64,
-    /// What is below was written before this process began, and counted for nobody.
-    begun_at: Offset,
+    /// What is below was written before this process began, and counted for nobody. None: others write and commit
+    /// too, so that what each tenant has in the log is not known here.
+    begun_at: Option<Offset>,
 }
 
 /// A request under way. Dropping it gives back what was reserved for it.
@@ -143,9 +144,9 @@ impl Drop for Taken {
 }
 
 impl Grant {
-    /// Of a log that takes `limit_bytes` and ends at `begun_at`.
+    /// Of a log that takes `limit_bytes` and ends at `begun_at`; none where it is shared.
     #[must_use]
-    pub fn new(clock: SharedClock, limit_bytes: u64, begun_at: Offset) -> Self {
+    pub fn new(clock: SharedClock, limit_bytes: u64, begun_at: Option<Offset>) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "any bits will do")]
         let seed = RequestId::random().0 as u64;
         Self(Arc::new(Inner {
@@ -194,7 +195,9 @@ impl Grant {
 
     /// These records of the tenant's are in the log.
     pub fn wrote(&self, tenant: &TenantId, load: Load) {
-        self.0.shares.lock().wrote(tenant, load);
+        if self.0.begun_at.is_some() {
+            self.0.shares.lock().wrote(tenant, load);
+        }
     }
 
     /// Records were committed, each with its offset and append time, in order.
@@ -203,7 +206,7 @@ impl Grant {
         for (offset, append_ms, tenant, load) in records {
             oldest = oldest.or(Some(append_ms));
             all = all + load;
-            if offset >= self.0.begun_at {
+            if self.0.begun_at.is_some_and(|begun_at| offset >= begun_at) {
                 let known = of.entry(tenant.clone()).or_default();
                 *known = *known + load;
             }

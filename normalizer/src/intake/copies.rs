@@ -100,6 +100,7 @@ impl<'s> Copies<'s> {
             .map_err(|error| ArrowError::InvalidArgumentError(error.to_string()))?;
         let rows = u32::try_from(self.kept.len()).unwrap_or(u32::MAX);
         Ok(Some(Pending {
+            partition: 0,
             template: Arc::new(template),
             batch: RecordBatch::try_new(Arc::clone(&COLUMNS), columns)?,
             keys: vec![0; self.kept.len()],

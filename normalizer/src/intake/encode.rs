@@ -1,6 +1,6 @@
 //! Group commit: rows of several requests into as few records as hold them (R2).
 //!
-//! Pendings of one template are joined in their order. They are packed by their bytes before
+//! Pendings of one template and partition are joined in their order. They are packed by their bytes before
 //! compression, of which a record takes as many as fit it even where nothing compresses; so the size
 //! is right by construction, and checked: a frame over the limit is halved by rows.
 //!
@@ -115,7 +115,8 @@ fn pack(group: &[Pending], pack_bytes: usize) -> Vec<Vec<usize>> {
 }
 
 fn same_template(a: &Pending, b: &Pending) -> bool {
-    Arc::ptr_eq(&a.template, &b.template) || a.template.meta == b.template.meta
+    let same = || Arc::ptr_eq(&a.template, &b.template) || a.template.meta == b.template.meta;
+    a.partition == b.partition && same()
 }
 
 fn join(group: &[Pending], pack: &[usize]) -> Result<Draft, EncodeError> {
@@ -165,6 +166,14 @@ fn join_batches(batches: &[&RecordBatch], key: &[u8; 16]) -> Result<RecordBatch,
     RecordBatch::try_new(Arc::clone(&schema), columns.collect::<Result<_, _>>()?)
 }
 
+/// The column with a dictionary that holds only what its rows use.
+pub(super) fn compact(column: ArrayRef, key: &[u8; 16]) -> Result<ArrayRef, ArrowError> {
+    if is_dictionary(&column) {
+        return dictionary::join(std::slice::from_ref(&column), key);
+    }
+    Ok(column)
+}
+
 fn is_dictionary(column: &ArrayRef) -> bool {
     matches!(column.data_type(), DataType::Dictionary(_, _))
 }
@@ -203,12 +212,8 @@ impl Draft {
     fn part(&self, from: usize, to: usize, key: &[u8; 16]) -> Result<Self, EncodeError> {
         let rows = self.keys.len();
         let batch = self.batch.slice(from, to - from);
-        let columns = batch.columns().iter().map(|column| {
-            if is_dictionary(column) {
-                return dictionary::join(std::slice::from_ref(column), key);
-            }
-            Ok(Arc::clone(column))
-        });
+        let columns = batch.columns().iter();
+        let columns = columns.map(|column| compact(Arc::clone(column), key));
         let prints = if self.fingerprints.is_empty() {
             &[][..]
         } else {

@@ -64,6 +64,7 @@ mod observed;
 mod request;
 mod row;
 pub mod schema;
+mod spread;
 mod strings;
 pub mod time;
 pub mod units;
@@ -77,6 +78,7 @@ pub use encode::{EncodeError, build_records};
 pub use identity::RecordTemplate;
 pub use observed::{Observed, Shape};
 pub use schema::Schema;
+pub use spread::Spread;
 
 use crate::tenant_rate::TenantRate;
 use arc_swap::ArcSwap;
@@ -98,6 +100,8 @@ const SPARE_PARSERS: usize = 16;
 /// Rows of one request, to become (part of) a record.
 #[derive(Debug, Clone)]
 pub struct Pending {
+    /// Of the log; rows of other partitions are in other records.
+    pub partition: u16,
     /// Rows of equal templates may share a record.
     pub template: Arc<RecordTemplate>,
     pub batch: RecordBatch,

@@ -350,6 +350,7 @@ impl<'s, 'r> Run<'s, 'r> {
             columns.and_then(|columns| RecordBatch::try_new(Arc::clone(self.schema.arrow_schema()), columns));
         let batch = batch.map_err(contradiction)?;
         self.pending.push(Pending {
+            partition: 0,
             template: Arc::clone(&self.template),
             batch,
             span: RequestSpan {
@@ -376,6 +377,7 @@ impl<'s, 'r> Run<'s, 'r> {
             return None;
         }
         (rejected > 0).then(|| Pending {
+            partition: 0,
             template: Arc::clone(&self.template),
             batch: RecordBatch::new_empty(Arc::clone(self.schema.arrow_schema())),
             keys: Vec::new(),

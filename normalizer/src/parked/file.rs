@@ -117,7 +117,8 @@ impl UnitId {
         Range { a: self.a, b: self.b }
     }
 
-    fn name(&self, extension: &str) -> String {
+    /// The name of one of its files.
+    pub(super) fn name(&self, extension: &str) -> String {
         format!("{:012x}-{:012x}-{}.{extension}", self.a, self.b, self.table)
     }
 
@@ -272,7 +273,10 @@ pub fn list(dir: &Dir) -> Result<Vec<UnitId>, FileError> {
         name.ends_with(".new") || marks.is_some_and(|unit| !names.contains(&unit))
     };
     for name in names.iter().filter(is_left_over) {
-        dir.disk.remove(&dir.join(name)).map_err(failed)?;
+        match dir.disk.remove(&dir.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
     }
     Ok(units)
 }

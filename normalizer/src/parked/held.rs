@@ -91,10 +91,6 @@ impl State {
         }
     }
 
-    pub(super) fn bytes_of(&self, dataset: &Name) -> u64 {
-        self.of_datasets.get(dataset).map_or(0, |held| held.bytes)
-    }
-
     /// Which datasets have as much as they may; one that was full is until it is well below.
     pub(super) fn weigh(&mut self, max_bytes: u64) {
         let reopen = max_bytes / 100 * WATERMARK_REOPEN_PERCENT;

@@ -6,5 +6,6 @@ pub mod driver;
 pub mod file;
 mod held;
 pub mod lines;
+pub mod mirror;
 pub mod routes;
 pub mod shelf;

@@ -1,6 +1,6 @@
 //! Control routes: what is set aside, and the order to mend it.
 
-use super::shelf::Shelf;
+use crate::owned::Owned;
 use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -55,15 +55,15 @@ struct Mended {
 }
 
 /// `GET /admin/v1/parked` and `POST /admin/v1/parked/repair`.
-pub fn routes(shelf: Shelf) -> Router {
+pub fn routes(owned: Owned) -> Router {
     Router::new()
         .route("/admin/v1/parked", get(list))
         .route("/admin/v1/parked/repair", post(repair))
-        .with_state(shelf)
+        .with_state(owned)
 }
 
-async fn list(State(shelf): State<Shelf>) -> Json<Listed> {
-    let all = shelf.units();
+async fn list(State(owned): State<Owned>) -> Json<Listed> {
+    let all: Vec<_> = owned.all().iter().flat_map(|work| work.shelf.units()).collect();
     let omitted = all.len().saturating_sub(MAX_LISTED);
     let unit = |(id, unit): (super::file::UnitId, super::shelf::Unit)| ListedUnit {
         table: id.table,
@@ -81,8 +81,8 @@ async fn list(State(shelf): State<Shelf>) -> Json<Listed> {
     Json(Listed { units, omitted })
 }
 
-async fn repair(State(shelf): State<Shelf>, Json(order): Json<Mend>) -> Result<Json<Mended>, Refused> {
-    let units = shelf.mend(&order.table);
+async fn repair(State(owned): State<Owned>, Json(order): Json<Mend>) -> Result<Json<Mended>, Refused> {
+    let units = owned.all().iter().map(|work| work.shelf.mend(&order.table)).sum();
     if units == 0 {
         let detail = format!(
             "nothing of table {} waits for a repair: `ingestctl parked list` shows what is set aside, and why",

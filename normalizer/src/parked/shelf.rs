@@ -2,19 +2,19 @@
 
 use super::file::{self, FileError, Head, UnitId};
 use super::held::State;
+use super::mirror::Mirror;
 use crate::progress::closing::{self, Aside, Work, in_flight, of_table};
 use crate::progress::plan::Trouble;
 use crate::progress::{Marks, Proof};
 use parking_lot::Mutex;
-use sluice_common::books::{BooksLine, DEAD_LETTERS, LEDGER};
+use sluice_common::books::BooksLine;
 use sluice_common::clock::UnixMs;
-use sluice_common::config::Dataset;
 use sluice_common::disk::Dir;
 use sluice_common::ids::{LogId, Name, Offset};
-use sluice_common::metrics::{Gauge, Metrics};
 use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
@@ -36,6 +36,20 @@ struct Inner {
     max_bytes: u64,
     state: Mutex<State>,
     changed: Notify,
+    copies: Option<Copies>,
+}
+
+/// Where copies of the shelf's files are, and what their names begin with.
+#[derive(Clone)]
+pub struct Copies {
+    pub prefix: &'static str,
+    pub mirror: Arc<dyn Mirror>,
+}
+
+impl fmt::Debug for Copies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Copies of {}", self.prefix)
+    }
 }
 
 /// What waits in one line: units of a server, by name, and table. Empty for what names no server.
@@ -75,11 +89,19 @@ impl Shelf {
     ///
     /// # Errors
     /// [`FileError`]; also where a file is of another log.
-    pub fn open(
+    pub fn open(dir: Dir, of: (LogId, u16), max_bytes: u64, committed: Offset) -> Result<Self, FileError> {
+        Self::open_copied(dir, of, (max_bytes, committed), None)
+    }
+
+    /// The same, of which there are copies: what is in `dir` was made of them.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_copied(
         dir: Dir,
         (log, partition): (LogId, u16),
-        max_bytes: u64,
-        committed: Offset,
+        (max_bytes, committed): (u64, Offset),
+        copies: Option<Copies>,
     ) -> Result<Self, FileError> {
         let mut state = State {
             committed,
@@ -102,6 +124,7 @@ impl Shelf {
             max_bytes,
             state: Mutex::new(state),
             changed: Notify::new(),
+            copies,
         }));
         shelf.0.state.lock().weigh(max_bytes);
         Ok(shelf)
@@ -240,6 +263,7 @@ impl Shelf {
     fn keep(&self, head: &Head, records: &[RangeRecord]) -> Result<(), FileError> {
         let id = UnitId::new(head.range, head.table.clone());
         file::write(&self.0.dir, &id, head, records)?;
+        self.copy(&id, "unit")?;
         let file_bytes = head.bytes.values().sum();
         let mut state = self.0.state.lock();
         state.add(id, Unit::new(head, file_bytes));
@@ -292,7 +316,31 @@ impl Shelf {
     /// # Errors
     /// [`FileError`].
     pub fn keep_marks(&self, id: &UnitId, marks: &Marks) -> Result<(), FileError> {
-        file::write_marks(&self.0.dir, id, marks)
+        file::write_marks(&self.0.dir, id, marks)?;
+        self.copy(id, "marks")
+    }
+
+    /// A file of a unit was written.
+    fn copy(&self, id: &UnitId, extension: &str) -> Result<(), FileError> {
+        let Some(Copies { prefix, mirror }) = &self.0.copies else {
+            return Ok(());
+        };
+        let name = id.name(extension);
+        let path = self.0.dir.join(&name);
+        let put = mirror.put(&format!("{prefix}/{name}"), &path);
+        put.map_err(|error| FileError::Io { path, error })
+    }
+
+    /// A unit is no more. Where a copy stays, whoever finds it sees that its rows are there.
+    fn forget(&self, id: &UnitId) {
+        let Some(Copies { prefix, mirror }) = &self.0.copies else {
+            return;
+        };
+        for extension in ["unit", "marks"] {
+            if let Err(error) = mirror.remove(&format!("{prefix}/{}", id.name(extension))) {
+                tracing::warn!(%error, table = %id.table, "a copy of what was set aside could not be removed");
+            }
+        }
     }
 
     /// Takes note of what a unit suffers from now.
@@ -321,6 +369,7 @@ impl Shelf {
     /// [`FileError::InDoubt`].
     pub fn remove(&self, id: &UnitId) -> Result<(), FileError> {
         file::remove(&self.0.dir, id)?;
+        self.forget(id);
         let mut state = self.0.state.lock();
         if let Some(unit) = state.take_out(id) {
             state.broken.remove(&unit.line(id));
@@ -366,6 +415,12 @@ impl Shelf {
             .collect()
     }
 
+    /// Datasets that have so much here that no more is taken for them.
+    #[must_use]
+    pub fn full(&self) -> Vec<Name> {
+        self.0.state.lock().full.iter().cloned().collect()
+    }
+
     /// Whether a dataset has so much here that no more is taken for it.
     #[must_use]
     pub fn is_full(&self, dataset: &str) -> bool {
@@ -373,30 +428,10 @@ impl Shelf {
         !state.full.is_empty() && state.full.iter().any(|one| one.as_str() == dataset)
     }
 
-    /// Shows what is here, by configured dataset and table.
-    #[expect(clippy::cast_precision_loss, reason = "gauges")]
-    pub fn show(&self, metrics: &Metrics, datasets: &[Dataset]) {
-        for dataset in datasets {
-            let (shelf, name) = (self.clone(), dataset.name.clone());
-            let labels: &[_] = &[("dataset", dataset.name.as_str())];
-            metrics.watch(Gauge::ParkedBytes, labels, move || {
-                shelf.0.state.lock().bytes_of(&name) as f64
-            });
-        }
-        let own = [DEAD_LETTERS, LEDGER].into_iter().flat_map(Name::new);
-        let tables: BTreeSet<Name> = datasets
-            .iter()
-            .map(|one| one.table().clone())
-            .chain(own)
-            .collect();
-        for table in tables {
-            let (shelf, name) = (self.clone(), table.clone());
-            let labels: &[_] = &[("table", table.as_str())];
-            metrics.watch(Gauge::ParkedUnits, labels, move || {
-                let state = shelf.0.state.lock();
-                state.of_tables.get(&name).copied().unwrap_or(0) as f64
-            });
-        }
+    /// Units that are here, by table.
+    #[must_use]
+    pub fn units_of_tables(&self) -> BTreeMap<Name, usize> {
+        self.0.state.lock().of_tables.clone()
     }
 }
 

@@ -16,6 +16,7 @@ pub mod walk;
 pub use sub::is_data;
 
 use serde::{Deserialize, Serialize};
+use sluice_common::clock::UnixMs;
 use sluice_common::ids::{LogId, Name, Offset};
 use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Piece, Range, SubKey, SubTask};
@@ -170,6 +171,15 @@ pub struct Progress {
     /// bucket is sealed nothing else on disk does. Absent in files of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_check: Option<u64>,
+    /// Append time of the last committed record, where others want to know how old the next one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed_ms: Option<UnixMs>,
+    /// The widest dedup window that its decisions were made with, for whoever has to make them again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_ms: Option<u64>,
+    /// Datasets of which no more may be set aside: others take nothing for them either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<Name>,
 }
 
 impl Progress {

@@ -1,4 +1,6 @@
-//! The progress file: two slots, written in turn ([`crate::slots`]).
+//! Where progress is kept: a file of this machine's, or, where several share the work, with the log ([`Keep`]).
+//!
+//! The file is two slots, written in turn ([`crate::slots`]).
 //!
 //! # Design note
 //! *Constraints.* Intents and commits must be durable, must survive a crash in the middle of a write,
@@ -23,12 +25,38 @@ const FORMAT: Format = Format {
     versions: RangeInclusive::new(1, 2),
 };
 
-/// The open file. One owner: the log's lock covers it.
-#[derive(Debug)]
+/// Progress, and where it is kept. One owner.
 pub struct Store {
-    slots: Slots,
-    path: PathBuf,
+    place: Place,
     state: Progress,
+}
+
+enum Place {
+    /// The log's lock covers it.
+    File {
+        slots: Slots,
+        path: PathBuf,
+    },
+    Shared(Box<dyn Keep>),
+}
+
+/// Keeps a partition's progress where whoever works on it next finds it.
+pub trait Keep: Send {
+    /// Makes `state` durable, for as long as the partition is ours. Blocks, and goes on trying.
+    ///
+    /// # Errors
+    /// [`NotKept`].
+    fn keep(&mut self, state: &Progress) -> Result<(), NotKept>;
+}
+
+/// Why progress is not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum NotKept {
+    /// Others work on the partition now: nothing may be sent, committed or deleted any more.
+    #[error("the partition is not ours any more")]
+    Fenced,
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Why progress cannot be read or kept.
@@ -44,6 +72,8 @@ pub enum StoreError {
     Newer { path: PathBuf, version: u16 },
     #[error("the progress needs {bytes} bytes, more than a slot's {SLOT_BYTES}")]
     TooLarge { bytes: usize },
+    #[error(transparent)]
+    Shared(#[from] NotKept),
 }
 
 impl Store {
@@ -61,7 +91,10 @@ impl Store {
             Err(SlotsError::Damaged) => return Err(StoreError::Damaged { path }),
         };
         match serde_json::from_slice(&payload) {
-            Ok(state) => Ok(Some(Self { slots, path, state })),
+            Ok(state) => Ok(Some(Self {
+                place: Place::File { slots, path },
+                state,
+            })),
             Err(_) => Err(StoreError::Damaged { path }),
         }
     }
@@ -81,10 +114,27 @@ impl Store {
             error,
         })?;
         Ok(Self {
-            slots,
-            path: path.to_owned(),
+            place: Place::File {
+                slots,
+                path: path.to_owned(),
+            },
             state,
         })
+    }
+
+    /// That of a log which keeps progress itself, where it stands at `state`.
+    #[must_use]
+    pub fn shared(keep: Box<dyn Keep>, state: Progress) -> Self {
+        Self {
+            place: Place::Shared(keep),
+            state,
+        }
+    }
+
+    /// Whether others may go on from it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.place, Place::Shared(_))
     }
 
     /// The durable state.
@@ -98,10 +148,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`], where a test asks for it.
     pub fn pass(&self, point: Point) -> Result<(), StoreError> {
-        failpoint::hit(point).map_err(|error| StoreError::Io {
-            path: self.path.clone(),
-            error,
-        })
+        failpoint::hit(point).map_err(|error| self.failed(error))
     }
 
     /// Makes `state` durable. After an error nothing may be sent that relies on it.
@@ -109,16 +156,34 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; after [`StoreError::Io`] the process must end: it cannot know what is on disk.
     pub fn write(&mut self, state: Progress) -> Result<(), StoreError> {
-        let payload = encode(&state)?;
-        let failed = |error| StoreError::Io {
-            path: self.path.clone(),
-            error,
-        };
-        self.slots.put(&payload).map_err(failed)?;
-        failpoint::hit(Point::ProgressWritten).map_err(failed)?;
-        self.slots.sync().map_err(failed)?;
+        match &mut self.place {
+            Place::File { slots, path } => {
+                let payload = encode(&state)?;
+                let failed = |error| StoreError::Io {
+                    path: path.clone(),
+                    error,
+                };
+                slots.put(&payload).map_err(failed)?;
+                failpoint::hit(Point::ProgressWritten).map_err(failed)?;
+                slots.sync().map_err(failed)?;
+            }
+            Place::Shared(keep) => {
+                keep.keep(&state)?;
+                failpoint::hit(Point::ProgressWritten).map_err(|error| NotKept::Failed(error.to_string()))?;
+            }
+        }
         self.state = state;
         Ok(())
+    }
+
+    fn failed(&self, error: std::io::Error) -> StoreError {
+        match &self.place {
+            Place::File { path, .. } => StoreError::Io {
+                path: path.clone(),
+                error,
+            },
+            Place::Shared(_) => NotKept::Failed(error.to_string()).into(),
+        }
     }
 }
 
@@ -165,6 +230,9 @@ mod tests {
             committed,
             intent: Some(intent),
             secret_check: None,
+            committed_ms: None,
+            window_ms: None,
+            full: Vec::new(),
         }
     }
 

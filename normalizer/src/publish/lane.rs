@@ -15,7 +15,7 @@ use sluice_common::clock::SharedClock;
 use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::{LogId, Name};
 use sluice_common::limits::{PUBLISH_DEADLINE, PUBLISH_UNITS, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
-use sluice_common::metrics::{Counter, Gauge, Metrics, Values};
+use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::servers::ServerId;
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::publish::{Content, PublishCall, PublishOrder, Published};
@@ -391,22 +391,12 @@ impl Lane {
         }
         let metrics = &self.shared.metrics;
         metrics.add(Counter::Alarms, 0, &[("reason", "topic")]);
-        let (what, outbox, settings) = (self.what, self.outbox.clone(), Arc::clone(&self.shared.settings));
-        let gauge = match what {
-            What::Events => Gauge::PublishWaitingBytes,
-            What::Letters => Gauge::LettersWaitingBytes,
-        };
-        metrics.watch_all(gauge, move || {
-            let mut waiting = what.none_waiting(&settings.load());
-            waiting.extend(outbox.bytes());
-            levels(waiting)
-        });
     }
 }
 
 impl What {
     /// The datasets of which something may wait.
-    fn none_waiting(self, settings: &Settings) -> BTreeMap<Name, u64> {
+    pub(super) fn none_waiting(self, settings: &Settings) -> BTreeMap<Name, u64> {
         match self {
             Self::Events => settings.topics.keys().map(|one| (one.clone(), 0)).collect(),
             Self::Letters if settings.letters_topic.is_none() => BTreeMap::new(),
@@ -417,10 +407,4 @@ impl What {
                 .collect(),
         }
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "gauges")]
-fn levels(waiting: BTreeMap<Name, u64>) -> Values {
-    let level = |(dataset, bytes): (Name, u64)| (vec![("dataset", dataset.to_string())], bytes as f64);
-    waiting.into_iter().map(level).collect()
 }

@@ -28,10 +28,11 @@ mod tests;
 mod work;
 
 use crate::parked::file::{FileError, UnitId};
-use crate::parked::shelf::Shelf;
+use crate::parked::mirror::Mirror;
+use crate::parked::shelf::{Copies, Shelf};
 use crate::progress::Marks;
 use crate::progress::closing::Work;
-use crate::pump::batching::SharedSettings;
+use crate::pump::batching::{Settings, SharedSettings};
 use crate::pump::retries::Retries;
 use futures_util::future::{try_join, try_join_all};
 use lane::{Lane, Shared, What};
@@ -43,12 +44,17 @@ use sluice_common::limits::PUBLISH_UNITS;
 use sluice_common::metrics::Metrics;
 use sluice_common::wire::sink::{Range, RangeRecord, SinkRequest};
 use sluice_common::wire::transport::Seam;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::Semaphore;
 
 use work::{Lot, lots};
 pub use work::{TopicPlan, letters_topic_of, topics_of};
+
+/// What names of copies begin with: the outbox, and where letters lie in it.
+pub const OUTBOX_PREFIX: &str = "outbox";
+const LETTERS_PREFIX: &str = "outbox/dead_letters";
 
 /// What waits for its topic. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -63,13 +69,30 @@ impl Outbox {
     /// # Errors
     /// As [`Shelf::open`].
     pub fn open(dir: Dir, of: (LogId, u16), max_bytes: u64, committed: Offset) -> Result<Self, FileError> {
+        Self::open_copied(dir, of, (max_bytes, committed), None)
+    }
+
+    /// The same, of which there are copies: what is in `dir` was made of them.
+    ///
+    /// # Errors
+    /// As [`Shelf::open`].
+    pub fn open_copied(
+        dir: Dir,
+        of: (LogId, u16),
+        bounds: (u64, Offset),
+        mirror: Option<Arc<dyn Mirror>>,
+    ) -> Result<Self, FileError> {
         let letters = Dir {
             disk: dir.disk.clone(),
             path: dir.join(DEAD_LETTERS),
         };
+        let copies = |prefix| {
+            let mirror = mirror.clone()?;
+            Some(Copies { prefix, mirror })
+        };
         Ok(Self {
-            events: Shelf::open(dir, of, max_bytes, committed)?,
-            letters: Shelf::open(letters, of, max_bytes, committed)?,
+            events: Shelf::open_copied(dir, of, bounds, copies(OUTBOX_PREFIX))?,
+            letters: Shelf::open_copied(letters, of, bounds, copies(LETTERS_PREFIX))?,
         })
     }
 
@@ -78,6 +101,24 @@ impl Outbox {
         self.events.committed(committed);
         self.letters.committed(committed);
     }
+}
+
+/// What waits for its topic, by dataset, in several outboxes together: zeros of all that may wait among it.
+#[must_use]
+pub fn waiting<'a>(
+    letters: bool,
+    settings: &Settings,
+    outboxes: impl Iterator<Item = &'a Outbox>,
+) -> BTreeMap<Name, u64> {
+    let what = if letters { What::Letters } else { What::Events };
+    let mut waiting = what.none_waiting(settings);
+    for outbox in outboxes {
+        let shelf = if letters { &outbox.letters } else { &outbox.events };
+        for (dataset, bytes) in shelf.bytes() {
+            *waiting.entry(dataset).or_default() += bytes;
+        }
+    }
+    waiting
 }
 
 /// Publishes a partition's ranges. Cloning shares it.

@@ -1,52 +1,50 @@
-//! What of the pump is shown: its counts as gauges, and zeros of all that it may count.
+//! What of the pump is shown: its counts, for gauges of all partitions together, and zeros of all that it may count.
 
 use sluice_common::classify::{QUARANTINE_CODES, letter_code};
 use sluice_common::fates::Fates;
-use sluice_common::metrics::{Counter, Gauge, Histogram, Metrics};
+use sluice_common::ids::Offset;
+use sluice_common::metrics::{Counter, Histogram, Metrics};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// Counts shared with whoever shows them.
 #[derive(Debug, Default)]
 pub struct Live {
+    /// Every record below is settled.
+    pub committed: AtomicU64,
     pub dedup_keys: AtomicU64,
     pub dedup_disk_bytes: AtomicU64,
     /// Events by which the books missed what was proven, since the start.
     pub imbalance: AtomicU64,
+    /// Up while the declared range is in trouble.
+    pub in_trouble: Arc<AtomicBool>,
 }
 
-/// Exports them.
-#[expect(clippy::cast_precision_loss, reason = "gauges")]
-pub fn show(metrics: &Metrics, live: &Arc<Live>, in_trouble: &Arc<AtomicBool>) {
-    let books = Arc::clone(live);
-    metrics.watch(Gauge::LedgerImbalance, &[], move || {
-        books.imbalance.load(Ordering::Relaxed) as f64
-    });
-    let (keys, disk, trouble) = (Arc::clone(live), Arc::clone(live), Arc::clone(in_trouble));
-    metrics.watch(Gauge::DedupKeys, &[], move || {
-        keys.dedup_keys.load(Ordering::Relaxed) as f64
-    });
-    metrics.watch(Gauge::DedupDiskBytes, &[], move || {
-        disk.dedup_disk_bytes.load(Ordering::Relaxed) as f64
-    });
-    let read = move || f64::from(u8::from(trouble.load(Ordering::Relaxed)));
-    metrics.watch(Gauge::Unsettled, &[("partition", "0")], read);
-    for outcome in ["kept", "duplicate", "conflict"] {
-        metrics.add(Counter::Events, 0, &[("stage", "dedup"), ("outcome", outcome)]);
-    }
-    for outcome in ["stored", "dead_lettered", "parked"] {
-        metrics.add(Counter::Events, 0, &[("stage", "sink"), ("outcome", outcome)]);
-    }
-    metrics.announce(Histogram::Freshness, &[]);
-    metrics.add(Counter::GenerationBumps, 0, &[]);
-    for reason in ["idempotency_conflict", "rejected"] {
-        metrics.add(Counter::DeadLetters, 0, &[("reason", reason)]);
-    }
-    for code in QUARANTINE_CODES {
-        metrics.add(Counter::DeadLetters, 0, &[("reason", &letter_code(code))]);
-    }
-    for reason in ["unsettled_range", "dedup_state", "parked_table"] {
-        metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
+impl Live {
+    /// Nothing is counted yet: exports zeros of all that a pump may count.
+    #[must_use]
+    pub fn announced(metrics: &Metrics, committed: Offset) -> Arc<Self> {
+        for outcome in ["kept", "duplicate", "conflict"] {
+            metrics.add(Counter::Events, 0, &[("stage", "dedup"), ("outcome", outcome)]);
+        }
+        for outcome in ["stored", "dead_lettered", "parked"] {
+            metrics.add(Counter::Events, 0, &[("stage", "sink"), ("outcome", outcome)]);
+        }
+        metrics.announce(Histogram::Freshness, &[]);
+        metrics.add(Counter::GenerationBumps, 0, &[]);
+        for reason in ["idempotency_conflict", "rejected"] {
+            metrics.add(Counter::DeadLetters, 0, &[("reason", reason)]);
+        }
+        for code in QUARANTINE_CODES {
+            metrics.add(Counter::DeadLetters, 0, &[("reason", &letter_code(code))]);
+        }
+        for reason in ["unsettled_range", "dedup_state", "parked_table"] {
+            metrics.add(Counter::Alarms, 0, &[("reason", reason)]);
+        }
+        Arc::new(Self {
+            committed: AtomicU64::new(committed),
+            ..Self::default()
+        })
     }
 }
 

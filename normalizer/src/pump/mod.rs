@@ -10,9 +10,11 @@ pub mod batching;
 mod books;
 pub mod call;
 mod count;
-mod drive;
-mod live;
+pub mod drive;
+mod leave;
+pub mod live;
 pub mod pacing;
+mod parts;
 mod range;
 mod recover;
 pub mod retries;
@@ -22,22 +24,22 @@ mod under_way;
 
 use crate::dedup::{Dedup, DedupError};
 use crate::grant::{Grant, Load};
-use crate::log::{EmbeddedLog, ReadError};
+use crate::log::Partition;
+use crate::owned::Work;
 use crate::parked::driver::Drivers;
-use crate::parked::file::FileError;
-use crate::parked::shelf::Shelf;
 use crate::progress::store::{Store, StoreError};
 use crate::progress::{Intent, Marks, Progress};
-use crate::publish::{Outbox, Publisher};
+use crate::publish::Publisher;
 use crate::runtime::{block_in_place, sleep};
 use batching::{Settings, SharedSettings};
 use call::Caller;
-use drive::{DriveError, Driver, Start};
-use live::{Live, show};
+use drive::{Driver, Start};
+use leave::end;
+use live::Live;
 use pacing::Pace;
 use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
-use retries::{Dice, Retries};
+use retries::Retries;
 use servers::Servers;
 use sluice_common::clock::SharedClock;
 use sluice_common::failpoint::{self, Point, Safety};
@@ -47,68 +49,27 @@ use sluice_common::metrics::{Counter, Histogram, Metrics};
 use sluice_common::record::Record;
 use sluice_common::servers::ServerId;
 use sluice_common::shutdown::Stop;
-use sluice_common::wire::sink::{RangeRecord, SinkRequest};
-use sluice_common::wire::transport::Seam;
+use sluice_common::wire::sink::RangeRecord;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use under_way::{Settled, UnderWay};
 
-/// Embedded: one partition.
-pub const PARTITION: u16 = 0;
+pub use parts::{Leave, Parts, PumpError};
+
 /// A backlog is late at so many times the age to which ranges grow: one grows, one is settled.
 const LATE_AGES: u64 = 3;
 /// How long the pump sleeps at most before it looks around again.
 const IDLE: Duration = Duration::from_secs(1);
-
-/// What the pump stands on.
-pub struct Parts {
-    pub log: Arc<EmbeddedLog>,
-    pub dedup: Dedup,
-    pub store: Store,
-    pub shelf: Shelf,
-    pub outbox: Outbox,
-    pub grant: Grant,
-    pub sink: Seam<SinkRequest>,
-    pub metrics: Metrics,
-    pub clock: SharedClock,
-    pub stop: Stop,
-    pub accept_window_loss: bool,
-    pub settings: SharedSettings,
-    /// `clickhouse.park_after`.
-    pub park_after: Duration,
-    /// For waits.
-    pub dice: Dice,
-}
-
-/// Why a partition stops. The process ends; nothing was lost, and nothing goes on in doubt.
-#[derive(Debug, thiserror::Error)]
-pub enum PumpError {
-    #[error("reading the log: {0}")]
-    Log(#[from] ReadError),
-    #[error("deciding duplicates: {0}")]
-    Dedup(#[from] DedupError),
-    #[error("keeping progress: {0}")]
-    Store(#[from] StoreError),
-    #[error("settling: {0}")]
-    Drive(#[from] DriveError),
-    #[error("rows that were set aside: {0}")]
-    Parked(#[from] FileError),
-    #[error("the settling task failed: {0}")]
-    Settling(#[from] tokio::task::JoinError),
-    #[error("told to stop while recovering")]
-    Stopped,
-    #[error("the task that builds records failed: {0}")]
-    Builder(tokio::task::JoinError),
-    #[error("{0}")]
-    Recover(#[from] recover::RecoverError),
-}
-
+/// How long a pump that is to leave its partition waits for the range under way. Whoever works on it next verifies what
+/// was not settled by then.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 /// The running pump of one partition.
 pub struct Pump {
-    log: Arc<EmbeddedLog>,
+    log: Arc<dyn Partition>,
     dedup: Dedup,
     driver: Driver,
     publisher: Publisher,
@@ -122,6 +83,8 @@ pub struct Pump {
     metrics: Metrics,
     clock: SharedClock,
     stop: Stop,
+    leave: Leave,
+    left_at: Option<Instant>,
     accept_window_loss: bool,
     live: Arc<Live>,
     next: OpenRange,
@@ -147,20 +110,22 @@ impl Pump {
             metrics,
             clock,
             stop,
+            leave,
             accept_window_loss,
             settings,
+            pace,
             park_after,
             dice,
         } = parts;
         let taken = settings.load_full();
         let next = OpenRange::at(store.state().end());
+        let committed = store.state().committed;
         let store = Arc::new(Mutex::new(store));
-        let in_trouble = Arc::new(AtomicBool::new(false));
-        let live = Arc::new(Live::default());
-        show(&metrics, &live, &in_trouble);
+        let live = Live::announced(&metrics, committed);
+        let of = (log.log(), log.number());
         let caller = Caller {
-            log: log.id(),
-            partition: PARTITION,
+            log: of.0,
+            partition: of.1,
             sink,
             instead: BTreeMap::new(),
         };
@@ -172,12 +137,12 @@ impl Pump {
             park_after,
             clock: Arc::clone(&clock),
             metrics: metrics.clone(),
-            in_trouble,
+            in_trouble: Arc::clone(&live.in_trouble),
             retries: Retries::new(Arc::clone(&clock), metrics.clone(), dice),
         };
         let publisher = Publisher::new(
             (driver.caller.sink.clone(), Arc::clone(&settings)),
-            (log.id(), PARTITION),
+            of,
             outbox,
             (metrics.clone(), Arc::clone(&clock), driver.retries.clone()),
         );
@@ -194,20 +159,28 @@ impl Pump {
             metrics,
             clock,
             stop,
+            leave,
+            left_at: None,
             accept_window_loss,
             live,
             next,
             under_way: None,
-            pace: Pace::default(),
+            pace,
             ranges: 0,
             told: None,
         }
     }
 
-    /// The progress that it keeps, for those who show it.
+    /// What may be asked of its partition.
     #[must_use]
-    pub fn progress(&self) -> Arc<Mutex<Store>> {
-        Arc::clone(&self.store)
+    pub fn work(&self) -> Work {
+        Work {
+            log: Arc::clone(&self.log),
+            shelf: self.driver.shelf.clone(),
+            outbox: self.publisher.outbox.clone(),
+            progress: Arc::clone(&self.store),
+            live: Arc::clone(&self.live),
+        }
     }
 
     /// Runs until it is told to stop: recover, then read, decide, declare, settle, commit.
@@ -239,11 +212,19 @@ impl Pump {
             failed = &mut drivers => failed?.map_err(Into::into),
             failed = &mut drain => failed?.map_err(Into::into),
         };
-        // As a crash would end them: what they sent is verified before it is sent again.
-        drivers.abort();
-        drain.abort();
+        // As a crash would end them: what they sent is verified before it is sent again. What of them blocks goes on for
+        // a moment: it is over before others are told that the partition is theirs.
         watch.abort();
         following.abort();
+        let settling = self.under_way.take().map(|(_, task)| task);
+        settling.iter().for_each(JoinHandle::abort);
+        for task in [drivers, drain] {
+            task.abort();
+            end(task).await;
+        }
+        if let Some(settling) = settling {
+            end(settling).await;
+        }
         ended?;
         self.dedup.close()?;
         Ok(())
@@ -252,6 +233,7 @@ impl Pump {
     async fn pump(&mut self) -> Result<(), PumpError> {
         let mut durable = self.log.durable_end();
         while !self.is_drained(&durable) {
+            self.log.usable()?;
             self.follow_config();
             self.tell_late();
             self.fill(&mut durable)?;
@@ -287,7 +269,11 @@ impl Pump {
     }
 
     /// After a stop: everything durable is settled, or the rest is in trouble and stays in the log.
-    fn is_drained(&self, durable: &watch::Receiver<Offset>) -> bool {
+    fn is_drained(&mut self, durable: &watch::Receiver<Offset>) -> bool {
+        if self.leaves() {
+            let since = *self.left_at.get_or_insert_with(Instant::now);
+            return self.under_way.is_none() || since.elapsed() >= LEAVE_PATIENCE;
+        }
         let all = self.next.is_empty() && self.next.end() >= *durable.borrow() && self.under_way.is_none();
         let in_trouble = || self.driver.in_trouble.load(Ordering::Relaxed) || self.publisher.is_stuck();
         self.stop.is_cancelled() && (all || in_trouble())
@@ -295,7 +281,7 @@ impl Pump {
 
     /// Reads and decides until the next range is full or the log's end is reached.
     fn fill(&mut self, durable: &mut watch::Receiver<Offset>) -> Result<(), PumpError> {
-        while !self.next.is_full() && self.next.end() < *durable.borrow_and_update() {
+        while !self.leaves() && !self.next.is_full() && self.next.end() < *durable.borrow_and_update() {
             let from = self.next.end();
             let records = block_in_place(|| self.log.read(from, LOG_READ_BYTES))?;
             for record in records {
@@ -344,7 +330,7 @@ impl Pump {
             .next
             .ripe_in(now)
             .is_some_and(|wait| wait == 0 || self.stop.is_cancelled());
-        if self.under_way.is_some() || !due {
+        if self.under_way.is_some() || !due || self.leaves() {
             return Ok(());
         }
         // Known since the recovery.
@@ -442,12 +428,13 @@ impl Pump {
             {
                 let mut store = self.store.lock();
                 store.pass(Point::CommitPersist)?;
-                let state = store.state().clone();
+                let state = self.for_others(&store, closed);
                 store.write(Progress {
                     committed,
                     intent: None,
                     ..state
                 })?;
+                self.live.committed.store(committed, Ordering::Release);
                 store.pass(Point::CommitPersisted)?;
             }
             self.dedup.committed(committed)?;

@@ -3,13 +3,15 @@
 
 use super::drive::{Driver, Start};
 use super::range::OpenRange;
-use super::{PARTITION, Pump, PumpError};
+use super::{Pump, PumpError};
 use crate::dedup::DedupError;
+use crate::log::ReadError;
 use crate::progress::Intent;
 use crate::runtime::{block_in_place, sleep};
 use sluice_common::failpoint::{self, Safety};
 use sluice_common::ids::{Name, Offset, source_o};
 use sluice_common::limits::{INSERT_DEADLINE_MAX, LOG_READ_BYTES, RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
+use sluice_common::record::Record;
 use sluice_common::wire::sink::Horizon;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -68,6 +70,9 @@ impl Pump {
         if self.check_horizon(progress.end()).await?.is_none() {
             return Ok(None);
         }
+        if self.leaves() {
+            return Ok(None);
+        }
         self.next = OpenRange::at(progress.end());
         if let (Some(closed), Some(intent)) = (found, progress.intent) {
             tracing::info!(
@@ -96,9 +101,9 @@ impl Pump {
             return Ok(applied);
         }
         // No state at all: one window of log rebuilds it (R7).
-        let need = self.window_start(committed)?;
-        if need.is_none_or(|need| need >= first) {
-            return Ok(need.unwrap_or(first).max(first));
+        let (start, need) = self.window_start(committed)?;
+        if need >= first {
+            return Ok(start.max(first));
         }
         if self.accept_window_loss {
             tracing::warn!(
@@ -107,31 +112,44 @@ impl Pump {
             );
             return Ok(first);
         }
-        Err(RecoverError::WindowLost {
-            need: need.unwrap_or_default(),
-            first,
-        }
-        .into())
+        Err(RecoverError::WindowLost { need, first }.into())
     }
 
-    /// The first record that lies within one window of the last committed one. `None`: any start will
-    /// do, because nothing was committed or the log reaches back far enough.
-    fn window_start(&self, committed: Offset) -> Result<Option<Offset>, PumpError> {
+    /// A place at or before the first record that lies within one window of the last committed one; and from where on
+    /// the log is needed, as far as can be said: records below its first one are gone, and they matter unless the
+    /// first is already too old to.
+    fn window_start(&self, committed: Offset) -> Result<(Offset, Offset), PumpError> {
         let first = self.log.first_offset();
-        if committed == 0 || first == 0 {
-            return Ok(None);
+        if committed == 0 {
+            return Ok((first, first));
         }
         if committed <= first {
-            return Ok(Some(0));
+            return Ok((first, 0));
         }
-        let oldest = block_in_place(|| self.log.read(first, 1))?;
-        let newest = block_in_place(|| self.log.read(committed - 1, 1))?;
-        let (Some(oldest), Some(newest)) = (oldest.first(), newest.first()) else {
-            return Ok(Some(0));
+        // The pump's own place in the log is left alone.
+        let beside = self.log.beside();
+        let newest = block_in_place(|| beside.read(committed - 1, 1))?;
+        let Some(newest) = newest.first() else {
+            return Ok((first, 0));
         };
-        let since = newest.place.append_ms.saturating_sub(self.taken.max_window_ms);
-        // Records below the first one are gone; they matter unless the first is already too old to.
-        Ok((oldest.place.append_ms > since).then_some(0))
+        let window_ms = self
+            .store
+            .lock()
+            .state()
+            .window_ms
+            .unwrap_or(0)
+            .max(self.taken.max_window_ms);
+        let since = newest.place.append_ms.saturating_sub(window_ms);
+        if self.store.lock().is_shared() {
+            // Twice the window, where the log has it: an `Idempotency-Key`'s first content may be older than one.
+            let start = block_in_place(|| self.log.appended_since(since.saturating_sub(window_ms)))?;
+            let is_whole = first == 0 || block_in_place(|| self.log.appended_since(since))? > first;
+            return Ok((start, if is_whole { first } else { 0 }));
+        }
+        let oldest = block_in_place(|| beside.read(first, 1))?;
+        let reaches_back = |oldest: &Record| oldest.place.append_ms <= since;
+        let is_whole = first == 0 || oldest.first().is_some_and(reaches_back);
+        Ok((first, if is_whole { first } else { 0 }))
     }
 
     async fn replay(&mut self, from: Offset, to: Offset) -> Result<(), PumpError> {
@@ -140,7 +158,7 @@ impl Pump {
             tracing::info!(from, to, "reading the log again for the dedup state");
         }
         while at < to {
-            for record in block_in_place(|| self.log.read(at, LOG_READ_BYTES))? {
+            for record in self.read(at).await? {
                 if record.place.offset >= to {
                     break;
                 }
@@ -161,11 +179,30 @@ impl Pump {
         Ok(())
     }
 
+    /// Reads what was there before this start. Brokers that give nothing now are waited for.
+    async fn read(&mut self, from: Offset) -> Result<Vec<Record>, PumpError> {
+        loop {
+            if self.leaves() {
+                return Err(PumpError::Stopped);
+            }
+            match block_in_place(|| self.log.read(from, LOG_READ_BYTES)) {
+                Err(ReadError::Unavailable(reason)) => {
+                    tracing::warn!(reason, from, "the log cannot be read yet");
+                    if self.stop.is_cancelled() {
+                        return Err(PumpError::Stopped);
+                    }
+                    sleep(RETRY_BACKOFF_MIN).await;
+                }
+                read => return Ok(read?),
+            }
+        }
+    }
+
     /// Decides the declared range's records again: they must come out the same.
     async fn decide_intent(&mut self, intent: &Intent) -> Result<OpenRange, PumpError> {
         let mut range = OpenRange::at(intent.range.a);
         while range.end() < intent.range.b {
-            for record in block_in_place(|| self.log.read(range.end(), LOG_READ_BYTES))? {
+            for record in self.read(range.end()).await? {
                 if record.place.offset >= intent.range.b {
                     break;
                 }
@@ -209,8 +246,8 @@ impl Pump {
         loop {
             self.follow_config();
             let question = Horizon {
-                log: self.log.id(),
-                partition: PARTITION,
+                log: self.log.log(),
+                partition: self.log.number(),
                 server: None,
                 from_o: source_o(end, 0),
                 tables: self.tables.clone(),

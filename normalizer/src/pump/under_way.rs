@@ -10,6 +10,7 @@ use sluice_common::clock::UnixMs;
 use sluice_common::servers::ServerId;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The declared range, and the task that settles it.
 pub(super) type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<Settled, DriveError>>);
@@ -29,6 +30,8 @@ impl Pump {
         let (letters, with) = (publisher.clone(), Arc::clone(&closed));
         // A task of its own: it blocks for the disk where a topic is in trouble.
         let publishing = tokio::spawn(async move { publisher.range(of.range, &of.records).await });
+        // It ends with what waits for it.
+        let publishing = AbortOnDropHandle::new(publishing);
         let task = tokio::spawn(async move {
             let (outcome, now) = (settling.await?, clock.now_ms());
             let told = &outcome.told;

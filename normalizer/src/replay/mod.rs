@@ -25,7 +25,7 @@ mod sink;
 mod tests;
 
 pub use decide::DedupAt;
-pub use routes::routes;
+pub use routes::{no_routes, routes};
 
 use crate::log::EmbeddedLog;
 use crate::parked::shelf::Shelf;

@@ -6,7 +6,7 @@ use super::orders::{bad, conflict, missing, unreachable};
 use super::scan::{Wanted, touch, walk};
 use super::sink::{Sink, SinkTrouble};
 use crate::log::ReadError;
-use crate::pump::PARTITION;
+use crate::log::embedded::PARTITION;
 use sluice_common::admin::Refused;
 use sluice_common::books::{LEDGER, MINUTE_MS};
 use sluice_common::clock::UnixMs;

@@ -1,6 +1,6 @@
 //! What a replay asks of the sink-writer, beside its inserts.
 
-use crate::pump::PARTITION;
+use crate::log::embedded::PARTITION;
 use crate::runtime;
 use serde::{Deserialize, Serialize};
 use sluice_common::failpoint::{self, Point};

@@ -9,7 +9,9 @@ use sluice_common::replace::{OWNER_ONLY, replace_on};
 use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// A process dies at its operation `at` and the power is lost; the next one, if it is killed, dies early
@@ -61,6 +63,15 @@ fn no_power_loss_after_any_operation_loses_doubles_or_refuses() {
     println!("power loss: {runs} disks, {:?}", begun.elapsed());
 }
 
+/// A disk whose process dies at its operation `at`, and what is left of it.
+fn dying(root: &Path, at: u64) -> (Arc<Recorder>, Disk) {
+    let count = AtomicU64::new(0);
+    let dies = move |_: &str| count.fetch_add(1, Ordering::SeqCst) == at;
+    let recorder = Recorder::new(root.to_owned(), Model::default(), Lie::None, dies);
+    let disk = Disk::watched(Arc::clone(&recorder) as Arc<dyn DiskWatch>);
+    (recorder, disk)
+}
+
 #[test]
 fn a_file_that_is_replaced_is_the_old_one_or_the_new_one_after_any_power_loss() {
     let old = vec![b'o'; 10_000];
@@ -68,10 +79,7 @@ fn a_file_that_is_replaced_is_the_old_one_or_the_new_one_after_any_power_loss() 
     for at in 0..12 {
         for seed in 0..200 {
             let root = tempfile::tempdir().unwrap();
-            let count = std::sync::atomic::AtomicU64::new(0);
-            let dies = move |_: &str| count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == at;
-            let recorder = Recorder::new(root.path().to_owned(), Model::default(), Lie::None, dies);
-            let disk = Disk::watched(Arc::clone(&recorder) as Arc<dyn DiskWatch>);
+            let (recorder, disk) = dying(root.path(), at);
             let (fresh, path) = (root.path().join("a.new"), root.path().join("a"));
             let mut done = 0;
             for text in [&old, &new] {
@@ -104,10 +112,7 @@ fn a_state_in_slots_is_the_one_before_or_the_one_after_any_power_loss() {
     for at in 0..20 {
         for seed in 0..100 {
             let root = tempfile::tempdir().unwrap();
-            let count = std::sync::atomic::AtomicU64::new(0);
-            let dies = move |_: &str| count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == at;
-            let recorder = Recorder::new(root.path().to_owned(), Model::default(), Lie::None, dies);
-            let disk = Disk::watched(Arc::clone(&recorder) as Arc<dyn DiskWatch>);
+            let (recorder, disk) = dying(root.path(), at);
             let (fresh, path) = (root.path().join("a.new"), root.path().join("a"));
             let first = (states[0].as_slice(), || Ok(()));
             let mut slots = Slots::create(

@@ -279,7 +279,7 @@ impl World {
         }
         work.recovered(&log, committed)?;
         let pump = Pump::new(parts(state, &clock, sink::seam(self), self.seed));
-        let progress = pump.progress();
+        let progress = pump.work().progress;
         *life.progress.lock() = Some(Arc::clone(&progress));
         let mut pump = tokio::spawn(pump.run());
         tokio::select! {

@@ -18,7 +18,7 @@ use rdkafka::types::RDKafkaRespErr;
 use sluice_common::ids::Name;
 use sluice_common::limits::{SOURCE_BATCH_MESSAGES, SOURCE_FETCH_BYTES, SOURCE_LINGER, SOURCE_QUEUE_BYTES};
 use sluice_common::metrics::Metrics;
-use sluice_kafka::{LastWords, told};
+use sluice_kafka::{LastWords, made, told};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -243,9 +243,7 @@ impl Consumer {
             metrics: metrics.clone(),
             state: Mutex::default(),
         };
-        let made = config.create_with_context(context);
-        let base: BaseConsumer<Context> =
-            made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))?;
+        let base: BaseConsumer<Context> = made(&config, context)?;
         let topics: Vec<&str> = spec.consume.topics.iter().map(String::as_str).collect();
         base.subscribe(&topics).map_err(|error| told(&error))?;
         Ok(Self {

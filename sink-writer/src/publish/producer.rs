@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use sluice_common::limits::{PUBLISH_DEADLINE, PUBLISH_QUEUE_BYTES, PUBLISH_QUEUE_MESSAGES};
-use sluice_kafka::{LastWords, Target, told};
+use sluice_kafka::{LastWords, Target, made, told};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -140,8 +140,7 @@ impl Producer {
     /// # Errors
     /// A sentence where librdkafka refuses the config, a file of TLS for one.
     pub fn new(target: &Target) -> Result<Self, String> {
-        let made = config(target).create_with_context(Context::default());
-        let threaded = made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))?;
+        let threaded = made(&config(target), Context::default())?;
         let most = usize::try_from(target.kafka.max_message_bytes.0).unwrap_or(usize::MAX);
         Ok(Self { threaded, most })
     }

@@ -206,7 +206,7 @@ mod tests {
         assert!(wrong.is_empty(), "bring {LIST} up to date:\n{}", wrong.join("\n"));
     }
 
-    /// R18 is of the Kafka log, which is not there yet.
+    /// R18's tests need a broker and whole services.
     #[test]
     fn every_rule_has_a_mutant_and_each_is_named_once() {
         let list = list(&root()).unwrap();

@@ -33,6 +33,24 @@ const LETTERS: &str = "SELECT tenant, JSONExtractString(payload, 'event_id') AS 
     JSONExtractString(payload, 'attributes', 'oracle_tenant') AS whose, \
     intDiv(JSONExtractUInt(payload, 'size_bytes'), 1024) AS number, toString(dataset) AS dataset, 1 AS letter \
     FROM telemetry.dead_letters WHERE stage != 'intake'";
+/// The oracle's datasets: the default one, one with other partitions and another batch, and one whose events have no key.
+pub const CONFIG: &str = "datasets:
+- &events {name: events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toDate(timestamp),
+   fields: [{name: event_id, type: string, required: true}, {name: timestamp, type: datetime64(3), required: true, epoch: ms},
+     {name: service, type: low_cardinality(string)}, {name: attributes, type: \"map(string, string)\"},
+     {name: size_bytes, type: nullable(uint64), from: size_kib, unit: {from: KiBy, to: By}}],
+   dedup: {key: [event_id], window: 24h}, batch: {max_age: 200ms}}
+- {name: more_events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toYYYYMM(timestamp),
+   fields: [{name: event_id, type: string, required: true}, {name: timestamp, type: datetime64(3), required: true, epoch: ms},
+     {name: service, type: low_cardinality(string)}, {name: attributes, type: \"map(string, string)\"},
+     {name: size_bytes, type: nullable(uint64), from: size_kib, unit: {from: KiBy, to: By}}],
+   dedup: {key: [event_id], window: 24h}, batch: {max_age: 500ms, max_rows: 5000}}
+- {name: keyless_events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toDate(timestamp),
+   fields: [{name: event_id, type: string, required: true}, {name: timestamp, type: datetime64(3), required: true, epoch: ms},
+     {name: service, type: low_cardinality(string)}, {name: attributes, type: \"map(string, string)\"},
+     {name: size_bytes, type: nullable(uint64), from: size_kib, unit: {from: KiBy, to: By}}],
+   batch: {max_age: 300ms}}
+";
 /// The variable that replays a seed.
 const SEED_VARIABLE: &str = "SLUICE_SEED";
 
@@ -295,17 +313,19 @@ impl Oracle {
 /// # Panics
 /// Where that takes too long.
 pub async fn drained(deployment: &Deployment) {
-    let normalizer = deployment.admin(Part::Normalizer);
-    eventually("an empty backlog", DRAIN_DEADLINE, async || {
-        let told = normalizer.get("/metrics").await.ok()?;
-        let empty = ["sluice_log_backlog_bytes", "sluice_unsettled"]
-            .iter()
-            .all(|name| told.level(name, "") == Some(0.0));
-        // Exported once a table was set aside.
-        let parked = told.level("sluice_parked_units", "").unwrap_or_default();
-        (empty && parked == 0.0).then_some(())
-    })
-    .await;
+    for part in deployment.normalizers() {
+        let normalizer = deployment.admin(part);
+        eventually("an empty backlog", DRAIN_DEADLINE, async || {
+            let told = normalizer.get("/metrics").await.ok()?;
+            let empty = ["sluice_log_backlog_bytes", "sluice_unsettled"]
+                .iter()
+                .all(|name| told.level(name, "") == Some(0.0));
+            // Exported once a table was set aside.
+            let parked = told.level("sluice_parked_units", "").unwrap_or_default();
+            (empty && parked == 0.0).then_some(())
+        })
+        .await;
+    }
 }
 
 fn panics(deployment: &Deployment) -> Vec<String> {

@@ -22,25 +22,6 @@ const PARK_AFTER: &str = "park_after: 1s";
 /// says.
 const VOLUME_BYTES: u64 = 640 << 20;
 const LOG: &str = "log: {max_bytes: 256MiB, reserve: 128MiB}\n";
-/// The oracle's datasets: the default one, one with other partitions and another batch, and one whose events have no key.
-const CONFIG: &str = "datasets:
-- &events {name: events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toDate(timestamp),
-   fields: [{name: event_id, type: string, required: true}, {name: timestamp, type: datetime64(3), required: true, epoch: ms},
-     {name: service, type: low_cardinality(string)}, {name: attributes, type: \"map(string, string)\"},
-     {name: size_bytes, type: nullable(uint64), from: size_kib, unit: {from: KiBy, to: By}}],
-   dedup: {key: [event_id], window: 24h}, batch: {max_age: 200ms}}
-- {name: more_events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toYYYYMM(timestamp),
-   fields: [{name: event_id, type: string, required: true}, {name: timestamp, type: datetime64(3), required: true, epoch: ms},
-     {name: service, type: low_cardinality(string)}, {name: attributes, type: \"map(string, string)\"},
-     {name: size_bytes, type: nullable(uint64), from: size_kib, unit: {from: KiBy, to: By}}],
-   dedup: {key: [event_id], window: 24h}, batch: {max_age: 500ms, max_rows: 5000}}
-- {name: keyless_events, unknown_fields: attributes, time: {field: timestamp}, partition_by: toDate(timestamp),
-   fields: [{name: event_id, type: string, required: true}, {name: timestamp, type: datetime64(3), required: true, epoch: ms},
-     {name: service, type: low_cardinality(string)}, {name: attributes, type: \"map(string, string)\"},
-     {name: size_bytes, type: nullable(uint64), from: size_kib, unit: {from: KiBy, to: By}}],
-   batch: {max_age: 300ms}}
-";
-
 /// A round under way.
 struct Round {
     deployment: Deployment,
@@ -86,13 +67,15 @@ fn plan(draw: &Draw) -> Plan {
         .tenants(draw.tenants)
         .small_files(draw.small_files)
         .twins(draw.twins)
-        .extra(CONFIG);
+        .extra(oracle::CONFIG);
     if draw.proxied {
         plan = hops(draw.shape).iter().fold(plan, |plan, hop| plan.proxied(*hop));
         plan = plan.clickhouse(PARK_AFTER);
     }
     match draw.disk {
-        Some(Disk::Data) => plan.data_volume(VOLUME_BYTES).extra(&format!("{LOG}{CONFIG}")),
+        Some(Disk::Data) => plan
+            .data_volume(VOLUME_BYTES)
+            .extra(&format!("{LOG}{}", oracle::CONFIG)),
         Some(Disk::ClickHouse) => plan.clickhouse_volume(VOLUME_BYTES),
         None => plan,
     }

@@ -3,6 +3,7 @@
 
 mod dead_letters;
 mod kills;
+mod log;
 mod outage;
 mod security;
 mod source;

@@ -9,6 +9,7 @@ mod model;
 mod overrides;
 mod records;
 mod rows;
+mod spread;
 mod types;
 mod units;
 

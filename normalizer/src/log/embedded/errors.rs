@@ -131,4 +131,14 @@ pub enum ReadError {
     Corrupt(#[from] Damage),
     #[error("failed to read segment {segment}: {source}")]
     Io { segment: String, source: io::Error },
+    #[error("the brokers give nothing now: {0}")]
+    Unavailable(String),
+    #[error(
+        "record {offset} of partition {partition} is none of this log's: {reason}; whatever wrote it must not write there"
+    )]
+    Foreign {
+        partition: u16,
+        offset: Offset,
+        reason: String,
+    },
 }

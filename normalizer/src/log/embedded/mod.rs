@@ -60,6 +60,7 @@
 
 mod catalogue;
 mod errors;
+mod face;
 mod files;
 mod keeper;
 mod manifest;
@@ -79,6 +80,7 @@ mod tests;
 mod writer;
 
 pub use errors::{AppendError, Damage, DamageKind, FullReason, OpenError, ReadError};
+pub use face::{PARTITION, Whole};
 pub use manifest::BadManifest;
 pub use options::{FailStop, Hooks, LogOptions};
 pub use segment::BadHeader;

@@ -3,8 +3,10 @@
 use crate::dedup::{DedupOptions, Workers};
 use crate::grant::Grant;
 use crate::log::LogOptions;
-use crate::pump::Parts;
+use crate::log::embedded::Whole;
 use crate::pump::batching::{Batching, Settings};
+use crate::pump::pacing::Pace;
+use crate::pump::{Leave, Parts};
 use crate::sim::append::{TABLES, WINDOW_MS};
 use crate::state::{State, StateOptions};
 use arc_swap::ArcSwap;
@@ -78,8 +80,8 @@ pub fn parts(state: State, clock: &SharedClock, sink: Seam<SinkRequest>, seed: u
     let end = *state.log.durable_end().borrow();
     let dice = Mutex::new(SmallRng::seed_from_u64(seed));
     Parts {
-        grant: Grant::new(Arc::clone(clock), 64 << 20, end),
-        log: state.log,
+        grant: Grant::new(Arc::clone(clock), 64 << 20, Some(end)),
+        log: Arc::new(Whole(state.log)),
         dedup: state.dedup,
         store: state.store,
         shelf: state.shelf,
@@ -88,6 +90,8 @@ pub fn parts(state: State, clock: &SharedClock, sink: Seam<SinkRequest>, seed: u
         metrics: Metrics::detached(),
         clock: Arc::clone(clock),
         stop: Stop::new(),
+        leave: Leave::Drained,
+        pace: Pace::default(),
         accept_window_loss: false,
         settings: Arc::new(ArcSwap::from_pointee(settings)),
         park_after: PARK_AFTER,

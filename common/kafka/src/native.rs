@@ -1,0 +1,136 @@
+//! What librdkafka tells and its binding does not: which topic a name stands for, and whether a message that failed
+//! may be in its topic all the same.
+
+use rdkafka::bindings as native;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::types::RDKafkaRespErr;
+use std::ffi::{CStr, CString, c_char};
+use std::ptr;
+use std::time::Duration;
+
+/// Room for librdkafka's sentences.
+const SENTENCE_BYTES: usize = 256;
+
+/// The id that the brokers gave the topic when it was made: another one of the same name has another. Blocks.
+///
+/// # Errors
+/// A sentence where the brokers do not say.
+pub fn topic_id<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    patience: Duration,
+) -> Result<u128, String> {
+    let name = CString::new(topic).map_err(|error| error.to_string())?;
+    let ms = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    #[expect(
+        unsafe_code,
+        reason = "the binding has no DescribeTopics; each handle is destroyed once, after its last use, and none is null \
+                  but where it is looked at"
+    )]
+    // SAFETY: `client` outlives the calls; the name's pointer is read by `of_topic_names` alone, which copies it; what
+    // the event owns is read before it is destroyed.
+    unsafe {
+        let handle = client.native_ptr();
+        let mut names: [*const c_char; 1] = [name.as_ptr()];
+        let topics = native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+        let options = native::rd_kafka_AdminOptions_new(
+            handle,
+            native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+        );
+        let mut sentence = [0; SENTENCE_BYTES];
+        native::rd_kafka_AdminOptions_set_request_timeout(options, ms, sentence.as_mut_ptr(), SENTENCE_BYTES);
+        let queue = native::rd_kafka_queue_new(handle);
+        native::rd_kafka_DescribeTopics(handle, topics, options, queue);
+        let event = native::rd_kafka_queue_poll(queue, ms);
+        let told = if event.is_null() {
+            Err("the brokers did not answer in time".to_owned())
+        } else {
+            told(event)
+        };
+        if !event.is_null() {
+            native::rd_kafka_event_destroy(event);
+        }
+        native::rd_kafka_queue_destroy(queue);
+        native::rd_kafka_AdminOptions_destroy(options);
+        native::rd_kafka_TopicCollection_destroy(topics);
+        told
+    }
+}
+
+#[expect(unsafe_code, reason = "see `topic_id`")]
+/// The id in the answer of DescribeTopics.
+///
+/// # Safety
+/// `event` is a live event of that kind.
+unsafe fn told(event: *mut native::rd_kafka_event_t) -> Result<u128, String> {
+    // SAFETY: the event is live, and owns everything that is read here.
+    unsafe {
+        if native::rd_kafka_event_error(event) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(sentence(native::rd_kafka_event_error_string(event)));
+        }
+        let result = native::rd_kafka_event_DescribeTopics_result(event);
+        let mut count = 0;
+        let topics = if result.is_null() {
+            ptr::null_mut()
+        } else {
+            native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count)
+        };
+        if topics.is_null() || count != 1 {
+            return Err("the brokers answer another question".into());
+        }
+        let topic = *topics;
+        let error = native::rd_kafka_TopicDescription_error(topic);
+        if !error.is_null()
+            && native::rd_kafka_error_code(error) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+        {
+            return Err(sentence(native::rd_kafka_error_string(error)));
+        }
+        let id = native::rd_kafka_TopicDescription_topic_id(topic);
+        if id.is_null() {
+            return Err("the brokers give topics no ids: Kafka 3.1 and later do".into());
+        }
+        let high = native::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
+        let low = native::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
+        match u128::from(high) << 64 | u128::from(low) {
+            0 => Err("the brokers give topics no ids: Kafka 3.1 and later do".into()),
+            id => Ok(id),
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "see `topic_id`")]
+/// # Safety
+/// `text` is null or a C string that lives as long as the call.
+unsafe fn sentence(text: *const c_char) -> String {
+    if text.is_null() {
+        return "no reason is told".into();
+    }
+    // SAFETY: as asked.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+/// Whether a message that was not delivered certainly is not in its topic, and never will be.
+#[must_use]
+pub fn certainly_not_there(message: &BorrowedMessage<'_>) -> bool {
+    #[expect(unsafe_code, reason = "the binding does not tell a message's status")]
+    // SAFETY: the message is borrowed, so that librdkafka still has it.
+    let status = unsafe { native::rd_kafka_message_status(message.ptr()) };
+    status == native::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED
+}
+
+/// The name that the group gave this member; none before it has joined.
+#[must_use]
+pub fn member_id<C: ClientContext>(client: &Client<C>) -> Option<String> {
+    #[expect(unsafe_code, reason = "the binding does not tell a member's id")]
+    // SAFETY: `client` outlives the call; what is returned is ours, read once and freed by whom it is from.
+    unsafe {
+        let id = native::rd_kafka_memberid(client.native_ptr());
+        if id.is_null() {
+            return None;
+        }
+        let text = CStr::from_ptr(id).to_string_lossy().into_owned();
+        native::rd_kafka_mem_free(client.native_ptr(), id.cast());
+        (!text.is_empty()).then_some(text)
+    }
+}
