@@ -67,6 +67,10 @@ pub const FORWARD_BYTES_PER_REQUEST: u64 = 256 * KIB as u64;
 /// Longest time that the edge leaves a busy normalizer, or a tenant that it answered so, alone: half the queue's
 /// deadline, so that what waits is tried again.
 pub const BUSY_HOLD: Duration = Duration::from_millis(500);
+/// How long a peer that could not be reached is left alone, where another one can be.
+pub const ABSENT_REST: Duration = Duration::from_secs(2);
+/// Between two looks at the addresses of a peer's name.
+pub const RESOLVE_EVERY: Duration = Duration::from_secs(5);
 /// How long an edge waits for the normalizer's answer once the request was passed on.
 pub const EDGE_FORWARD_DEADLINE: Duration = Duration::from_secs(30);
 /// Shortest `burst` of a quota, in ms: `Retry-After` and the headers of quotas count whole seconds.

@@ -102,13 +102,13 @@ impl Forwarder {
         mut held: Held,
     ) -> Result<(IntakeReply, Option<Held>), Shed> {
         held.charge.waits();
-        let begun = Instant::now();
+        let (begun, mut moves) = (Instant::now(), 1);
         let mut ticket = Ticket::new(&request.tenant, request.weight, request.body.len(), begun);
         loop {
             let turn = self.queue.turn(&ticket).await?;
             let passed = self.pass_on(turn, request.clone(), Arc::clone(&tenant), held);
-            let reply;
-            (reply, held) = match passed.await {
+            let (reply, another);
+            (reply, another, held) = match passed.await {
                 Ok(answered) => answered,
                 Err(lost) => return Ok((lost, None)),
             };
@@ -128,14 +128,23 @@ impl Forwarder {
                     sleep(CONFIG_WAIT).await;
                     ticket.renew(Instant::now());
                 }
-                IntakeReply::Rows(_) | IntakeReply::Refused(_) | IntakeReply::Unavailable { .. } => {
+                // Nobody was there, which may have taken long to find out, and another one may be.
+                IntakeReply::Unreached { .. } if another && moves < self.seams.len() => {
+                    moves += 1;
+                    ticket.renew(now);
+                    ticket.again();
+                }
+                IntakeReply::Rows(_)
+                | IntakeReply::Refused(_)
+                | IntakeReply::Unavailable { .. }
+                | IntakeReply::Unreached { .. } => {
                     return Ok((reply, Some(held)));
                 }
             }
         }
     }
 
-    /// Passes it on in a task of its own.
+    /// Passes it on in a task of its own. The answer, and whether another normalizer may take what this one could not.
     ///
     /// # Errors
     /// What a client is told where there was no answer; the task keeps what is held.
@@ -145,15 +154,15 @@ impl Forwarder {
         request: IntakeRequest,
         tenant: Arc<TenantAdmission>,
         mut held: Held,
-    ) -> Result<(IntakeReply, Held), IntakeReply> {
+    ) -> Result<(IntakeReply, bool, Held), IntakeReply> {
         let this = self.clone();
         held.charge.passed_on();
         let task = async move {
-            let reply = this.carry(turn, request, &tenant).await;
+            let (reply, another) = this.carry(turn, request, &tenant).await;
             if was_refused(&reply) {
                 held.charge.waits();
             }
-            (reply, held)
+            (reply, another, held)
         };
         let task = self.tasks.spawn(task.in_current_span());
         let wait = EDGE_FORWARD_DEADLINE + GRACE;
@@ -168,11 +177,16 @@ impl Forwarder {
     }
 
     /// One try, and what is learnt from it.
-    async fn carry(&self, turn: Turn, request: IntakeRequest, tenant: &TenantAdmission) -> IntakeReply {
+    async fn carry(
+        &self,
+        turn: Turn,
+        request: IntakeRequest,
+        tenant: &TenantAdmission,
+    ) -> (IntakeReply, bool) {
         let random = request.request.0;
         let reply = self.exchange(turn.normalizer(), request).await;
         let now = Instant::now();
-        self.health.saw(&reply, now);
+        let mut another = false;
         match &reply {
             IntakeReply::Rows(_) => {
                 tenant.gate.open();
@@ -195,8 +209,13 @@ impl Forwarder {
             }
             IntakeReply::Unavailable { unknown: true, .. } => turn.lost(),
             IntakeReply::Unavailable { unknown: false, .. } => turn.answered(false),
+            IntakeReply::Unreached { .. } => another = turn.absent(now),
         }
-        reply
+        // What goes to another one is nothing that anybody is told.
+        if !another {
+            self.health.saw(&reply, now);
+        }
+        (reply, another)
     }
 
     async fn exchange(&self, normalizer: usize, request: IntakeRequest) -> IntakeReply {
@@ -234,6 +253,7 @@ fn was_refused(reply: &IntakeReply) -> bool {
     match reply {
         IntakeReply::Busy { .. } => true,
         IntakeReply::Unavailable { unknown, .. } => !unknown,
+        IntakeReply::Unreached { .. } => true,
         IntakeReply::Refused(problem) => {
             let status = problem.status();
             status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()

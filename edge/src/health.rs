@@ -45,7 +45,9 @@ impl Health {
                 scope: BusyScope::Tenant,
                 ..
             } => {}
-            IntakeReply::Unavailable { reason, .. } => self.failed(reason, now),
+            IntakeReply::Unavailable { reason, .. } | IntakeReply::Unreached { reason } => {
+                self.failed(reason, now);
+            }
         }
     }
 

@@ -274,12 +274,18 @@ pub fn reply(reply: IntakeReply) -> Result<(StatusCode, RowsAnswer), Refusal> {
             };
             Err(Refusal::unavailable(
                 outcome,
-                "the service behind the edge cannot take requests now",
+                UNAVAILABLE,
                 Duration::from_millis(retry_after_ms),
             ))
         }
+        IntakeReply::Unreached { reason: _ } => {
+            let wait = Duration::from_secs(1);
+            Err(Refusal::unavailable(Outcome::Refused, UNAVAILABLE, wait))
+        }
     }
 }
+
+const UNAVAILABLE: &str = "the service behind the edge cannot take requests now";
 
 fn rows_status(rows: &RowsAnswer) -> StatusCode {
     let all_rejected = rows.accepted == 0 && rows.rejected > 0;

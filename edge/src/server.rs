@@ -4,7 +4,7 @@ use crate::{Edge, NotInForce, stack, tenants_routes};
 use serde::Serialize;
 use sluice_common::admin::{self, Control};
 use sluice_common::clock::{SharedClock, SystemClock};
-use sluice_common::config::Loaded;
+use sluice_common::config::{Loaded, LogKind};
 use sluice_common::error;
 use sluice_common::metrics::{Metrics, MetricsError};
 use sluice_common::reload::Reloader;
@@ -112,12 +112,14 @@ pub async fn run_alone(config: &Loaded, json: bool) -> Result<(), EdgeError> {
     let own = &config.config.edge;
     let metrics = Metrics::new("sluice-edge", &config.config)?;
     let inner = config.inner_client_tls().map(ClientTls::open).transpose()?;
-    let peer = |one| {
-        PeerClient::new(
-            std::slice::from_ref(one),
-            config.internal_token.clone(),
-            inner.clone(),
-        )
+    // Each embedded log has a dedup of its own: there is one.
+    let is_one = config.config.log.kind == LogKind::Embedded;
+    let peer = |one: &String| {
+        let (token, tls) = (config.internal_token.clone(), inner.clone());
+        match is_one {
+            true => PeerClient::of_one(one, token, tls),
+            false => PeerClient::new(std::slice::from_ref(one), token, tls),
+        }
     };
     let seams = own.normalizer.iter().map(|one| peer(one).seam()).collect();
     let edge = Edge::before(&config.config, seams, metrics.clone());

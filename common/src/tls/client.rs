@@ -6,12 +6,14 @@ use crate::clock::{Clock as _, SystemClock};
 use arc_swap::ArcSwap;
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -142,7 +144,7 @@ fn build(files: &ClientFiles, roots: RootCertStore) -> Result<Arc<ClientConfig>,
 /// Connects for a pool: over TLS where the address says https://, else without.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Resolver>,
     tls: Option<ClientTls>,
     deadline: Duration,
 }
@@ -151,7 +153,17 @@ impl Dialer {
     /// A dialer whose TCP connection and whose handshake may each take `deadline`.
     #[must_use]
     pub fn new(tls: Option<ClientTls>, deadline: Duration) -> Self {
-        let mut tcp = HttpConnector::new();
+        Self::with(tls, deadline, Resolver(None))
+    }
+
+    /// The same, of connections to one address, whatever the name.
+    #[must_use]
+    pub fn to(address: IpAddr, tls: Option<ClientTls>, deadline: Duration) -> Self {
+        Self::with(tls, deadline, Resolver(Some(address)))
+    }
+
+    fn with(tls: Option<ClientTls>, deadline: Duration, resolver: Resolver) -> Self {
+        let mut tcp = HttpConnector::new_with_resolver(resolver);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(deadline));
         tcp.enforce_http(false);
@@ -172,6 +184,32 @@ impl Dialer {
             .await
             .map_err(late)??;
         Ok(Link::Tls(Box::new(TokioIo::new(stream))))
+    }
+}
+
+/// Where a name leads: to all its addresses, or to the one that was chosen.
+#[derive(Debug, Clone)]
+struct Resolver(Option<IpAddr>);
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let chosen = self.0;
+        Box::pin(async move {
+            // The port is that of the URL.
+            let addresses: Vec<SocketAddr> = match chosen {
+                Some(address) => vec![SocketAddr::new(address, 0)],
+                None => tokio::net::lookup_host((name.as_str(), 0)).await?.collect(),
+            };
+            Ok(addresses.into_iter())
+        })
     }
 }
 

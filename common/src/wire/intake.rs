@@ -90,14 +90,21 @@ pub enum IntakeReply {
         reason: String,
         retry_after_ms: u64,
     },
+    /// Nobody was there to be asked; nothing was taken.
+    Unreached { reason: String },
 }
 
 impl From<Failure> for IntakeReply {
     fn from(failure: Failure) -> Self {
-        Self::Unavailable {
-            unknown: failure.maybe_sent,
-            reason: failure.reason,
-            retry_after_ms: 1_000,
+        let reason = failure.reason;
+        if failure.maybe_sent {
+            Self::Unavailable {
+                unknown: true,
+                reason,
+                retry_after_ms: 1_000,
+            }
+        } else {
+            Self::Unreached { reason }
         }
     }
 }
@@ -168,7 +175,7 @@ impl Answer for IntakeReply {
             Self::Rows(_) => StatusCode::OK,
             Self::Refused(problem) => problem.status(),
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable { .. } | Self::Unreached { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

@@ -7,6 +7,7 @@
 mod asked;
 pub mod intake;
 pub mod messages;
+mod peers;
 pub mod publish;
 pub mod sink;
 pub mod transport;

@@ -1,9 +1,10 @@
 //! How a call travels between processes: HTTP/2 with prior knowledge, one POST a call, JSON answers,
-//! a shared token or mutual TLS where it is configured. No hop retries by itself (R13).
+//! a shared token or mutual TLS where it is configured. No hop sends a call twice by itself (R13).
 
+use super::peers::{Peer, Peers};
 use crate::limits::MAX_INNER_ANSWER_BYTES;
 use crate::secret::Secret;
-use crate::tls::client::{ClientTls, Dialer};
+use crate::tls::client::ClientTls;
 use crate::trace::TraceContext;
 use axum::Router;
 use axum::body::Body;
@@ -13,8 +14,6 @@ use axum::routing::post;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::{Serialize, de::DeserializeOwned};
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::time::Instant;
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 /// A request that can travel.
@@ -79,39 +79,37 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Ba
 }
 
 const TIMEOUT: &str = "sluice-timeout-ms";
-const H2_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// How much longer the caller waits than it tells its peer, so that the peer's own answer wins.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
-/// The other side of a seam, over the network.
+/// The other side of a seam, over the network: one peer of several, in turn. A call that one certainly never saw, because
+/// nobody listens there, goes to the next one; a call is never sent twice (R13).
 #[derive(Debug, Clone)]
 pub struct PeerClient {
-    peers: Arc<[String]>,
+    peers: Arc<Peers>,
     next: Arc<AtomicUsize>,
     token: Option<Secret>,
-    client: Client<Dialer, Full<Bytes>>,
 }
 
 impl PeerClient {
-    /// A client of `peers` (`http://host:port`, or `https://` with `tls`), taken in turn.
+    /// A client of `peers` (`http://host:port`, or `https://` with `tls`), taken in turn. A name with several addresses is
+    /// as many peers, looked up again every few seconds.
     #[must_use]
     pub fn new(peers: &[String], token: Option<Secret>, tls: Option<ClientTls>) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .http2_only(true)
-            .http2_initial_stream_window_size(H2_WINDOW_BYTES)
-            .http2_initial_connection_window_size(H2_WINDOW_BYTES)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .http2_keep_alive_timeout(Duration::from_secs(20))
-            .retry_canceled_requests(false)
-            .build(Dialer::new(tls, CONNECT_DEADLINE));
+        Self::of(Peers::new(peers, tls, true), token)
+    }
+
+    /// The same where a name is one peer, whatever its addresses: two would not know of each other's calls.
+    #[must_use]
+    pub fn of_one(peer: &str, token: Option<Secret>, tls: Option<ClientTls>) -> Self {
+        Self::of(Peers::new(&[peer.to_owned()], tls, false), token)
+    }
+
+    fn of(peers: Arc<Peers>, token: Option<Secret>) -> Self {
         Self {
-            peers: peers.into(),
+            peers,
             next: Arc::default(),
             token,
-            client,
         }
     }
 
@@ -123,48 +121,55 @@ impl PeerClient {
 
     async fn call<C: Call>(self, call: C) -> Result<C::Reply, Failure> {
         let wait = call.timeout() + ANSWER_GRACE;
-        let request = self.request(call)?;
-        let exchange = self.exchange(request);
-        tokio::time::timeout(wait, exchange).await.unwrap_or_else(|_| {
-            Err(Failure {
-                maybe_sent: true,
-                reason: format!("no answer within {wait:?}"),
+        tokio::time::timeout(wait, self.to_one(call))
+            .await
+            .unwrap_or_else(|_| {
+                Err(Failure {
+                    maybe_sent: true,
+                    reason: format!("no answer within {wait:?}"),
+                })
             })
-        })
     }
 
-    fn request<C: Call>(&self, call: C) -> Result<Request<Full<Bytes>>, Failure> {
+    async fn to_one<C: Call>(&self, call: C) -> Result<C::Reply, Failure> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let peer = self.peers.get(turn % self.peers.len().max(1));
-        let unsent = |reason: String| Failure {
-            maybe_sent: false,
-            reason,
-        };
-        let peer = peer.ok_or_else(|| unsent("no peer is configured".into()))?;
+        let until = Instant::now() + call.timeout();
         let mut headers = HeaderMap::new();
-        headers.insert(
-            TIMEOUT,
-            HeaderValue::from(u64::try_from(call.timeout().as_millis()).unwrap_or(u64::MAX)),
-        );
         call.trace().write(&mut headers);
         if let Some(token) = &self.token {
             headers.insert(header::AUTHORIZATION, token.bearer());
         }
         let body = call.into_parts(&mut headers);
-        let uri = format!("{}{}", peer.trim_end_matches('/'), C::PATH);
-        let mut request = Request::post(uri)
-            .body(Full::new(body))
-            .map_err(|error| unsent(error.to_string()))?;
-        *request.headers_mut() = headers;
-        Ok(request)
+        let mut failed = Failure {
+            maybe_sent: false,
+            reason: "no peer is configured".into(),
+        };
+        for peer in self.peers.in_turn(turn) {
+            // Of what is left: one that does not answer may have taken some.
+            let left = until.saturating_duration_since(Instant::now());
+            let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            headers.insert(TIMEOUT, HeaderValue::from(left));
+            match peer.exchange(C::PATH, &headers, body.clone()).await {
+                Err(failure) if !failure.maybe_sent => {
+                    peer.rest();
+                    failed = failure;
+                }
+                answered => return answered,
+            }
+        }
+        Err(failed)
     }
+}
 
-    async fn exchange<R: Answer>(&self, request: Request<Full<Bytes>>) -> Result<R, Failure> {
-        let peer = request
-            .uri()
-            .authority()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+impl Peer {
+    async fn exchange<R: Answer>(&self, path: &str, headers: &HeaderMap, body: Bytes) -> Result<R, Failure> {
+        let peer = self.name();
+        let request = Request::post(format!("{}{path}", self.url)).body(Full::new(body));
+        let mut request = request.map_err(|error| Failure {
+            maybe_sent: false,
+            reason: error.to_string(),
+        })?;
+        request.headers_mut().clone_from(headers);
         let response = self.client.request(request).await.map_err(|error| Failure {
             maybe_sent: !error.is_connect(),
             reason: format!("{peer}: {}", crate::error::chain(&error)),
@@ -268,4 +273,94 @@ async fn read_call<C: Call>(request: Request<Body>) -> Result<C, BadMessage> {
 fn answer<R: Answer>(reply: R) -> Response {
     let body = serde_json::to_vec(&reply).unwrap_or_default();
     (reply.status(), [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    #[derive(Debug)]
+    struct Ping;
+
+    #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+    enum Pong {
+        Well,
+        Failed { maybe_sent: bool },
+    }
+
+    impl From<Failure> for Pong {
+        fn from(failure: Failure) -> Self {
+            let maybe_sent = failure.maybe_sent;
+            Self::Failed { maybe_sent }
+        }
+    }
+
+    impl Answer for Pong {
+        fn status(&self) -> StatusCode {
+            StatusCode::OK
+        }
+    }
+
+    impl Call for Ping {
+        const PATH: &'static str = "/ping";
+        const MAX_BODY_BYTES: usize = 16;
+        type Reply = Pong;
+
+        fn timeout(&self) -> Duration {
+            Duration::from_secs(5)
+        }
+
+        fn trace(&self) -> TraceContext {
+            TraceContext::default()
+        }
+
+        fn into_parts(self, _: &mut HeaderMap) -> Bytes {
+            Bytes::from_static(b"ping")
+        }
+
+        fn from_parts(_: &HeaderMap, _: Duration, _: Bytes) -> Result<Self, BadMessage> {
+            Ok(Self)
+        }
+    }
+
+    async fn listener() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        (listener, url)
+    }
+
+    #[tokio::test]
+    async fn a_call_that_nobody_saw_goes_to_the_next_peer_and_one_that_may_have_been_taken_to_none() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let seam: Seam<Ping> = BoxCloneSyncService::new(tower::service_fn(move |_: Ping| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async { Ok(Pong::Well) }
+        }));
+        let (live, live_url) = listener().await;
+        tokio::spawn(async move { axum::serve(live, receive(seam, None)).await });
+        let (gone, gone_url) = listener().await;
+        drop(gone);
+        let client = PeerClient::new(&[gone_url.clone(), live_url.clone()], None, None).seam::<Ping>();
+        for _ in 0..10 {
+            assert_eq!(client.clone().oneshot(Ping).await, Ok(Pong::Well));
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), 10);
+        let client = PeerClient::new(&[gone_url.clone(), gone_url], None, None).seam::<Ping>();
+        let failed = Pong::Failed { maybe_sent: false };
+        assert_eq!(client.oneshot(Ping).await, Ok(failed));
+        // It reads what it is sent, and goes away.
+        let (reads, reads_url) = listener().await;
+        tokio::spawn(async move {
+            let (mut stream, _) = reads.accept().await?;
+            stream.read(&mut [0; 1024]).await
+        });
+        let client = PeerClient::new(&[reads_url, live_url], None, None).seam::<Ping>();
+        let failed = Pong::Failed { maybe_sent: true };
+        assert_eq!(client.oneshot(Ping).await, Ok(failed));
+        assert_eq!(calls.load(Ordering::Relaxed), 10);
+    }
 }

@@ -21,7 +21,7 @@ use pace::Pace;
 use parking_lot::Mutex;
 use sluice_common::config::Weight;
 use sluice_common::ids::TenantId;
-use sluice_common::limits::{BUSY_HOLD, EDGE_QUEUE_DEADLINE, QUEUE_REQUESTS};
+use sluice_common::limits::{ABSENT_REST, BUSY_HOLD, EDGE_QUEUE_DEADLINE, QUEUE_REQUESTS};
 use sluice_common::metrics::{Gauge, Histogram, Metrics};
 use sluice_common::wire::intake::BusyScope;
 use std::sync::Arc;
@@ -99,11 +99,17 @@ struct State {
 struct Outlet {
     window: Window,
     held_until: Option<Instant>,
+    /// Until when it is left alone, because it could not be reached: where another can.
+    absent_until: Option<Instant>,
 }
 
 impl Outlet {
     fn is_held(&self, now: Instant) -> bool {
         self.held_until.is_some_and(|until| now < until)
+    }
+
+    fn is_absent(&self, now: Instant) -> bool {
+        self.absent_until.is_some_and(|until| now < until)
     }
 }
 
@@ -116,6 +122,8 @@ pub struct Turn {
     outlet: usize,
     at: Instant,
     ended: bool,
+    /// The normalizer has answered.
+    reached: bool,
 }
 
 impl FairQueue {
@@ -202,6 +210,7 @@ impl FairQueue {
             outlet,
             at,
             ended: false,
+            reached: false,
         }
     }
 
@@ -212,7 +221,7 @@ impl FairQueue {
             match state.lanes.next(now, room, Grant::is_closed) {
                 None => break,
                 Some(Next::Serve(tenant, one)) => {
-                    state.outlets[outlet].window.begin(one.cost);
+                    state.begin(outlet, one.cost, now);
                     granted.push((one.item, Ok(self.granted(tenant, one.cost, outlet, now))));
                 }
                 Some(Next::Refuse(tenant, one)) => {
@@ -276,19 +285,33 @@ impl FairQueue {
 }
 
 impl State {
-    /// A normalizer that takes one more, if any does, and from whom.
-    fn room(&mut self, now: Instant) -> Option<(usize, Room)> {
+    /// A normalizer that takes one more, if any does, and from whom. One that could not be reached would take all of them:
+    /// it is left alone for a while, unless that is so of each.
+    fn room(&self, now: Instant) -> Option<(usize, Room)> {
         let count = self.outlets.len();
         let order = (0..count).map(|n| (self.first + n) % count);
-        let open = |n: &usize| self.outlets[*n].window.has_room() && !self.outlets[*n].is_held(now);
+        let all_absent = self.outlets.iter().all(|outlet| outlet.is_absent(now));
+        let open = |n: &usize| {
+            let outlet = &self.outlets[*n];
+            outlet.window.has_room() && !outlet.is_held(now) && (all_absent || !outlet.is_absent(now))
+        };
         let mut open = order.filter(open);
         let first = open.next()?;
         let roomy = std::iter::once(first)
             .chain(open)
             .find(|n| !self.outlets[*n].window.is_full_of_bytes());
-        let (outlet, room) = roomy.map_or((first, Room::FirstOnly), |n| (n, Room::All));
-        self.first = (outlet + 1) % count;
-        Some((outlet, room))
+        Some(roomy.map_or((first, Room::FirstOnly), |n| (n, Room::All)))
+    }
+
+    /// One more is under way to a normalizer: the next one is looked at first from now on. Of one that could not be reached
+    /// it is to find out, and others wait for that.
+    fn begin(&mut self, outlet: usize, cost: u64, now: Instant) {
+        let chosen = &mut self.outlets[outlet];
+        chosen.window.begin(cost);
+        if chosen.absent_until.is_some() {
+            chosen.absent_until = Some(now + ABSENT_REST);
+        }
+        self.first = (outlet + 1) % self.outlets.len();
     }
 
     /// Lets a ticket straight through where nobody waits and there is room.
@@ -299,7 +322,7 @@ impl State {
         let (outlet, room) = self.room(now)?;
         let passes = self.lanes.pass(&ticket.tenant, room, now);
         passes.then(|| {
-            self.outlets[outlet].window.begin(ticket.cost);
+            self.begin(outlet, ticket.cost, now);
             outlet
         })
     }
@@ -332,8 +355,11 @@ impl State {
 
     fn end(&mut self, turn: &Turn, end: End, now: Instant) {
         self.lanes.ended(&turn.tenant);
-        let window = &mut self.outlets[turn.outlet].window;
-        window.end(turn.cost, turn.at, end, now);
+        let outlet = &mut self.outlets[turn.outlet];
+        if turn.reached {
+            outlet.absent_until = None;
+        }
+        outlet.window.end(turn.cost, turn.at, end, now);
         if end == End::Done {
             self.pace.add(turn.cost, now);
         }
@@ -341,7 +367,8 @@ impl State {
 
     /// Ends holds that are over. When the next one is.
     fn next_release(&mut self, now: Instant) -> Option<Instant> {
-        let held = self.outlets.iter().filter_map(|outlet| outlet.held_until);
+        let held = self.outlets.iter();
+        let held = held.flat_map(|outlet| outlet.held_until.into_iter().chain(outlet.absent_until));
         let outlets = held.filter(|until| *until > now).min();
         self.lanes.release(now).into_iter().chain(outlets).min()
     }
@@ -356,16 +383,30 @@ impl Turn {
 
     /// The rows are durable.
     pub fn done(mut self) {
+        self.reached = true;
         self.queue.gate.open();
         self.finish(End::Done);
     }
 
     /// It was answered in a way that says nothing of how busy the normalizer is; `took` that it is not.
     pub fn answered(mut self, took: bool) {
+        self.reached = true;
         if took {
             self.queue.gate.open();
         }
         self.finish(End::Neutral);
+    }
+
+    /// It could not be reached at `now`: nothing of the request was taken. Whether there is another that may take it.
+    pub fn absent(mut self, now: Instant) -> bool {
+        let mut state = self.queue.state.lock();
+        let until = now + ABSENT_REST;
+        state.outlets[self.outlet].absent_until = Some(until);
+        let another = state.outlets.iter().any(|outlet| !outlet.is_absent(now));
+        self.queue.wake_by(&mut state, until);
+        drop(state);
+        self.finish(End::Neutral);
+        another
     }
 
     /// There was no answer.
@@ -375,6 +416,7 @@ impl Turn {
 
     /// The answer was "busy": come again after `hint`. What waits is held back, those of this tenant or all.
     pub fn busy(mut self, scope: BusyScope, hint: Duration, now: Instant) {
+        self.reached = true;
         let until = now + hint.min(BUSY_HOLD);
         let mut state = self.queue.state.lock();
         let end = match scope {
@@ -385,7 +427,8 @@ impl Turn {
             BusyScope::All => {
                 let outlet = &mut state.outlets[self.outlet];
                 outlet.held_until = outlet.held_until.max(Some(until));
-                if state.outlets.iter().all(|outlet| outlet.is_held(now)) {
+                let shut = |outlet: &Outlet| outlet.is_held(now) || outlet.is_absent(now);
+                if state.outlets.iter().all(shut) {
                     self.queue.gate.busy(now, hint);
                 }
                 End::Overload

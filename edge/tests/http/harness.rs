@@ -109,6 +109,27 @@ pub fn hash(key: &str) -> String {
     hex::encode(Sha256::digest(key))
 }
 
+/// An edge before several normalizers, each of which answers with one of `answers`, by its number.
+pub async fn start_before<F>(answers: Vec<F>) -> Fixture
+where
+    F: Fn() -> IntakeReply + Clone + Send + Sync + 'static,
+{
+    let config = Loaded::parse(&two_tenants(), Path::new("test"), Path::new("/tmp")).unwrap();
+    let seen = Seen::default();
+    let seam = |answer: F| -> Seam<IntakeRequest> {
+        let saw = Arc::clone(&seen);
+        BoxCloneSyncService::new(tower::service_fn(move |request: IntakeRequest| {
+            saw.lock().unwrap().push(request);
+            let reply = answer();
+            async move { Ok::<_, Infallible>(reply) }
+        }))
+    };
+    let seams = answers.into_iter().map(seam).collect();
+    let metrics = Metrics::new("test", &config.config).unwrap();
+    let edge = Edge::before(&config.config, seams, metrics.clone());
+    bound(edge, metrics, None, seen).await
+}
+
 /// An edge with the config `yaml`, over TLS where there are files for it.
 pub async fn start_as<F, R>(yaml: &str, tls: Option<ServerFiles>, answer: F) -> Fixture
 where
@@ -126,6 +147,10 @@ where
         }));
     let metrics = Metrics::new("test", &config.config).unwrap();
     let edge = Edge::new(&config.config, seam, metrics.clone());
+    bound(edge, metrics, tls, seen).await
+}
+
+async fn bound(edge: Edge, metrics: Metrics, tls: Option<ServerFiles>, seen: Seen) -> Fixture {
     let tls = tls.map(|files| ServerTls::open(files, &metrics).unwrap());
     let server = EdgeServer::bind(edge.clone(), &["127.0.0.1:0".into()], tls.clone())
         .await

@@ -1,7 +1,10 @@
 //! What happens when there is no room, and when clients go away.
 
-use crate::harness::{KEY, NARROW, accepted, busy, busy_for_tenant, eventually, start, start_accepting};
+use crate::harness::{
+    KEY, NARROW, accepted, busy, busy_for_tenant, eventually, start, start_accepting, start_before,
+};
 use sluice_common::limits::FORWARD_REQUESTS_FIRST;
+use sluice_common::wire::intake::IntakeReply;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -294,4 +297,51 @@ async fn a_quiet_tenants_request_does_not_wait_for_all_that_a_noisy_one_has_sent
         assert!(tries < 50, "the machine is too slow to tell");
     };
     assert!(place <= 64 + 17, "after {} more of the noisy one's", place - 64);
+}
+
+fn gone() -> IntakeReply {
+    IntakeReply::Unreached {
+        reason: "nobody listens there".into(),
+    }
+}
+
+/// Of one dataset, say.
+fn full() -> IntakeReply {
+    IntakeReply::Unavailable {
+        unknown: false,
+        reason: "the dataset is full".into(),
+        retry_after_ms: 1_000,
+    }
+}
+
+#[tokio::test]
+async fn of_several_normalizers_those_that_cannot_be_reached_take_nothing_from_the_others() {
+    let well = || accepted(1);
+    let all: Vec<fn() -> IntakeReply> = vec![gone, gone, well];
+    let fixture = start_before(all).await;
+    for _ in 0..20 {
+        let answer = fixture.send_once(fixture.events(), b"{\"a\": \"1\"}").await;
+        assert_eq!(answer.status, 202, "{}", answer.body);
+    }
+    let asked = fixture.seen();
+    assert!(
+        (22..=24).contains(&asked),
+        "each that is gone was asked {asked} - 20 times, and then left alone"
+    );
+    // Where none can be reached, each is asked once, and the client is told.
+    let fixture = start_before(vec![gone, gone]).await;
+    for n in 1..=3 {
+        let answer = fixture.send_once(fixture.events(), b"{\"a\": \"1\"}").await;
+        assert_eq!((answer.status.as_u16(), answer.code()), (503, "unavailable"));
+        assert!(fixture.seen() <= n + 1, "{} of {n}", fixture.seen());
+    }
+    // One that says no is there: it is asked in its turn, and nobody else is asked instead.
+    let some: Vec<fn() -> IntakeReply> = vec![full, || accepted(1)];
+    let fixture = start_before(some).await;
+    let mut taken = 0;
+    for _ in 0..10 {
+        let answer = fixture.send_once(fixture.events(), b"{\"a\": \"1\"}").await;
+        taken += usize::from(answer.status == 202);
+    }
+    assert_eq!((taken, fixture.seen()), (5, 10));
 }

@@ -134,6 +134,7 @@ fn outcome(reply: IntakeReply) -> Outcome {
         IntakeReply::Busy { retry_after_ms, .. } => Outcome::Later(after(retry_after_ms)),
         // What may have been appended is appended again, and dropped.
         IntakeReply::Unavailable { retry_after_ms, .. } => Outcome::Later(after(retry_after_ms)),
+        IntakeReply::Unreached { .. } => Outcome::Later(after(1_000)),
         IntakeReply::Refused(problem) => refused(&problem),
     }
 }
