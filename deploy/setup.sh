@@ -40,6 +40,7 @@ debian_tools='
 cc build-essential
 c++ build-essential
 make build-essential
+cmake cmake
 pkg-config pkg-config
 npm npm
 openssl openssl

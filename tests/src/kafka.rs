@@ -1,8 +1,9 @@
 //! A real Kafka: one broker of its own, and its own tools to make topics and to read them.
 
-use crate::eventually;
+use crate::identity::{AUDIENCE, ISSUER, Identity, Signer};
 use crate::pki::Authority;
 use crate::ports;
+use crate::{Deployment, Part, eventually, finally};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -38,6 +39,9 @@ pub struct Kafka {
     dir: TempDir,
     ports: Ports,
     child: Option<Child>,
+    /// Whose tokens it takes.
+    signer: Signer,
+    authority: Authority,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,9 +83,12 @@ impl Kafka {
         let kafka = Self {
             ports,
             child: None,
+            signer: Signer::new(),
+            authority,
             dir,
         };
         std::fs::write(kafka.properties(), kafka.config()).expect("written");
+        std::fs::write(kafka.dir.path().join("jwks.json"), kafka.signer.public_keys()).expect("written");
         let (name, password) = USER;
         let scram = format!("SCRAM-SHA-512=[name={name},password={password}]");
         let properties = kafka.properties().display().to_string();
@@ -114,6 +121,7 @@ impl Kafka {
         let mut command = java("-Xmx512m", "kafka.Kafka");
         let child = command
             .arg(self.properties())
+            .env("JAVA_TOOL_OPTIONS", self.allowed())
             .stdin(Stdio::null())
             .stderr(log.try_clone().expect("a file"))
             .stdout(log)
@@ -126,12 +134,25 @@ impl Kafka {
         .await;
     }
 
+    /// A broker reads the keys of tokens from nowhere that it was not told beside its config.
+    fn allowed(&self) -> String {
+        let keys = self.dir.path().join("jwks.json").display().to_string();
+        let name = "org.apache.kafka.sasl.oauthbearer.allowed";
+        format!("-D{name}.urls=file:{keys} -D{name}.files={keys}")
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().ok();
             child.wait().ok();
         }
+    }
+
+    /// Of the broker's process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// `STOP`, `CONT`.
@@ -159,6 +180,16 @@ impl Kafka {
     #[must_use]
     pub fn sasl_brokers(&self) -> String {
         format!("127.0.0.1:{}", self.ports.sasl)
+    }
+
+    /// Who gives out tokens that the broker takes, each for so many seconds.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    #[must_use]
+    pub fn identity(&self, seconds: u64) -> Identity {
+        self.authority.sign_local("identity");
+        Identity::start(self.dir.path(), self.signer.clone(), seconds)
     }
 
     /// A file of its authority: `ca.crt`, `client.crt`, `client.key`.
@@ -287,8 +318,17 @@ impl Kafka {
     pub async fn forget_offsets(&self, group: &str, topic: &str) {
         let brokers = self.brokers();
         let args = ["--bootstrap-server", &brokers, "--group", group, "--topic", topic];
-        self.tool(GROUPS, &[args.as_slice(), &["--delete-offsets"]].concat())
-            .await;
+        let args = [args.as_slice(), &["--delete-offsets"]].concat();
+        // The tool ends well where the broker refuses: while it believes that the group has a member, say.
+        finally("the group's offsets are deleted", START_DEADLINE, async || {
+            let told = self.tool(GROUPS, &args).await;
+            if told.contains("Request succeed") {
+                Ok(())
+            } else {
+                Err(told)
+            }
+        })
+        .await;
     }
 
     /// Deletes the messages of a partition before an offset.
@@ -386,9 +426,13 @@ impl Kafka {
              group.initial.rebalance.delay.ms=0\n\
              ssl.keystore.type=PEM\nssl.keystore.location={dir}/broker.pem\n\
              ssl.truststore.type=PEM\nssl.truststore.location={dir}/ca.crt\n\
-             listener.name.ssl.ssl.client.auth=required\nsasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+             listener.name.ssl.ssl.client.auth=required\nsasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512,OAUTHBEARER\n\
              listener.name.sasl_ssl.plain.sasl.jaas.config={module}.plain.PlainLoginModule required user_{name}=\"{password}\";\n\
-             listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n"
+             listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
+             listener.name.sasl_ssl.oauthbearer.sasl.jaas.config={module}.oauthbearer.OAuthBearerLoginModule required;\n\
+             listener.name.sasl_ssl.oauthbearer.sasl.server.callback.handler.class={module}.oauthbearer.OAuthBearerValidatorCallbackHandler\n\
+             sasl.oauthbearer.jwks.endpoint.url=file:{dir}/jwks.json\nsasl.oauthbearer.expected.audience={AUDIENCE}\n\
+             sasl.oauthbearer.expected.issuer={ISSUER}\n"
         )
     }
 }
@@ -447,4 +491,22 @@ fn java(heap: &str, class: &str) -> Command {
     command.args([heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
     command.arg(libs.join("*")).arg(class);
     command
+}
+
+/// How long a normalizer may take that has to join the group, be given partitions and catch up.
+pub const WORKED_ON: Duration = Duration::from_secs(60);
+
+/// Waits until a normalizer says that so many of the log's partitions are worked on there.
+///
+/// # Panics
+/// Where it does not within [`WORKED_ON`].
+pub async fn works_on(deployment: &Deployment, part: Part, partitions: usize) {
+    let what = format!("{part:?} works on {partitions} partitions");
+    eventually(&what, WORKED_ON, async || {
+        let told = deployment.admin(part).get("/metrics").await.ok()?;
+        let text = told.text();
+        let lines = text.lines().filter(|line| line.starts_with("sluice_unsettled{"));
+        (lines.count() == partitions).then_some(())
+    })
+    .await;
 }

@@ -5,6 +5,7 @@ pub mod client;
 pub mod deployment;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
+pub mod identity;
 pub mod kafka;
 pub mod mutants;
 pub mod oracle;

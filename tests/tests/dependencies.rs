@@ -133,9 +133,9 @@ fn everything_comes_from_crates_io_and_nothing_that_is_banned() {
     assert!(banned.iter().any(|(name, _)| name == "openssl-sys"), "{banned:?}");
     let found: Vec<_> = banned
         .iter()
-        .filter_map(|(name, wrapper)| {
+        .filter_map(|(name, wrappers)| {
             let users = users_of(&lock, name);
-            let allowed = users.iter().all(|user| Some(user) == wrapper.as_ref());
+            let allowed = users.iter().all(|user| wrappers.contains(user));
             (!allowed).then(|| format!("{name} by {users:?}"))
         })
         .collect();
@@ -147,17 +147,23 @@ fn everything_comes_from_crates_io_and_nothing_that_is_banned() {
     );
 }
 
-/// Banned crates of `deny.toml`, each with the one that may use it all the same.
-fn bans() -> Vec<(String, Option<String>)> {
+/// Banned crates of `deny.toml`, each with those that may use it all the same.
+fn bans() -> Vec<(String, Vec<String>)> {
     let text = read("deny.toml");
-    let quoted = |line: &str, key: &str| {
-        let (_, rest) = line.split_once(key)?;
-        rest.split('"').nth(1).map(str::to_owned)
+    let quoted = |line: &str, key: &str, end: char| -> Vec<String> {
+        let rest = line.split_once(key).map_or("", |(_, rest)| rest);
+        let rest = rest.split(end).next().unwrap_or_default();
+        rest.split('"').skip(1).step_by(2).map(str::to_owned).collect()
     };
     let lines = text
         .lines()
         .filter(|line| line.trim_start().starts_with("{ crate ="));
-    let ban = |line| Some((quoted(line, "crate =")?, quoted(line, "wrappers =")));
+    let ban = |line| {
+        Some((
+            quoted(line, "crate =", ',').pop()?,
+            quoted(line, "wrappers =", ']'),
+        ))
+    };
     lines.filter_map(ban).collect()
 }
 

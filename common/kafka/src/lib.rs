@@ -28,6 +28,8 @@ const MAX_SAID_CHARS: usize = 300;
 pub struct Target {
     pub kafka: Kafka,
     pub sasl: Option<(String, Secret)>,
+    /// Where tokens are fetched, and for what.
+    pub token: Option<(String, Option<String>)>,
     /// librdkafka's names of the files of TLS, and where they are.
     pub files: Vec<(&'static str, PathBuf)>,
 }
@@ -38,7 +40,9 @@ impl Target {
     pub fn of(loaded: &Loaded) -> Option<Self> {
         let kafka = loaded.config.kafka.clone();
         let tls = kafka.tls.clone().unwrap_or_default();
+        let token_ca = kafka.sasl.as_ref().and_then(|sasl| sasl.token_ca.clone());
         let files = [
+            ("https.ca.location", token_ca),
             ("ssl.ca.location", tls.ca),
             ("ssl.certificate.location", tls.cert),
             ("ssl.key.location", tls.key),
@@ -48,6 +52,7 @@ impl Target {
             .filter_map(|(key, path)| Some((key, loaded.data_dir.join(path?))));
         (!kafka.brokers.is_empty()).then(|| Self {
             sasl: loaded.kafka_sasl.clone(),
+            token: loaded.kafka_token.clone(),
             files: files.collect(),
             kafka,
         })
@@ -73,8 +78,22 @@ impl Target {
         }
         if let (Some((user, password)), Some(sasl)) = (&self.sasl, &self.kafka.sasl) {
             config.set("sasl.mechanism", sasl.mechanism.name());
-            config.set("sasl.username", user);
-            config.set("sasl.password", password.expose());
+            match &self.token {
+                None => {
+                    config.set("sasl.username", user);
+                    config.set("sasl.password", password.expose());
+                }
+                Some((url, scope)) => {
+                    // It fetches them, and others in time, on a thread of its own.
+                    config.set("sasl.oauthbearer.method", "oidc");
+                    config.set("sasl.oauthbearer.token.endpoint.url", url);
+                    config.set("sasl.oauthbearer.client.id", user);
+                    config.set("sasl.oauthbearer.client.secret", password.expose());
+                    if let Some(scope) = scope {
+                        config.set("sasl.oauthbearer.scope", scope);
+                    }
+                }
+            }
         }
         config
     }
@@ -163,6 +182,10 @@ impl ConsumerContext for LastWords {}
 /// librdkafka's sentence.
 #[must_use]
 pub fn told(error: &KafkaError) -> String {
+    // Of a config that is refused the values may be secrets.
+    if let KafkaError::ClientConfig(_, reason, key, _) = error {
+        return format!("{key}: {reason}");
+    }
     error
         .rdkafka_error_code()
         .map_or_else(|| error.to_string(), |code| code.to_string())

@@ -1,5 +1,6 @@
 //! Reading the file: parse, check, resolve. All that is wrong is told at once, each with its line.
 
+use super::kafka::{self, Sasl};
 use super::place::{Located, Place, locate};
 use super::text::BadReference;
 use super::tree::Node;
@@ -25,8 +26,10 @@ pub struct Loaded {
     pub clickhouse_failover: Vec<String>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<Secret>,
-    /// Name and password of `kafka.sasl`.
+    /// Name and password of `kafka.sasl`, or id and secret.
     pub kafka_sasl: Option<(String, Secret)>,
+    /// Where its tokens are fetched, and for what.
+    pub kafka_token: Option<(String, Option<String>)>,
     /// This normalizer's name in the group that shares the log.
     pub log_instance: Option<String>,
     /// What was read.
@@ -248,9 +251,18 @@ impl Loaded {
         let clickhouse_user = references.plain("clickhouse.user", ch.user.as_ref());
         let clickhouse_password = references.secret("clickhouse.password", ch.password.as_ref());
         let sasl = config.kafka.sasl.as_ref();
-        let kafka_user = references.plain("kafka.sasl.username", sasl.map(|sasl| &sasl.username));
-        let kafka_password = references.secret("kafka.sasl.password", sasl.map(|sasl| &sasl.password));
+        let (name, secret) = Sasl::keys(sasl);
+        let kafka_user = references.plain(name, sasl.and_then(Sasl::name));
+        let kafka_password = references.secret(secret, sasl.and_then(Sasl::secret));
+        let token_url = references.plain(
+            "kafka.sasl.token_url",
+            sasl.and_then(|sasl| sasl.token_url.as_ref()),
+        );
+        let scope = references.plain("kafka.sasl.scope", sasl.and_then(|sasl| sasl.scope.as_ref()));
         let log_instance = references.plain("log.instance", config.log.instance.as_ref());
+        if let Some(sentence) = token_url.as_deref().and_then(kafka::token_problem) {
+            references.problems.push(locate(&source.tree, &sentence).into());
+        }
         for sentence in servers::problems(ch, clickhouse_url.as_deref(), &clickhouse_failover) {
             references.problems.push(locate(&source.tree, &sentence).into());
         }
@@ -266,6 +278,7 @@ impl Loaded {
             clickhouse_user,
             clickhouse_password,
             kafka_sasl: kafka_user.zip(kafka_password),
+            kafka_token: token_url.map(|url| (url, scope)),
             log_instance,
             config,
             data_dir: data_dir.to_owned(),
