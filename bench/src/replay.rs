@@ -168,7 +168,7 @@ impl Bench<'_> {
         send(load, &self.target(), Rc::default()).await?;
         self.drained().await?;
         let plan = self.plan(json!("latest")).await?;
-        let end = plan["to"].clone();
+        let end = plan["spans"][0]["to"].clone();
         let (mut before, mut during, mut speeds) = (Seen::default(), Seen::default(), Vec::new());
         let mut last = None;
         for round in 0..self.args.rounds {

@@ -3,6 +3,7 @@
 
 use crate::clock::UnixMs;
 use crate::ids::{LogId, Name, Offset, TenantId};
+use crate::servers::ServerId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -159,15 +160,23 @@ pub enum Decisions {
     All,
 }
 
+/// Records of one partition that are read, repeats and other tenants' included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    pub partition: u16,
+    pub from: Offset,
+    /// Exclusive, and committed.
+    pub to: Offset,
+}
+
 /// What a replay will touch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayPlan {
     pub id: ReplayId,
     pub shadow_tables: Vec<Name>,
     pub partitions: Vec<Touched>,
-    /// Records `[from, to)` are read; `to` is committed.
-    pub from: Offset,
-    pub to: Offset,
+    /// What is read, partition by partition in this order.
+    pub spans: Vec<Span>,
     #[serde(default)]
     pub tenant: Option<TenantId>,
     #[serde(default)]
@@ -213,8 +222,8 @@ pub struct ReplayTold {
     pub plan: ReplayPlan,
     /// What was read so far. Once it is done: the plan's partitions, exactly.
     pub read: Vec<Touched>,
-    /// The next record to be read.
-    pub next: Offset,
+    /// The next record to be read, by partition.
+    pub next: BTreeMap<u16, Offset>,
     /// Rows that are proven to be in shadow tables.
     pub written: u64,
     /// Rows that were left out: repeats, and rows that are dead letters.
@@ -307,12 +316,15 @@ pub struct DiffRow {
     pub source_o: u64,
 }
 
-/// What the sink-writer is asked for a replay. All of it happens at one server, the one that new ranges go to.
+/// What the sink-writer is asked for a replay. All of it happens at one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayCall {
     pub id: ReplayId,
     pub log: LogId,
+    /// The log's partition that is asked about, where it is about records.
     pub partition: u16,
+    /// Where all of it happens; none: at the server that new ranges go to.
+    pub server: Option<ServerId>,
     pub ask: SinkAsk,
     pub timeout: Duration,
 }
@@ -337,14 +349,12 @@ pub enum SinkAsk {
     Letters { from: Offset, to: Offset },
     /// Makes shadow tables like their live ones.
     Prepare { tables: Vec<Name> },
-    /// Holds live rows of records `[from, to)` against the shadow's. With `whole`, all live rows of the partitions
-    /// that the shadow has, whatever their provenance.
+    /// Holds live rows of these records against the shadow's. Without spans, all live rows of the partitions that the
+    /// shadow has, whatever their provenance.
     Compare {
         table: Name,
         tenant: Option<TenantId>,
-        from: Offset,
-        to: Offset,
-        whole: bool,
+        spans: Vec<Span>,
     },
     /// The shadow's partitions, and whether it covers the live table's rows in them.
     Covers { table: Name },
@@ -364,6 +374,8 @@ pub enum SinkAsk {
     /// its way can happen, whenever it arrives: its source is gone. To be asked before rows are let into the live
     /// tables again.
     Fence { tables: Vec<Name> },
+    /// Which of these have a shadow still.
+    Shadows { tables: Vec<Name> },
     /// Drops the replay's own tables beside these.
     Drop { tables: Vec<Name> },
 }
@@ -377,6 +389,8 @@ pub enum SinkTold {
     Covers(Vec<PartCover>),
     /// Rows that were copied.
     Filled(u64),
+    /// Live tables that have a shadow.
+    Shadows(Vec<Name>),
     Done,
 }
 

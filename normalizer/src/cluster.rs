@@ -178,8 +178,12 @@ impl Cluster {
             Err(ended) => return ended,
         };
         let pump = Pump::new(parts);
-        self.owned.add(pump.work());
-        match pump.run().await {
+        let work = pump.work();
+        self.owned.add(work.clone());
+        let ended = pump.run().await;
+        // Others may have it still, a promotion for one: from here on they keep nothing. What is being kept is waited for.
+        tokio::task::block_in_place(|| work.progress.lock().end());
+        match ended {
             Ok(()) => Ended::Gone,
             Err(error) => told(error),
         }
@@ -197,7 +201,7 @@ impl Cluster {
         let options = (self.places.dedup)(of.0, secret, &name);
         // Its lock first: whoever had the partition here before may not have ended yet.
         let dedup = open_dedup(options, log.first_offset())?;
-        let (places, committed) = (&self.places, progress.committed);
+        let (places, committed, held) = (&self.places, progress.committed, progress.held);
         let at = |path: &PathBuf| -> Dir { Dir::from(path.join(&name).as_path()) };
         let mirror = self.bring(assigned, &name)?;
         let copies = Copies {
@@ -206,6 +210,14 @@ impl Cluster {
         };
         let bounds = (places.parked_max_bytes, committed);
         let shelf = Shelf::open_copied(at(&places.parked), of, bounds, Some(copies))?;
+        if let Some(held) = &held {
+            let (by, tables) = (held.by, &held.tables);
+            tracing::warn!(
+                partition, %by, ?tables,
+                "a replay puts others in the places of these tables: their rows are set aside until it is over, or discarded"
+            );
+            shelf.hold(tables);
+        }
         let bounds = (places.outbox_max_bytes, committed);
         let outbox = Outbox::open_copied(at(&places.outbox), of, bounds, Some(mirror))?;
         Ok(Parts {

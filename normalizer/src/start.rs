@@ -12,8 +12,8 @@ use crate::key_cap::KeyCap;
 use crate::ledger::Ledger;
 use crate::log::embedded::Whole;
 use crate::log::kafka::{KafkaLog, KafkaLogError, LogClients, Member};
-use crate::log::{EmbeddedLog, Log, LogOptions, OpenError};
-use crate::owned::{Owned, Work};
+use crate::log::{Log, LogOptions, OpenError};
+use crate::owned::Owned;
 use crate::parked;
 use crate::parked::file::FileError;
 use crate::progress::store::StoreError;
@@ -46,6 +46,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// What a normalizer is given besides its config.
+#[derive(Clone)]
 pub struct Environment {
     pub sink: Seam<SinkRequest>,
     pub metrics: Metrics,
@@ -163,9 +164,8 @@ impl Running {
             dice: retries::dice(),
         };
         let pump = Pump::new(parts);
-        let work = pump.work();
-        common.service.owned.add(work.clone());
-        let replays = open_replays(loaded, &common, (log, work), environment)?;
+        common.service.owned.add(pump.work());
+        let replays = open_replays(loaded, &common, environment)?;
         let pump = tokio::spawn(watched(pump.run(), common.builder));
         replays.go_on();
         Ok(Self::with(
@@ -188,6 +188,7 @@ impl Running {
         let common = Common::new(loaded, &environment, shared, (None, HashMap::new()))?;
         let member = Member::join(&clients, Log::id(&log), &environment.metrics);
         let member = member.map_err(KafkaLogError::Unreachable)?;
+        let replays = open_replays(loaded, &common, environment.clone())?;
         let cluster = Cluster {
             places: places(loaded, Log::spread(&log).partitions()),
             log,
@@ -202,7 +203,9 @@ impl Running {
         };
         let running = cluster.run(member, environment.stop);
         let pump = tokio::spawn(watched(running, common.builder));
-        let control = common.control.merge(replay::no_routes());
+        replays.go_on();
+        replays.let_go();
+        let control = common.control.merge(replay::routes(replays));
         Ok(Self::with(loaded, common.service, common.settings, pump, control))
     }
 
@@ -392,19 +395,14 @@ fn dedup_options(loaded: &Loaded, disk: &Disk, (log, secret_check): (LogId, u64)
     }
 }
 
-fn open_replays(
-    loaded: &Loaded,
-    common: &Common,
-    (log, work): (Arc<EmbeddedLog>, Work),
-    environment: Environment,
-) -> Result<Replays, StartError> {
+fn open_replays(loaded: &Loaded, common: &Common, environment: Environment) -> Result<Replays, StartError> {
     let dir = replay_dir(loaded);
+    let log = Arc::clone(&common.service.log);
     let parts = replay::Parts {
         dir: Dir::from(dir.as_path()),
-        dedup_at: dedup_beside(loaded, &log),
+        dedup_at: dedup_beside(loaded, &*log),
         log,
-        progress: work.progress,
-        shelf: work.shelf,
+        owned: common.service.owned.clone(),
         sink: environment.sink,
         settings: Arc::clone(&common.settings),
         letters: Arc::clone(&common.orders),
@@ -445,7 +443,7 @@ fn replay_dir(loaded: &Loaded) -> PathBuf {
 }
 
 /// Dedup states of replays: as the pump's, but for place and memory.
-fn dedup_beside(loaded: &Loaded, log: &EmbeddedLog) -> replay::DedupAt {
+fn dedup_beside(loaded: &Loaded, log: &dyn Log) -> replay::DedupAt {
     let options = dedup_options(
         loaded,
         &Disk::default(),

@@ -98,15 +98,7 @@ fn match_store(
         if end > 0 {
             return Err(StartError::ProgressMissing { path, end });
         }
-        let fresh = Progress {
-            log: id,
-            committed: 0,
-            intent: None,
-            secret_check: Some(secret),
-            committed_ms: None,
-            window_ms: None,
-            full: Vec::new(),
-        };
+        let fresh = Progress::new(id, Some(secret));
         return Ok(Store::create(disk, &path, fresh)?);
     };
     let progress = store.state().log;

@@ -10,7 +10,7 @@ use sluice_common::config::Dataset;
 use sluice_common::fates::Fate;
 use sluice_common::ids::TenantId;
 use sluice_common::replay::{
-    DiffLine, Facts, KeptRows, PartCover, ReplayCall, ReplayId, SinkAsk, SinkTold, TableDiff,
+    DiffLine, Facts, KeptRows, PartCover, ReplayCall, ReplayId, SinkAsk, SinkTold, Span, TableDiff,
 };
 use sluice_common::wire::sink::{RangeRecord, SinkCall, SinkReply, SinkRequest, Steps, Verdict};
 use sluice_sink_writer::SinkWriter;
@@ -58,6 +58,7 @@ impl Engine {
             id: ReplayId(7),
             log: LOG,
             partition: PARTITION,
+            server: None,
             ask,
             timeout: Duration::from_secs(20),
         };
@@ -88,13 +89,16 @@ impl Engine {
         kept
     }
 
+    /// Of records, or, without any, of whole partitions.
     async fn compared(&self, table: &str, whole: bool) -> TableDiff {
         let ask = SinkAsk::Compare {
             table: name(table),
             tenant: None,
-            from: 0,
-            to: 1_000,
-            whole,
+            spans: if whole {
+                Vec::new()
+            } else {
+                vec![records(0, 1_000)]
+            },
         };
         let SinkTold::Compared(diff) = self.ask(ask).await.expect("compared") else {
             panic!("another answer")
@@ -206,6 +210,14 @@ async fn write_a_range_with_its_books(engine: &Engine) {
             (11 << 16) + 2
         ))
         .await;
+}
+
+fn records(from: u64, to: u64) -> Span {
+    Span {
+        partition: PARTITION,
+        from,
+        to,
+    }
 }
 
 #[tokio::test]
@@ -413,9 +425,7 @@ async fn lines_are_by_hour_and_tenant_and_those_that_differ_are_told_first() {
     let of_one = SinkAsk::Compare {
         table: name("events"),
         tenant: Some(TenantId::new("t5").expect("valid")),
-        from: 0,
-        to: 1,
-        whole: false,
+        spans: vec![records(0, 1)],
     };
     let Ok(SinkTold::Compared(diff)) = engine.ask(of_one).await else {
         panic!("not compared")

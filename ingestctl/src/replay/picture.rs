@@ -3,9 +3,9 @@
 use super::plan::{self, live_tables};
 use crate::output::TextTable;
 use indicatif::HumanCount;
-use sluice_common::ids::Name;
+use sluice_common::ids::{Name, Offset};
 use sluice_common::moment;
-use sluice_common::replay::{Beside, Phase, ReplayPlan, ReplayTold, Touched};
+use sluice_common::replay::{Beside, Phase, ReplayPlan, ReplayTold, Span, Touched};
 
 /// `1,000,000`.
 pub(super) fn grouped(number: u64) -> String {
@@ -65,7 +65,7 @@ pub(super) fn list(replays: &[ReplayTold]) -> String {
             phase(told.phase).to_owned(),
             told.who.clone(),
             moment::text(told.begun_ms),
-            format!("{}..{}", told.plan.from, told.plan.to),
+            spans(&told.plan.spans),
             grouped(events_of(&told.plan.partitions)),
             grouped(told.written),
             live(&told.plan),
@@ -73,6 +73,23 @@ pub(super) fn list(replays: &[ReplayTold]) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// `12..40`; of several partitions each with its number: `0: 12..40, 1: 7..9`.
+pub(super) fn spans(spans: &[Span]) -> String {
+    if let [span] = spans {
+        return format!("{}..{}", span.from, span.to);
+    }
+    let one = |span: &Span| format!("{}: {}..{}", span.partition, span.from, span.to);
+    spans.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn next(told: &ReplayTold) -> String {
+    if let (1, Some((_, next))) = (told.next.len(), told.next.first_key_value()) {
+        return next.to_string();
+    }
+    let one = |(partition, next): (&u16, &Offset)| format!("{partition}: {next}");
+    told.next.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// Plan, progress and steps.
@@ -84,7 +101,7 @@ pub(super) fn whole(told: &ReplayTold) -> String {
         ("who", told.who.clone()),
         ("begun", moment::text(told.begun_ms)),
         ("changed", moment::text(told.changed_ms)),
-        ("next record", told.next.to_string()),
+        ("next record", next(told)),
         ("events read", grouped(read)),
         ("rows written", grouped(told.written)),
         ("rows left out", grouped(told.left_out)),
@@ -136,7 +153,11 @@ pub(super) fn ended(told: &ReplayTold) -> String {
             live(plan),
             before(plan)
         ),
-        Phase::Discarded => format!("Replay {id} is discarded: its tables are dropped."),
+        Phase::Discarded => match &told.reason {
+            // Of another normalizer's: what became of it there is not known.
+            Some(reason) => format!("Replay {id} is discarded: {reason}."),
+            None => format!("Replay {id} is discarded: its tables are dropped."),
+        },
     }
 }
 

@@ -1,6 +1,6 @@
 //! A plan as a person on call reads it: what will be touched, and what is to be known before.
 
-use super::picture::{events_of, grouped};
+use super::picture::{events_of, grouped, spans};
 use crate::output::TextTable;
 use crate::picture::text::{bytes, duration};
 use sluice_common::clock::UnixMs;
@@ -25,7 +25,11 @@ pub(super) fn text(plan: &ReplayPlan) -> String {
 }
 
 fn head(plan: &ReplayPlan) -> String {
-    let ReplayPlan { id, from, to, .. } = plan;
+    let id = plan.id;
+    let records = match plan.spans.as_slice() {
+        [span] => format!("records {} up to and without {}", span.from, span.to),
+        several => format!("records {}, each without the last", spans(several)),
+    };
     let only = [
         plan.tenant.as_ref().map(|tenant| format!("tenant {tenant}")),
         plan.dataset.as_ref().map(|dataset| format!("dataset {dataset}")),
@@ -37,7 +41,7 @@ fn head(plan: &ReplayPlan) -> String {
         format!(", of {} only", only.join(" and "))
     };
     let events = grouped(events_of(&plan.partitions));
-    format!("Replay {id}: {events} events of records {from} up to and without {to}{only}\n")
+    format!("Replay {id}: {events} events of {records}{only}\n")
 }
 
 fn partitions(touched: &[Touched]) -> String {

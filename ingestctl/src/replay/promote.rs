@@ -9,7 +9,7 @@ use crate::confirm::Question;
 use crate::exit::{EXIT_CODES, Exit};
 use clap::Args;
 use sluice_common::process::Failure;
-use sluice_common::replay::{Phase, PromoteOrder, ReplayTold};
+use sluice_common::replay::{Phase, PromoteOrder, ReplayId, ReplayTold};
 
 /// Puts what a replay wrote in the live tables' place.
 ///
@@ -162,7 +162,13 @@ impl DiscardArgs {
     pub(super) async fn run(self) -> Result<Exit, Failure> {
         let replays = Replays::of(&self.one.admin)?;
         if !self.yes {
-            disposal(&replays.told(self.one.id).await?).ask_person()?;
+            let asked = match replays.told(self.one.id).await {
+                Ok(told) => disposal(&told),
+                // This normalizer may hold tables for it all the same.
+                Err(error) if error.code() == Some("replay_unknown") => stranger(self.one.id),
+                Err(error) => return Err(error.into()),
+            };
+            asked.ask_person()?;
         }
         let told = replays.act(self.one.id, Act::Discard).await?;
         self.one.output.print(&told, || picture::ended(&told))?;
@@ -182,6 +188,18 @@ fn disposal(told: &ReplayTold) -> Asked {
     Asked {
         text: format!("Drop {tables} for good?"),
         what: format!("{tables} would be dropped for good"),
+        refused: "nothing was dropped",
+    }
+}
+
+/// One that another normalizer began.
+fn stranger(id: ReplayId) -> Asked {
+    Asked {
+        text: format!(
+            "This normalizer does not know replay {id}. If another one began it and cannot end it any more: drop its shadows for \
+             good, and have the tables that it holds here take rows again?"
+        ),
+        what: format!("the shadows of replay {id} would be dropped for good"),
         refused: "nothing was dropped",
     }
 }

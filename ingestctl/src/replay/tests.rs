@@ -12,7 +12,9 @@ use hyper_util::server::conn::auto::Builder;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sluice_common::ids::{Name, TenantId};
-use sluice_common::replay::{Beside, Decisions, DiffLine, Phase, ReplayPlan, ReplayTold, TableDiff, Touched};
+use sluice_common::replay::{
+    Beside, Decisions, DiffLine, Phase, ReplayPlan, ReplayTold, Span, TableDiff, Touched,
+};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -60,8 +62,11 @@ pub(super) fn plan() -> ReplayPlan {
             .map(|live| ID.table(&name(live), Beside::Shadow))
             .into(),
         partitions: vec![touched, none],
-        from: 1200,
-        to: 1210,
+        spans: vec![Span {
+            partition: 0,
+            from: 1200,
+            to: 1210,
+        }],
         tenant: TenantId::new("acme").ok(),
         dataset: None,
         decisions: Some(Decisions::Provenance),
@@ -83,7 +88,7 @@ pub(super) fn told(phase: Phase) -> ReplayTold {
         reason: None,
         plan: plan(),
         read,
-        next: 1206,
+        next: [(0, 1206)].into(),
         written: 590,
         left_out: 10,
         comparing: false,

@@ -14,7 +14,7 @@ use axum::{Extension, Json, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use sluice_common::admin::Refused;
-use sluice_common::ids::offset_of;
+use sluice_common::ids::{Name, offset_of};
 use sluice_common::letters::{Letter, LetterId, LettersAsk, LettersCall, LettersTold, Settled};
 use sluice_common::limits::{MAX_LETTERS_DISCARDED, MAX_LETTERS_RETRIED};
 use sluice_common::serve::PeerAddress;
@@ -132,6 +132,13 @@ impl DeadLetters {
         }
         let units = work.shelf.units();
         units.iter().any(|(unit, _)| (unit.a..unit.b).contains(&offset))
+    }
+}
+
+impl DeadLetters {
+    /// Whether rows of a table are set aside for a promotion, here or by whoever works on a partition of the log.
+    fn is_held(&self, table: &Name) -> bool {
+        self.service.log.is_held(table) || self.service.owned.any(|work| work.shelf.is_held(table))
     }
 }
 

@@ -108,6 +108,11 @@ impl DeadLetters {
             return Err(Settled::refused(id, "idempotency_conflict", message));
         }
         let table = self.table(letter);
+        if table.as_ref().is_some_and(|table| self.is_held(table)) {
+            let message =
+                "a replay puts others in the places of its table's rows: ask again when that is over";
+            return Err(Settled::refused(id, "in_flight", message));
+        }
         if table.is_none() && letter.stage != INTAKE {
             let message = format!(
                 "the config has no dataset {}: add it again, or discard the letter",
@@ -149,9 +154,9 @@ impl DeadLetters {
                 None => self.drop_copy(id).await,
             },
             IntakeReply::Refused(problem) => Settled::refused(id, problem.code, problem.detail),
-            IntakeReply::Busy { reason, .. } | IntakeReply::Unavailable { reason, .. } => {
-                Settled::unknown(id, reason)
-            }
+            IntakeReply::Busy { reason, .. }
+            | IntakeReply::Unavailable { reason, .. }
+            | IntakeReply::Unreached { reason } => Settled::unknown(id, reason),
         }
     }
 

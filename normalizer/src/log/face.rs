@@ -4,8 +4,9 @@ use super::{AppendError, FullReason, ReadError};
 use crate::intake::Spread;
 use futures_util::future::BoxFuture;
 use sluice_common::clock::UnixMs;
-use sluice_common::ids::{LogId, Offset, TenantId};
+use sluice_common::ids::{LogId, Name, Offset, TenantId};
 use sluice_common::record::{Record, RecordContent};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -35,11 +36,20 @@ pub trait Log: Send + Sync {
     /// Whether others say that no more of a dataset's rows may be set aside.
     fn is_full(&self, dataset: &str) -> bool;
 
+    /// Whether others say that rows of a table are set aside for a promotion.
+    fn is_held(&self, _: &Name) -> bool {
+        false
+    }
+
     /// The backlog of each partition, as far as it is known.
     fn backlogs(&self) -> Vec<Backlog>;
 
     /// Bytes of this machine's disk.
     fn disk_bytes(&self) -> u64;
+
+    /// Has stored records be kept from these offsets on, by partition: somebody will read them again. A log that keeps
+    /// what it keeps by its age alone has nothing to do.
+    fn pin(&self, _: &BTreeMap<u16, Offset>) {}
 
     /// Takes no more, and finishes what waits. Blocks.
     fn close(&self);
@@ -92,7 +102,8 @@ pub trait Partition: Send + Sync {
     /// The end of what is durable and at hand: every offset below can be read.
     fn durable_end(&self) -> watch::Receiver<Offset>;
 
-    /// The end of the partition, as far as it is known: more may be durable than is at hand. Blocks.
+    /// The end of the partition, as far as it is known: more may be durable than is at hand. Where it begins is known
+    /// anew, too. Blocks.
     ///
     /// # Errors
     /// [`ReadError`].

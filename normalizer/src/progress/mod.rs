@@ -18,6 +18,7 @@ pub use sub::is_data;
 use serde::{Deserialize, Serialize};
 use sluice_common::clock::UnixMs;
 use sluice_common::ids::{LogId, Name, Offset};
+use sluice_common::replay::ReplayId;
 use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Piece, Range, SubKey, SubTask};
 use std::collections::BTreeSet;
@@ -180,9 +181,36 @@ pub struct Progress {
     /// Datasets of which no more may be set aside: others take nothing for them either.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub full: Vec<Name>,
+    /// Tables whose rows are set aside, whoever works on the partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+}
+
+/// Tables that a replay puts others in the places of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub by: ReplayId,
+    pub tables: Vec<Name>,
+    /// The ClickHouse that all of it happens at.
+    pub server: ServerId,
 }
 
 impl Progress {
+    /// That of a log that nothing was read of.
+    #[must_use]
+    pub fn new(log: LogId, secret_check: Option<u64>) -> Self {
+        Self {
+            log,
+            committed: 0,
+            intent: None,
+            secret_check,
+            committed_ms: None,
+            window_ms: None,
+            full: Vec::new(),
+            held: None,
+        }
+    }
+
     /// The first offset that no declared range has reached.
     #[must_use]
     pub fn end(&self) -> Offset {

@@ -38,6 +38,8 @@ enum Place {
         path: PathBuf,
     },
     Shared(Box<dyn Keep>),
+    /// It was [shared](Place::Shared), and its partition is worked on no more, or by another store.
+    Ended,
 }
 
 /// Keeps a partition's progress where whoever works on it next finds it.
@@ -134,7 +136,14 @@ impl Store {
     /// Whether others may go on from it.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        matches!(self.place, Place::Shared(_))
+        matches!(self.place, Place::Shared(_) | Place::Ended)
+    }
+
+    /// Nothing is kept by it any more, where others may go on: whatever has it still writes over nobody's progress.
+    pub fn end(&mut self) {
+        if self.is_shared() {
+            self.place = Place::Ended;
+        }
     }
 
     /// The durable state.
@@ -167,6 +176,7 @@ impl Store {
                 failpoint::hit(Point::ProgressWritten).map_err(failed)?;
                 slots.sync().map_err(failed)?;
             }
+            Place::Ended => return Err(NotKept::Fenced.into()),
             Place::Shared(keep) => {
                 keep.keep(&state)?;
                 failpoint::hit(Point::ProgressWritten).map_err(|error| NotKept::Failed(error.to_string()))?;
@@ -182,7 +192,7 @@ impl Store {
                 path: path.clone(),
                 error,
             },
-            Place::Shared(_) => NotKept::Failed(error.to_string()).into(),
+            Place::Shared(_) | Place::Ended => NotKept::Failed(error.to_string()).into(),
         }
     }
 }
@@ -226,13 +236,9 @@ mod tests {
             },
         };
         Progress {
-            log: LogId(7),
             committed,
             intent: Some(intent),
-            secret_check: None,
-            committed_ms: None,
-            window_ms: None,
-            full: Vec::new(),
+            ..Progress::new(LogId(7), None)
         }
     }
 

@@ -9,10 +9,11 @@
 //! Where rows are missing from the live table, those that are dead letters are told apart by these, and rows that are set
 //! aside are left out: they are in flight. A row that the live table has was kept, whatever speaks against it.
 
-use super::file::{self, State};
+use super::Source;
+use super::file::{self, Leg};
 use super::sink::{Sink, SinkTrouble};
 use crate::dedup::{Dedup, DedupError, DedupOpenError, DedupOptions};
-use crate::log::{EmbeddedLog, ReadError};
+use crate::log::{Partition, ReadError};
 use crate::parked::shelf::Shelf;
 use crate::runtime::block_in_place;
 use sluice_common::clock::UnixMs;
@@ -61,9 +62,9 @@ pub enum DecideError {
     Undone(#[from] Undone),
 }
 
-/// Decides records in log order.
+/// Decides records of a partition in their order.
 pub struct Decider {
-    log: Arc<EmbeddedLog>,
+    log: Arc<dyn Partition>,
     sink: Sink,
     decisions: BTreeMap<Name, Decisions>,
     anew: Option<Anew>,
@@ -98,24 +99,21 @@ struct Anew {
 impl Decider {
     /// Nothing is read yet; `dir` is the replays'.
     #[must_use]
-    pub fn new(
-        (log, sink, shelf): (Arc<EmbeddedLog>, Sink, Shelf),
-        state: &State,
-        (dir, dedup_at): (&Dir, DedupAt),
-        told: Stop,
-    ) -> Self {
+    pub fn new(source: Source, leg: &Leg, (dir, dedup_at): (&Dir, DedupAt), told: Stop) -> Self {
+        let Source { log, sink, shelf } = source;
+        let dir = file::dedup_dir(dir, sink.id);
         Self {
-            empty: state.empty.clone(),
+            empty: leg.empty.clone(),
             shelf,
             told,
             log,
             sink,
-            decisions: state.decisions.clone(),
+            decisions: leg.decisions.clone(),
             anew: None,
             ahead: HashMap::new(),
-            end: state.end,
-            window_ms: state.window_ms,
-            dir: file::dedup_dir(dir, state.told.id),
+            end: leg.end,
+            window_ms: leg.window_ms,
+            dir,
             dedup_at,
         }
     }
@@ -220,7 +218,7 @@ impl Decider {
             }
             let (log, wanted) = (Arc::clone(&self.log), wanted.clone());
             let decided = gently(move || {
-                let decided = state.goes_on(&log, range, &wanted);
+                let decided = state.goes_on(&*log, range, &wanted);
                 (state, decided)
             });
             let (went_on, decided) = decided.await?;
@@ -233,7 +231,7 @@ impl Decider {
 
     fn open(&self, records: &[Record]) -> Result<Anew, DecideError> {
         let oldest = records.first().map_or(0, |record| record.place.append_ms);
-        if !reaches_back(&self.log, oldest, self.window_ms)? {
+        if !reaches_back(&*self.log, oldest, self.window_ms)? {
             return Err(DecideError::WindowLost);
         }
         match std::fs::remove_dir_all(&self.dir.path) {
@@ -241,12 +239,9 @@ impl Decider {
             Ok(()) | Err(_) => {}
         }
         let dedup = block_in_place(|| Dedup::open((self.dedup_at)(self.dir.clone())))?;
-        Ok(Anew {
-            dedup,
-            next: self
-                .log
-                .first_offset_appended_at_or_after(oldest.saturating_sub(self.window_ms)),
-        })
+        let since = oldest.saturating_sub(self.window_ms);
+        let next = block_in_place(|| self.log.appended_since(since))?;
+        Ok(Anew { dedup, next })
     }
 
     /// Ends it; its state on disk goes.
@@ -265,7 +260,7 @@ impl Anew {
     /// window of others before it is not kept. Blocks for the disk, and until a bucket has been sealed.
     fn goes_on(
         &mut self,
-        log: &EmbeddedLog,
+        log: &dyn Partition,
         range: Range,
         wanted: &[Name],
     ) -> Result<Vec<(Offset, Fates)>, DecideError> {
@@ -306,7 +301,9 @@ impl Anew {
 ///
 /// # Errors
 /// The log's.
-pub fn reaches_back(log: &EmbeddedLog, first_ms: UnixMs, window_ms: u64) -> Result<bool, ReadError> {
+pub fn reaches_back(log: &dyn Partition, first_ms: UnixMs, window_ms: u64) -> Result<bool, ReadError> {
+    // Where it begins is known anew by it.
+    block_in_place(|| log.end())?;
     let first = log.first_offset();
     if first == 0 {
         return Ok(true);

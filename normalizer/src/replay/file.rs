@@ -8,8 +8,9 @@
 //! the directory, measured on an idle disk in November 2026).
 //!
 //! # Bytes
-//! `replay/ID.state`: two slots ([`crate::slots`]) with magic `SLR2`; the payload is [`State`] as JSON. Before there were
-//! slots: magic `SLRP` and the same JSON once ([`crate::framed`]); it is read still.
+//! `replay/ID.state`: two slots ([`crate::slots`]) with magic `SLR2`, version 2; the payload is [`State`] as JSON. Version 1
+//! knew one partition and no legs. Before there were slots: magic `SLRP` and the JSON of version 1 once ([`crate::framed`]).
+//! Both are read still.
 //!
 //! # Write
 //! The first time in a process, and where it outgrows its slot, a fresh file is made and renamed; else in place. A
@@ -25,9 +26,11 @@
 
 use super::sink::Part;
 use crate::framed::unframe;
+use crate::log::embedded::PARTITION;
 use crate::progress::Intent;
 use crate::slots::{Format, HEAD_BYTES, Slots, SlotsError};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sluice_common::disk::Dir;
 use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::{Name, Offset};
@@ -39,9 +42,10 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+/// 2: by partition. What 1 had of the one that it knew is read as its leg.
 const FORMAT: Format = Format {
     magic: *b"SLR2",
-    versions: RangeInclusive::new(1, 1),
+    versions: RangeInclusive::new(1, 2),
 };
 /// The first layout's.
 const FIRST: ([u8; 4], u16) = (*b"SLRP", 1);
@@ -57,6 +61,23 @@ const MAX_ENDED: usize = 100;
 pub struct State {
     /// What is told of it; comparisons are not kept.
     pub told: ReplayTold,
+    /// What is read, in this order.
+    pub legs: Vec<Leg>,
+    /// Where all of it happens.
+    pub server: ServerId,
+    /// What is declared of the shadow, and not proven: of the first leg that is not at its end.
+    #[serde(default)]
+    pub intent: Option<Intent>,
+    #[serde(default)]
+    pub promotion: Option<Promotion>,
+}
+
+/// What is replayed of one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leg {
+    pub partition: u16,
+    /// The next record to be read.
+    pub next: Offset,
     /// Records below are read: the plan's end, later that of what is caught up.
     pub end: Offset,
     /// How it is known which rows are repeats, by live table.
@@ -64,24 +85,18 @@ pub struct State {
     /// The widest dedup window of the records.
     pub window_ms: u64,
     /// The log is asked for from here on, if dedup has to decide anew.
-    #[serde(default)]
     pub needs: Offset,
-    /// Live tables without a row: they may be gone.
-    #[serde(default)]
+    /// Live tables without a row of it: they may be gone.
     pub empty: BTreeSet<Name>,
-    /// Where all of it happens.
-    pub server: ServerId,
-    /// What is declared of the shadow, and not proven.
-    #[serde(default)]
-    pub intent: Option<Intent>,
-    #[serde(default)]
-    pub promotion: Option<Promotion>,
 }
 
 /// How far a promotion is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promotion {
     pub row_wise: bool,
+    /// Partitions of a log that is shared may say that the tables are held.
+    #[serde(default)]
+    pub told: bool,
     /// Partitions by live table that are to be replaced, in this order.
     #[serde(default)]
     pub parts: Vec<(Name, Part)>,
@@ -95,8 +110,28 @@ pub struct Promotion {
 
 impl State {
     /// The live tables.
-    pub fn tables(&self) -> impl Iterator<Item = &Name> {
-        self.decisions.keys()
+    pub fn tables(&self) -> BTreeSet<&Name> {
+        self.legs.iter().flat_map(|leg| leg.decisions.keys()).collect()
+    }
+
+    /// What is read now; none where all is.
+    #[must_use]
+    pub fn leg(&self) -> Option<&Leg> {
+        self.legs.iter().find(|leg| leg.next < leg.end)
+    }
+
+    /// What is replayed of a partition.
+    pub fn leg_of(&mut self, partition: u16) -> Option<&mut Leg> {
+        self.legs.iter_mut().find(|leg| leg.partition == partition)
+    }
+
+    /// What is told of it, with the places that are told.
+    #[must_use]
+    pub fn telling(&self) -> ReplayTold {
+        ReplayTold {
+            next: self.legs.iter().map(|leg| (leg.partition, leg.next)).collect(),
+            ..self.told.clone()
+        }
     }
 
     /// Whether a replacement of a live partition may be on its way.
@@ -139,6 +174,7 @@ impl Kept {
     /// Nobody knows then which of the two is there.
     pub fn write(&mut self, dir: &Dir, state: &State) -> io::Result<()> {
         let mut kept = state.clone();
+        kept.told = state.telling();
         (kept.told.diff, kept.told.comparing) = (None, false);
         let text = serde_json::to_vec(&kept).map_err(io::Error::other)?;
         failpoint::hit(Point::ReplayPersist)?;
@@ -241,5 +277,30 @@ fn read(dir: &Dir, path: &Path) -> io::Result<Result<State, String>> {
             }
         }
     };
-    Ok(serde_json::from_slice(&text).map_err(|error| error.to_string()))
+    let found = serde_json::from_slice(&text).and_then(|found| serde_json::from_value(of_one_leg(found)));
+    Ok(found.map_err(|error| error.to_string()))
+}
+
+/// A state as it is written now. Before logs had several partitions, what is a leg's stood beside it.
+fn of_one_leg(mut state: Value) -> Value {
+    if state.get("legs").is_some() {
+        return state;
+    }
+    let (from, to) = (
+        state["told"]["plan"]["from"].take(),
+        state["told"]["plan"]["to"].take(),
+    );
+    let next = state["told"]["next"].take();
+    let span = json!({"partition": PARTITION, "from": from, "to": to});
+    state["told"]["plan"]["spans"] = json!([span]);
+    let mut leg = json!({"partition": PARTITION, "next": next, "needs": 0, "empty": []});
+    for field in ["end", "decisions", "window_ms", "needs", "empty"] {
+        let found = state[field].take();
+        if !found.is_null() {
+            leg[field] = found;
+        }
+    }
+    state["told"]["next"] = json!({(PARTITION.to_string()): next});
+    state["legs"] = json!([leg]);
+    state
 }

@@ -13,6 +13,7 @@
 
 mod decide;
 mod file;
+mod holds;
 mod orders;
 mod plan;
 mod planning;
@@ -25,11 +26,11 @@ mod sink;
 mod tests;
 
 pub use decide::DedupAt;
-pub use routes::{no_routes, routes};
+pub use routes::routes;
 
-use crate::log::EmbeddedLog;
+use crate::log::{Log, Partition};
+use crate::owned::{Owned, Work};
 use crate::parked::shelf::Shelf;
-use crate::progress::store::Store;
 use crate::pump::batching::SharedSettings;
 use crate::pump::servers::Servers;
 use crate::runtime::{Instant, block_in_place};
@@ -48,6 +49,7 @@ use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::REPLAY_PIN_AGE;
 use sluice_common::metrics::Metrics;
 use sluice_common::replay::{Decisions, Phase, ReplayId, ReplayTold};
+use sluice_common::servers::ServerId;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::SinkRequest;
 use sluice_common::wire::transport::Seam;
@@ -59,9 +61,9 @@ use tokio::sync::Semaphore;
 /// What replays stand on.
 pub struct Parts {
     pub dir: Dir,
-    pub log: Arc<EmbeddedLog>,
-    pub progress: Arc<Mutex<Store>>,
-    pub shelf: Shelf,
+    pub log: Arc<dyn Log>,
+    /// Partitions that are worked on here: others are not replayed here.
+    pub owned: Owned,
     pub sink: Seam<SinkRequest>,
     pub settings: SharedSettings,
     /// Orders about dead letters take it one at a time.
@@ -71,6 +73,24 @@ pub struct Parts {
     pub metrics: Metrics,
     pub stop: Stop,
 }
+
+/// What is read of one partition, and what is asked about it.
+#[derive(Clone)]
+struct Source {
+    log: Arc<dyn Partition>,
+    sink: Sink,
+    /// What waits in it is in flight, and goes in by itself.
+    shelf: Shelf,
+}
+
+/// Partitions that other normalizers work on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "partitions {} of the log are not worked on here: a replay is made where they are. Ask the normalizer that has them, name \
+     one of this one's (`--partition`), or have this one have them all: stop the others for as long as it takes",
+    .0.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+)]
+pub struct Elsewhere(Vec<u16>);
 
 /// All replays. Cloning shares them.
 #[derive(Clone)]
@@ -150,8 +170,10 @@ impl Replays {
         let states = file::list(&parts.dir)?;
         // What was declared before is verified as ever, unless a replacement may be on its way.
         for state in states.iter().filter(|state| state.is_replacing()) {
-            let tables: Vec<Name> = state.tables().cloned().collect();
-            parts.shelf.hold(&tables);
+            let tables: Vec<Name> = state.tables().into_iter().cloned().collect();
+            for work in parts.owned.all() {
+                work.shelf.hold(&tables);
+            }
         }
         let replays = states
             .into_iter()
@@ -192,11 +214,7 @@ impl Replays {
     #[must_use]
     pub fn list(&self) -> Vec<ReplayTold> {
         let known = self.0.known.lock();
-        let mut told: Vec<ReplayTold> = known
-            .replays
-            .values()
-            .map(|one| one.state.lock().told.clone())
-            .collect();
+        let mut told: Vec<ReplayTold> = known.replays.values().map(|one| one.told_now()).collect();
         told.sort_by_key(|one| std::cmp::Reverse(one.begun_ms));
         told
     }
@@ -255,7 +273,7 @@ impl Replays {
         let id = running.id();
         let ran = if running.is_fresh() {
             // A process may have ended between its state and its tables.
-            let made = self.sink(id).prepare(running.tables()).await;
+            let made = self.tables_sink(running).prepare(running.tables()).await;
             made.map_err(|error| RunError::Sink(error.to_string()))
         } else {
             Ok(())
@@ -289,10 +307,15 @@ impl Replays {
         let state = self.written(running, change).inspect_err(|error| {
             running.change(|state| state.told.reason = Some(format!("keeping its state: {error}")));
         })?;
+        self.show(running, state);
+        Ok(())
+    }
+
+    /// Shows what is durable, together with the turn being free.
+    fn show(&self, running: &Running, state: State) {
         let mut known = self.0.known.lock();
         running.change(|shown| *shown = state);
         known.at_work = None;
-        Ok(())
     }
 
     /// The changed state, once it is durable: shown by nobody yet.
@@ -309,36 +332,92 @@ impl Replays {
         let now = self.now_ms();
         let known = self.0.known.lock();
         let young = |state: &State| state.told.changed_ms.saturating_add(ms(REPLAY_PIN_AGE)) > now;
-        let mut lowest: Option<Offset> = None;
+        let mut lowest: BTreeMap<u16, Offset> = BTreeMap::new();
         for running in known.replays.values() {
             let state = running.state.lock();
             if !state.has_ended() && (young(&state) || state.is_at_work()) {
-                let anew = state.decisions.values().any(|how| *how == Decisions::Anew);
-                let needs = if anew { state.needs } else { state.told.next };
-                lowest = Some(lowest.map_or(needs, |lowest| lowest.min(needs)));
+                for leg in &state.legs {
+                    let anew = leg.decisions.values().any(|how| *how == Decisions::Anew);
+                    let needs = if anew { leg.needs } else { leg.next };
+                    let lowest = lowest.entry(leg.partition).or_insert(needs);
+                    *lowest = needs.min(*lowest);
+                }
             }
         }
-        self.log().pin(lowest);
+        self.log().pin(&lowest);
     }
 
-    fn sink(&self, id: ReplayId) -> Sink {
+    /// For what is asked about tables, and not about records of a partition.
+    fn tables_sink(&self, running: &Running) -> Sink {
+        let server = running.state.lock().server.clone();
+        self.sink(running.id(), 0, Some(server))
+    }
+
+    fn sink(&self, id: ReplayId, partition: u16, server: Option<ServerId>) -> Sink {
         Sink {
             id,
             log: self.log().id(),
+            partition,
+            server,
             seam: self.seam(),
         }
+    }
+
+    /// A partition for a reader of its own; asked about where new ranges go.
+    ///
+    /// # Errors
+    /// [`Elsewhere`].
+    fn source(&self, id: ReplayId, partition: u16) -> Result<Source, Elsewhere> {
+        let work = self.here(partition)?;
+        Ok(Source {
+            log: work.log.beside(),
+            sink: self.sink(id, partition, None),
+            shelf: work.shelf,
+        })
+    }
+
+    /// The same for one that was ordered, where all of it happens.
+    ///
+    /// # Errors
+    /// [`Elsewhere`].
+    fn source_of(&self, running: &Running, partition: u16) -> Result<Source, Elsewhere> {
+        let mut source = self.source(running.id(), partition)?;
+        source.sink.server = Some(running.state.lock().server.clone());
+        Ok(source)
+    }
+
+    /// # Errors
+    /// [`Elsewhere`].
+    fn here(&self, partition: u16) -> Result<Work, Elsewhere> {
+        let found = self.0.parts.owned.get(partition);
+        found.ok_or_else(|| Elsewhere(vec![partition]))
+    }
+
+    /// Every partition of the log.
+    ///
+    /// # Errors
+    /// [`Elsewhere`].
+    fn all_here(&self) -> Result<Vec<Work>, Elsewhere> {
+        let all = self.0.parts.owned.all();
+        let has = |number: &u16| all.iter().any(|work| work.log.number() == *number);
+        let elsewhere: Vec<u16> = (0..self.partitions()).filter(|number| !has(number)).collect();
+        if elsewhere.is_empty() {
+            Ok(all)
+        } else {
+            Err(Elsewhere(elsewhere))
+        }
+    }
+
+    fn partitions(&self) -> u16 {
+        self.log().spread().partitions()
     }
 
     fn seam(&self) -> Seam<SinkRequest> {
         self.0.parts.sink.clone()
     }
 
-    fn log(&self) -> &Arc<EmbeddedLog> {
-        &self.0.parts.log
-    }
-
-    fn shelf(&self) -> &Shelf {
-        &self.0.parts.shelf
+    fn log(&self) -> &dyn Log {
+        &*self.0.parts.log
     }
 
     fn dir(&self) -> &Dir {
@@ -355,14 +434,6 @@ impl Replays {
 
     fn letters_gate(&self) -> Arc<Semaphore> {
         Arc::clone(&self.0.parts.letters)
-    }
-
-    fn committed(&self) -> Offset {
-        self.0.parts.progress.lock().state().committed
-    }
-
-    fn declared_end(&self) -> Offset {
-        self.0.parts.progress.lock().state().end()
     }
 
     fn now_ms(&self) -> UnixMs {
@@ -385,7 +456,7 @@ impl Running {
     /// Its state, for those who ask.
     #[must_use]
     pub fn told_now(&self) -> ReplayTold {
-        self.state.lock().told.clone()
+        self.state.lock().telling()
     }
 
     fn id(&self) -> ReplayId {
@@ -394,13 +465,14 @@ impl Running {
 
     /// The live tables.
     fn tables(&self) -> Vec<Name> {
-        self.state.lock().tables().cloned().collect()
+        self.state.lock().tables().into_iter().cloned().collect()
     }
 
     /// Nothing of it is read yet.
     fn is_fresh(&self) -> bool {
         let state = self.state.lock();
-        state.told.next == state.told.plan.from && state.intent.is_none()
+        let spans = state.told.plan.spans.iter().map(|span| span.from);
+        spans.eq(state.legs.iter().map(|leg| leg.next)) && state.intent.is_none()
     }
 
     /// What was read must be what was planned.

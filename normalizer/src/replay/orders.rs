@@ -2,18 +2,20 @@
 //!
 //! What takes long is done by tasks: whoever asked may go away.
 
-use super::file::{self, Promotion, State};
+use super::file::{self, Leg, Promotion, State};
 use super::plan::Planned;
 use super::sink::SinkTrouble;
-use super::{Replays, Running};
+use super::{Elsewhere, Replays, Running};
+use crate::log::{Partition, ReadError};
 use crate::runtime::block_in_place;
 use http::StatusCode;
 use sluice_common::admin::Refused;
 use sluice_common::ids::Offset;
 use sluice_common::limits::REPLAY_PLANS;
 use sluice_common::replay::{
-    Decisions, Phase, PromoteOrder, ReplayId, ReplayOrder, ReplayPlan, ReplayTold, TableDiff,
+    Decisions, Phase, PromoteOrder, ReplayId, ReplayOrder, ReplayTold, Span, TableDiff, Touched,
 };
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl Replays {
@@ -65,30 +67,32 @@ impl Replays {
     }
 
     async fn fresh(&self, planned: Planned, order: ReplayOrder) -> Result<State, Refused> {
-        let Planned {
-            mut plan,
-            decisions,
-            window_ms,
-            empty,
-        } = planned;
+        let Planned { mut plan, mut legs } = planned;
         if plan.decisions.is_none() {
             return Err(conflict("replay_undecidable", plan.notes.join("; ")));
         }
-        let first = self.log().first_offset();
-        if plan.from < first {
-            let detail = format!("the log begins at {first} by now: plan again");
-            return Err(conflict("replay_out_of_reach", detail));
+        for leg in &mut legs {
+            let source = self
+                .source(plan.id, leg.partition)
+                .map_err(|error| elsewhere(&error))?;
+            let touched = plan.partitions.iter().find(|one| one.partition == leg.partition);
+            let needs = block_in_place(|| needs(&*source.log, leg, touched));
+            leg.needs = needs.map_err(|error| unreadable(&error))?;
+            let first = source.log.first_offset();
+            if leg.next < first {
+                let detail = format!(
+                    "partition {} of the log begins at {first} by now: plan again",
+                    leg.partition
+                );
+                return Err(conflict("replay_out_of_reach", detail));
+            }
         }
         if let Some(cap) = order.events_per_second {
             plan.events_per_second = cap.max(1);
         }
         let now = self.now_ms();
         Ok(State {
-            end: plan.to,
-            needs: self.needs(&plan, window_ms),
-            empty,
-            decisions,
-            window_ms,
+            legs,
             server: self.server().await?,
             intent: None,
             promotion: None,
@@ -99,8 +103,8 @@ impl Replays {
                 changed_ms: now,
                 phase: Phase::Running,
                 reason: None,
-                read: Vec::new(),
-                next: plan.from,
+                read: plan.partitions.iter().map(nothing_of).collect(),
+                next: BTreeMap::new(),
                 written: 0,
                 left_out: 0,
                 comparing: false,
@@ -109,17 +113,6 @@ impl Replays {
                 plan,
             },
         })
-    }
-
-    /// Where dedup has to begin to read, to decide anew.
-    fn needs(&self, plan: &ReplayPlan, window_ms: u64) -> Offset {
-        if plan.decisions != Some(Decisions::Anew) {
-            return plan.from;
-        }
-        let firsts = plan.partitions.iter().filter_map(|one| one.first_append_ms);
-        let first_ms = firsts.min().unwrap_or_default();
-        self.log()
-            .first_offset_appended_at_or_after(first_ms.saturating_sub(window_ms))
     }
 
     async fn server(&self) -> Result<sluice_common::servers::ServerId, Refused> {
@@ -135,14 +128,14 @@ impl Replays {
         let begun = match self.keep(running) {
             Err(error) => Err(no_room(&error)),
             Ok(()) => {
-                let made = self.sink(id).prepare(tables.clone()).await;
+                let made = self.tables_sink(running).prepare(tables.clone()).await;
                 made.map_err(|error| unreachable(&error))
             }
         };
         if begun.is_err() {
             // Best effort: what stays is told by the list, and goes with `discard`.
             let removed = block_in_place(|| file::remove(self.dir(), id));
-            let dropped = self.sink(id).drop_beside(tables).await;
+            let dropped = self.tables_sink(running).drop_beside(tables).await;
             if removed.is_err() || dropped.is_err() {
                 tracing::warn!(%id, "a replay that did not begin may have left empty tables");
             }
@@ -215,13 +208,17 @@ impl Replays {
 
     async fn compare(&self, running: &Running) {
         let state = running.state.lock().clone();
-        let (sink, plan) = (self.sink(state.told.id), &state.told.plan);
+        let (sink, plan) = (self.tables_sink(running), &state.told.plan);
+        let spans = plan.spans.iter().zip(&state.legs).map(|(span, leg)| Span {
+            to: leg.next,
+            ..*span
+        });
+        let spans: Vec<Span> = spans.collect();
         let mut all: Vec<TableDiff> = Vec::new();
         let mut trouble = None;
         for table in state.tables() {
-            let span = (plan.from, state.told.next);
             match sink
-                .compare(table.clone(), plan.tenant.clone(), span, false)
+                .compare(table.clone(), plan.tenant.clone(), spans.clone())
                 .await
             {
                 Ok(diff) => all.push(diff),
@@ -249,6 +246,7 @@ impl Replays {
                 "only one that is done, and not being compared, can be promoted",
             ));
         }
+        self.all_here().map_err(|error| elsewhere(&error))?;
         let turn = self.take_turn(&running)?;
         running.change(|state| {
             (state.told.phase, state.told.reason) = (Phase::Promoting, None);
@@ -271,7 +269,10 @@ impl Replays {
     /// # Errors
     /// A refusal.
     pub async fn discard(&self, id: ReplayId) -> Result<ReplayTold, Refused> {
-        let running = self.find(id)?;
+        let running = match self.find(id) {
+            Ok(running) => running,
+            Err(unknown) => return self.release_anothers(id).await?.ok_or(unknown),
+        };
         let phase = running.state.lock().told.phase;
         let busy = {
             let state = running.state.lock();
@@ -292,7 +293,7 @@ impl Replays {
     }
 
     async fn discarded(&self, running: &Running) -> Result<(), Refused> {
-        let dropped = self.sink(running.id()).drop_beside(running.tables()).await;
+        let dropped = self.tables_sink(running).drop_beside(running.tables()).await;
         dropped.map_err(|error| unreachable(&error))?;
         running.change(|state| {
             state.intent = None;
@@ -303,6 +304,24 @@ impl Replays {
                 format!("its tables are dropped, and that cannot be kept: {error}; discard it again");
             Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_no_room", detail)
         })
+    }
+}
+
+/// Where dedup has to begin to read, to decide anew.
+fn needs(log: &dyn Partition, leg: &Leg, touched: Option<&Touched>) -> Result<Offset, ReadError> {
+    // Where the log begins is known anew by it.
+    log.end()?;
+    let anew = leg.decisions.values().any(|how| *how == Decisions::Anew);
+    match touched.and_then(|touched| touched.first_append_ms) {
+        Some(first_ms) if anew => log.appended_since(first_ms.saturating_sub(leg.window_ms)),
+        _ => Ok(leg.next),
+    }
+}
+
+fn nothing_of(planned: &Touched) -> Touched {
+    Touched {
+        partition: planned.partition,
+        ..Touched::default()
     }
 }
 
@@ -324,6 +343,17 @@ fn stopped(error: &tokio::task::JoinError) -> Refused {
 pub(super) fn stopped_planning() -> Refused {
     let detail = "making the plan was cut short: plan again";
     Refused::new(StatusCode::SERVICE_UNAVAILABLE, "replay_unreachable", detail)
+}
+
+pub(super) fn elsewhere(error: &Elsewhere) -> Refused {
+    conflict("replay_elsewhere", error.to_string())
+}
+
+pub(super) fn unreadable(error: &ReadError) -> Refused {
+    conflict(
+        "replay_out_of_reach",
+        format!("the log cannot be read there: {error}"),
+    )
 }
 
 pub(super) fn bad(detail: String) -> Refused {

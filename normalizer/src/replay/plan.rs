@@ -1,19 +1,21 @@
 //! Planning: which records exactly, which tables, and how it is known which rows are repeats. Nothing is touched.
 
-use super::Replays;
 use super::decide::reaches_back;
-use super::orders::{bad, conflict, missing, unreachable};
+use super::file::Leg;
+use super::orders::{bad, conflict, elsewhere, missing, unreachable, unreadable};
 use super::scan::{Wanted, touch, walk};
-use super::sink::{Sink, SinkTrouble};
-use crate::log::ReadError;
-use crate::log::embedded::PARTITION;
+use super::sink::SinkTrouble;
+use super::{Replays, Source};
+use crate::log::{Partition, ReadError};
+use crate::runtime::block_in_place;
 use sluice_common::admin::Refused;
 use sluice_common::books::{LEDGER, MINUTE_MS};
 use sluice_common::clock::UnixMs;
 use sluice_common::ids::{Name, Offset, TenantId};
 use sluice_common::limits::REPLAY_EVENTS_PER_SECOND;
-use sluice_common::replay::{Beside, Decisions, End, Facts, ReplayAsk, ReplayId, ReplayPlan, Touched};
+use sluice_common::replay::{Beside, Decisions, End, Facts, ReplayAsk, ReplayId, ReplayPlan, Span, Touched};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Tenants that an error names.
 const MAX_NAMED: usize = 10;
@@ -22,10 +24,7 @@ const MAX_NAMED: usize = 10;
 #[derive(Debug, Clone)]
 pub struct Planned {
     pub plan: ReplayPlan,
-    /// By live table; empty where the plan cannot be run.
-    pub decisions: BTreeMap<Name, Decisions>,
-    pub empty: BTreeSet<Name>,
-    pub window_ms: u64,
+    pub legs: Vec<Leg>,
 }
 
 /// What was found in a span of the log.
@@ -54,54 +53,122 @@ impl Replays {
     /// # Errors
     /// A refusal that says what to do.
     pub async fn plan(&self, ask: &ReplayAsk) -> Result<Planned, Refused> {
-        if ask.partition.is_some_and(|partition| partition != PARTITION) {
-            return Err(bad(format!("the embedded log has one partition: {PARTITION}")));
-        }
-        let mut notes = Vec::new();
-        let (from, to) = self.span(ask, &mut notes).await?;
+        let id = ReplayId(random());
         let wanted = Wanted {
             tenant: ask.tenant.clone(),
             dataset: ask.dataset.clone(),
         };
-        let found = self
-            .look((from, to), &wanted)
-            .await
-            .map_err(|error| unreadable(&error))?;
-        self.check_found(&found, &wanted)?;
-        let id = ReplayId(random());
-        let sink = self.sink(id);
-        let decided = self.decisions(&sink, &found).await;
-        let decided = decided.map_err(|error| unreachable(&error))?;
-        notes.extend(decided.notes);
-        let tables: Vec<Name> = found.touched.tables.keys().cloned().collect();
-        let worst = tables.iter().map(|table| decided.by_table.get(table).copied());
+        let (mut notes, mut looked, mut reach) = (Vec::new(), Vec::new(), Vec::new());
+        for partition in self.asked(ask)? {
+            let source = self.source(id, partition).map_err(|error| elsewhere(&error))?;
+            let of = self.name_of(partition);
+            let mut said = Vec::new();
+            let span = self.span(&source, ask, (&of, &mut said)).await?;
+            notes.extend(said);
+            let (first, committed) = self.reach(&source)?;
+            reach.push(format!("{of}{first}..{committed}"));
+            let found = self.look(&source, (span.from, span.to), &wanted).await;
+            looked.push((source, span, found.map_err(|error| unreadable(&error))?));
+        }
+        self.check_found(looked.iter().map(|(.., found)| found), &wanted, &reach)?;
+        let mut planned = self.nothing(id, wanted, notes);
+        let mut worst = Some(Decisions::Provenance);
+        for (source, span, found) in looked {
+            let decided = self.decisions(&source, &found).await;
+            let decided = decided.map_err(|error| unreachable(&error))?;
+            planned.plan.notes.extend(decided.notes);
+            for table in found.touched.tables.keys() {
+                let decided = decided.by_table.get(table).copied();
+                worst = [worst, decided].into_iter().min_by_key(rank).flatten();
+            }
+            planned.plan.spans.push(span);
+            planned.plan.partitions.push(found.touched);
+            planned.legs.push(Leg {
+                partition: span.partition,
+                next: span.from,
+                end: span.to,
+                decisions: decided.by_table,
+                window_ms: found.window_ms,
+                needs: span.from,
+                empty: decided.empty,
+            });
+        }
+        let touched = &planned.plan.partitions;
+        let tables: BTreeSet<&Name> = touched.iter().flat_map(|one| one.tables.keys()).collect();
+        let shadow = |table: &&Name| id.table(table, Beside::Shadow);
+        planned.plan.shadow_tables = tables.iter().map(shadow).collect();
+        planned.plan.decisions = worst;
+        Ok(planned)
+    }
+
+    fn nothing(&self, id: ReplayId, wanted: Wanted, notes: Vec<String>) -> Planned {
         let plan = ReplayPlan {
             id,
-            shadow_tables: tables
-                .iter()
-                .map(|table| id.table(table, Beside::Shadow))
-                .collect(),
-            partitions: vec![found.touched],
-            from,
-            to,
+            shadow_tables: Vec::new(),
+            partitions: Vec::new(),
+            spans: Vec::new(),
             tenant: wanted.tenant,
             dataset: wanted.dataset,
-            decisions: worst.min_by_key(rank).flatten(),
+            decisions: None,
             events_per_second: REPLAY_EVENTS_PER_SECOND,
             notes,
         };
-        Ok(Planned {
+        Planned {
             plan,
-            decisions: decided.by_table,
-            empty: decided.empty,
-            window_ms: found.window_ms,
-        })
+            legs: Vec::new(),
+        }
     }
 
-    /// The records that are asked for, as far as they are stored and the log has them.
-    async fn span(&self, ask: &ReplayAsk, notes: &mut Vec<String>) -> Result<(Offset, Offset), Refused> {
-        let first = self.log().first_offset();
-        let committed = self.committed();
+    /// The partitions that are asked for.
+    fn asked(&self, ask: &ReplayAsk) -> Result<Vec<u16>, Refused> {
+        let partitions = self.partitions();
+        if let Some(partition) = ask.partition {
+            if partition >= partitions {
+                return Err(bad(format!(
+                    "the log has no partition {partition}: it has {}",
+                    all_of(partitions)
+                )));
+            }
+            return Ok(vec![partition]);
+        }
+        let is_offset = |end| matches!(end, End::Offset(_));
+        if partitions > 1 && (is_offset(ask.from) || is_offset(ask.to)) {
+            return Err(bad(format!(
+                "offsets are those of one partition, and the log has {}: name one (`--partition`), or take `earliest`, \
+                 `latest`, `--since` and `--until`",
+                all_of(partitions)
+            )));
+        }
+        self.all_here().map_err(|error| elsewhere(&error))?;
+        Ok((0..partitions).collect())
+    }
+
+    /// What a sentence about one of several partitions begins with.
+    fn name_of(&self, partition: u16) -> String {
+        match self.partitions() {
+            1 => String::new(),
+            _ => format!("partition {partition}: "),
+        }
+    }
+
+    /// Where a partition begins, and where what is stored of it ends.
+    fn reach(&self, source: &Source) -> Result<(Offset, Offset), Refused> {
+        let work = self
+            .here(source.log.number())
+            .map_err(|error| elsewhere(&error))?;
+        Ok((source.log.first_offset(), work.committed()))
+    }
+
+    /// The records of a partition that are asked for, as far as they are stored and the log has them.
+    async fn span(
+        &self,
+        source: &Source,
+        ask: &ReplayAsk,
+        (of, notes): (&str, &mut Vec<String>),
+    ) -> Result<Span, Refused> {
+        // Where it begins is known anew by it.
+        block_in_place(|| source.log.end()).map_err(|error| unreadable(&error))?;
+        let (first, committed) = self.reach(source)?;
         let from = match ask.from {
             End::Earliest => first,
             End::Latest => committed,
@@ -114,62 +181,56 @@ impl Replays {
         };
         if from > to {
             return Err(bad(format!(
-                "`--from` {from} lies past `--to` {to}, which is exclusive; the log has {first}..{committed}"
+                "{of}`--from` {from} lies past `--to` {to}, which is exclusive; the log has {first}..{committed}"
             )));
         }
         if from < first {
             return Err(conflict(
                 "replay_out_of_reach",
                 format!(
-                    "record {from} is no longer in the log, which begins at {first} (`log.retain` says how long stored \
+                    "{of}record {from} is no longer in the log, which begins at {first} (`log.retain` says how long stored \
                      records are kept): replay from {first} or `earliest` on"
                 ),
             ));
         }
         if first > 0 && ask.from == End::Earliest {
-            notes.push(format!("records below {first} are no longer in the log"));
+            notes.push(format!("{of}records below {first} are no longer in the log"));
         }
         if to > committed {
             notes.push(format!(
-                "records from {committed} on are not stored yet: it ends there, not at {to}"
+                "{of}records from {committed} on are not stored yet: it ends there, not at {to}"
             ));
         }
         let (from, to) = (from.min(committed), to.min(committed));
         let from = match ask.since_ms {
-            Some(since) => self.first_at((from, to), since).await?,
+            Some(since) => first_at(&source.log, (from, to), since).await?,
             None => from,
         };
         let to = match ask.until_ms {
-            Some(until) => self.first_at((from, to), until).await?,
+            Some(until) => first_at(&source.log, (from, to), until).await?,
             None => to,
         };
-        Ok((from, to))
+        Ok(Span {
+            partition: source.log.number(),
+            from,
+            to: to.max(from),
+        })
     }
 
-    /// The first record of a span that was appended at `ms` or later: append times never decrease.
-    async fn first_at(&self, (from, to): (Offset, Offset), ms: UnixMs) -> Result<Offset, Refused> {
-        let near = self.log().first_offset_appended_at_or_after(ms).max(from).min(to);
-        let mut at = near;
-        let found = walk(self.log(), (near, to), |record| {
-            let before = record.place.append_ms < ms;
-            if before {
-                at = record.place.offset + 1;
-            }
-            before
-        });
-        found.await.map_err(|error| unreadable(&error))?;
-        Ok(at)
-    }
-
-    pub(super) async fn look(&self, span: (Offset, Offset), wanted: &Wanted) -> Result<Found, ReadError> {
+    pub(super) async fn look(
+        &self,
+        source: &Source,
+        span: (Offset, Offset),
+        wanted: &Wanted,
+    ) -> Result<Found, ReadError> {
         let mut found = Found {
             touched: Touched {
-                partition: PARTITION,
+                partition: source.log.number(),
                 ..Touched::default()
             },
             ..Found::default()
         };
-        walk(self.log(), span, |record| {
+        walk(&source.log, span, |record| {
             let meta = &record.meta;
             if found.tenants.len() <= MAX_NAMED && !found.tenants.contains(&meta.tenant) {
                 found.tenants.insert(meta.tenant.clone());
@@ -191,9 +252,22 @@ impl Replays {
         Ok(found)
     }
 
-    fn check_found(&self, found: &Found, wanted: &Wanted) -> Result<(), Refused> {
+    fn check_found<'f>(
+        &self,
+        all: impl Iterator<Item = &'f Found>,
+        wanted: &Wanted,
+        reach: &[String],
+    ) -> Result<(), Refused> {
+        let mut found = Found::default();
+        for one in all {
+            found.touched.records += one.touched.records;
+            let tables = one.touched.tables.keys().map(|table| (table.clone(), 0));
+            found.touched.tables.extend(tables);
+            found.tenants.extend(one.tenants.iter().cloned());
+            found.datasets.extend(one.datasets.iter().cloned());
+        }
         if found.touched.records > 0 {
-            return self.check_shared(found, wanted);
+            return self.check_shared(&found, wanted);
         }
         if let Some(tenant) = wanted
             .tenant
@@ -213,10 +287,10 @@ impl Replays {
             let detail = format!("no record of dataset {dataset} is in that span; it has records of {there}");
             return Err(missing("replay_no_such_dataset", detail));
         }
-        let (first, committed) = (self.log().first_offset(), self.committed());
+        let reach = reach.join(", ");
         Err(conflict(
             "replay_nothing",
-            format!("no stored event lies in that span; the log has stored records {first}..{committed}"),
+            format!("no stored event lies in that span; the log has stored records {reach}"),
         ))
     }
 
@@ -241,20 +315,28 @@ impl Replays {
     ///
     /// # Errors
     /// Where the sink-writer cannot be asked.
-    pub(super) async fn decisions(&self, sink: &Sink, found: &Found) -> Result<Decided, SinkTrouble> {
+    pub(super) async fn decisions(&self, source: &Source, found: &Found) -> Result<Decided, SinkTrouble> {
+        let of = self.name_of(source.log.number());
         let (mut by_table, mut notes, mut empty) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
         let touched = &found.touched;
+        if touched.records == 0 {
+            return Ok(Decided {
+                by_table,
+                empty,
+                notes,
+            });
+        }
         let first_ms = touched.first_append_ms.unwrap_or_default();
-        let reaches = reaches_back(self.log(), first_ms, found.window_ms);
+        let reaches = reaches_back(&*source.log, first_ms, found.window_ms);
         let reaches = reaches.map_err(|error| SinkTrouble(format!("reading the log: {error}")))?;
         for (table, events) in &touched.tables {
-            let facts = self.facts(sink, table, found).await?;
+            let facts = self.facts(source, table, found).await?;
             if facts.live == Some(0) {
                 empty.insert(table.clone());
             }
             if facts.servers > 1 && !facts.shared {
                 notes.push(format!(
-                    "rows of table {table} may be on several ClickHouse servers, each with rows of its own: it cannot be \
+                    "{of}rows of table {table} may be on several ClickHouse servers, each with rows of its own: it cannot be \
                      replayed beside them"
                 ));
                 continue;
@@ -263,7 +345,7 @@ impl Replays {
             let booked = facts.stored + facts.duplicate + facts.dead_lettered + facts.parked;
             // Books that were lost with the rows would agree with anything.
             let books =
-                !self.books_are_aside() && u64::try_from(booked).is_ok_and(|booked| booked >= *events);
+                !books_are_aside(source) && u64::try_from(booked).is_ok_and(|booked| booked >= *events);
             let decisions = if whole && books {
                 Decisions::Provenance
             } else if reaches {
@@ -271,11 +353,11 @@ impl Replays {
             } else if books && facts.duplicate == 0 {
                 Decisions::All
             } else {
-                notes.push(cannot(table, &facts));
+                notes.push(of.clone() + &cannot(table, &facts));
                 continue;
             };
             if decisions != Decisions::Provenance {
-                notes.push(differs(table, &facts, decisions));
+                notes.push(of.clone() + &differs(table, &facts, decisions));
             }
             by_table.insert(table.clone(), decisions);
         }
@@ -286,7 +368,7 @@ impl Replays {
         })
     }
 
-    async fn facts(&self, sink: &Sink, table: &Name, found: &Found) -> Result<Facts, SinkTrouble> {
+    async fn facts(&self, source: &Source, table: &Name, found: &Found) -> Result<Facts, SinkTrouble> {
         let touched = &found.touched;
         let minute = |ms: UnixMs| ms / MINUTE_MS * (MINUTE_MS / 1_000);
         let since_s = minute(touched.first_append_ms.unwrap_or_default());
@@ -295,24 +377,62 @@ impl Replays {
         datasets.extend(found.written_by.get(table).into_iter().flatten().cloned());
         datasets.sort();
         datasets.dedup();
-        let records = (self.none_older(since_s * 1_000), self.committed());
-        sink.facts((table.clone(), datasets), (since_s, until_s), records)
-            .await
+        let oldest = block_in_place(|| none_older(&*source.log, since_s * 1_000));
+        let oldest = oldest.map_err(|error| SinkTrouble(format!("reading the log: {error}")))?;
+        let work = self.here(source.log.number());
+        let work = work.map_err(|error| SinkTrouble(error.to_string()))?;
+        let records = (oldest, work.committed());
+        let of = (table.clone(), datasets);
+        source.sink.facts(of, (since_s, until_s), records).await
     }
+}
 
-    /// An offset at or below every record that was ever appended at `ms` or later.
-    fn none_older(&self, ms: UnixMs) -> Offset {
-        // First this: what is deleted meanwhile makes it no higher.
-        let first = self.log().first_offset();
-        let near = self.log().first_offset_appended_at_or_after(ms);
-        // The log does not tell how old the records were that it has no more.
-        if near <= first { 0 } else { near }
+/// The first record of a span that was appended at `ms` or later: append times never decrease, but for what the clocks of
+/// several brokers differ.
+async fn first_at(
+    log: &Arc<dyn Partition>,
+    (from, to): (Offset, Offset),
+    ms: UnixMs,
+) -> Result<Offset, Refused> {
+    if from < to {
+        let last = block_in_place(|| log.read(to - 1, 1)).map_err(|error| unreadable(&error))?;
+        if last.first().is_some_and(|last| last.place.append_ms < ms) {
+            return Ok(to);
+        }
     }
+    let near = block_in_place(|| log.appended_since(ms)).map_err(|error| unreadable(&error))?;
+    let near = near.max(from).min(to);
+    let mut at = near;
+    let found = walk(log, (near, to), |record| {
+        let before = record.place.append_ms < ms;
+        if before {
+            at = record.place.offset + 1;
+        }
+        before
+    });
+    found.await.map_err(|error| unreadable(&error))?;
+    Ok(at)
+}
 
-    /// Rows of the books that wait elsewhere: then they say too little.
-    fn books_are_aside(&self) -> bool {
-        let units = self.shelf().units();
-        units.iter().any(|(id, _)| id.table.as_str() == LEDGER)
+/// An offset at or below every record that was ever appended at `ms` or later.
+fn none_older(log: &dyn Partition, ms: UnixMs) -> Result<Offset, ReadError> {
+    // First this: what is deleted meanwhile makes it no higher.
+    let first = log.first_offset();
+    let near = log.appended_since(ms)?;
+    // The log does not tell how old the records were that it has no more.
+    Ok(if near <= first { 0 } else { near })
+}
+
+/// Rows of the books that wait elsewhere: then they say too little.
+fn books_are_aside(source: &Source) -> bool {
+    let units = source.shelf.units();
+    units.iter().any(|(id, _)| id.table.as_str() == LEDGER)
+}
+
+fn all_of(partitions: u16) -> String {
+    match partitions {
+        1 => "one, 0".to_owned(),
+        several => format!("0 to {}", several - 1),
     }
 }
 
@@ -361,13 +481,6 @@ fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
     } else {
         names.join(", ")
     }
-}
-
-fn unreadable(error: &ReadError) -> Refused {
-    conflict(
-        "replay_out_of_reach",
-        format!("the log cannot be read there: {error}"),
-    )
 }
 
 fn random() -> u32 {

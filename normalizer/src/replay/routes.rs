@@ -2,9 +2,8 @@
 
 use super::Replays;
 use axum::extract::{Path, State};
-use axum::routing::{any, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::StatusCode;
 use serde::Serialize;
 use sluice_common::admin::Refused;
 use sluice_common::replay::{PromoteOrder, ReplayAsk, ReplayId, ReplayOrder, ReplayPlan, ReplayTold};
@@ -27,18 +26,6 @@ pub fn routes(replays: Replays) -> Router {
         .route("/admin/v1/replay/{id}/promote", post(promote))
         .route("/admin/v1/replay/{id}/discard", post(discard))
         .with_state(replays)
-}
-
-/// The same routes where there is nothing to replay from.
-pub fn no_routes() -> Router {
-    async fn none() -> Refused {
-        let detail = "a log in Kafka cannot be replayed by this release: its records are in the topic, and the embedded log \
-                      has replays";
-        Refused::new(StatusCode::NOT_IMPLEMENTED, "no_replay", detail.to_owned())
-    }
-    Router::new()
-        .route("/admin/v1/replay", any(none))
-        .route("/admin/v1/replay/{*rest}", any(none))
 }
 
 type Told = Result<Json<ReplayTold>, Refused>;

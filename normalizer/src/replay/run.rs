@@ -2,11 +2,10 @@
 //! path does it, with a state file in the place of the progress.
 
 use super::decide::{DecideError, Decider};
-use super::file::State;
-use super::scan::{Wanted, touch, walk};
-use super::{Replays, Running};
+use super::file::{Leg, State};
+use super::scan::{touch, walk};
+use super::{Elsewhere, Replays, Running, Source};
 use crate::log::ReadError;
-use crate::log::embedded::PARTITION;
 use crate::parked::file::UnitId;
 use crate::parked::shelf::Unit;
 use crate::progress::closing::{self, Aside, Work};
@@ -26,7 +25,6 @@ use sluice_common::replay::{Beside, Touched};
 use sluice_common::trace::TraceContext;
 use sluice_common::wire::sink::{Range, RangeRecord};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two looks at the live path while it is behind.
@@ -38,7 +36,9 @@ pub enum RunError {
     /// Told to.
     #[error("it was told to stop")]
     Told,
-    #[error("reading the log: {0}: what it still has can be replayed by a new plan")]
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
+    #[error("reading the log: {0}; {advice}", advice = advice(.0))]
     Log(#[from] ReadError),
     #[error(transparent)]
     Decide(#[from] DecideError),
@@ -53,6 +53,14 @@ pub enum RunError {
     Differs { a: Offset, b: Offset },
 }
 
+fn advice(error: &ReadError) -> &'static str {
+    match error {
+        ReadError::OutOfReach { .. } => "what it still has can be replayed by a new plan",
+        ReadError::Unavailable(_) => "resume it once they do",
+        ReadError::Corrupt(_) | ReadError::Io { .. } | ReadError::Foreign { .. } => "see to that first",
+    }
+}
+
 /// Records of one range, and what they become.
 struct Cut {
     range: Range,
@@ -60,41 +68,46 @@ struct Cut {
 }
 
 impl Replays {
-    /// Reads and writes until `state.end` is reached.
+    /// Reads and writes until each leg's end is reached.
     ///
     /// # Errors
     /// [`RunError`]; the state says how far it came.
     pub(super) async fn run(&self, running: &Running) -> Result<(), RunError> {
         self.let_in(running).await?;
-        let mut decider = {
-            let state = running.state.lock();
-            let from = (
-                Arc::clone(self.log()),
-                self.sink(state.told.id),
-                self.shelf().clone(),
-            );
-            Decider::new(from, &state, (self.dir(), self.dedup_at()), running.stop())
-        };
-        let ran = self.ranges(running, &mut decider).await;
-        decider.close();
-        ran
+        loop {
+            let Some(leg) = running.state.lock().leg().cloned() else {
+                return Ok(());
+            };
+            self.awaited(running, leg.partition).await?;
+            let source = self.source_of(running, leg.partition)?;
+            let at = (self.dir(), self.dedup_at());
+            let mut decider = Decider::new(source.clone(), &leg, at, running.stop());
+            let ran = self.ranges(running, &source, &mut decider).await;
+            decider.close();
+            ran?;
+        }
     }
 
     /// Rows that are set aside are left out, and go into the live table by themselves. Done after that, a shadow without
     /// them could not take its place: those that are still to be decided are waited for, for a while.
     async fn let_in(&self, running: &Running) -> Result<(), RunError> {
         let (begun, tables) = (Instant::now(), running.tables());
-        let (next, end, declared) = {
+        let (legs, declared) = {
             let state = running.state.lock();
-            (state.told.next, state.end, state.intent.is_some())
+            (state.legs.clone(), state.intent.is_some())
         };
-        let shelf = self.shelf();
-        let waits = |(id, unit): &(UnitId, Unit)| {
-            let is_due = id.a < end && next < id.b && tables.contains(&id.table);
-            is_due && (unit.heals || unit.mend) && !shelf.is_held(&id.table)
+        let waits = |leg: &Leg| {
+            let Ok(work) = self.here(leg.partition) else {
+                return false;
+            };
+            let shelf = work.shelf;
+            shelf.units().iter().any(|(id, unit): &(UnitId, Unit)| {
+                let is_due = id.a < leg.end && leg.next < id.b && tables.contains(&id.table);
+                is_due && (unit.heals || unit.mend) && !shelf.is_held(&id.table)
+            })
         };
         // What is declared is to come out as it was.
-        while !declared && begun.elapsed() < REPLAY_ASIDE_PATIENCE && shelf.units().iter().any(waits) {
+        while !declared && begun.elapsed() < REPLAY_ASIDE_PATIENCE && legs.iter().any(waits) {
             running.change(|state| state.told.reason = Some("rows that were set aside go in first".into()));
             running.wait(LOOK).await?;
         }
@@ -102,18 +115,43 @@ impl Replays {
         Ok(())
     }
 
-    async fn ranges(&self, running: &Running, decider: &mut Decider) -> Result<(), RunError> {
+    /// Waits for a partition that may be on its way to us: after a start, or while the group moves it.
+    async fn awaited(&self, running: &Running, partition: u16) -> Result<(), RunError> {
+        let begun = Instant::now();
+        while let Err(elsewhere) = self.here(partition) {
+            if begun.elapsed() > REPLAY_PATIENCE {
+                return Err(elsewhere.into());
+            }
+            running.change(|state| state.told.reason = Some(elsewhere.to_string()));
+            running.wait(LOOK).await?;
+        }
+        Ok(())
+    }
+
+    /// The ranges of one leg.
+    async fn ranges(
+        &self,
+        running: &Running,
+        source: &Source,
+        decider: &mut Decider,
+    ) -> Result<(), RunError> {
+        let partition = source.log.number();
         let (mut ranges, mut ahead) = (0, None);
         loop {
             let state = running.state.lock().clone();
-            if state.told.next >= state.end && state.intent.is_none() {
+            let Some(leg) = state.leg().filter(|leg| leg.partition == partition) else {
                 return Ok(());
-            }
+            };
             self.pace(running).await?;
+            // What is set aside of it would not be known.
+            self.here(partition)?;
             let begun = Instant::now();
             let (cut, decided) = match ahead.take() {
                 Some(decided) => decided?,
-                None => self.decided(running, &state, decider).await?,
+                None => {
+                    let declared = state.intent.as_ref().map(|intent| intent.range);
+                    self.decided(running, (source, leg, declared), decider).await?
+                }
             };
             let range = cut.range;
             let events: u64 = cut.records.iter().map(|record| u64::from(record.rows())).sum();
@@ -122,24 +160,30 @@ impl Replays {
             let written = async {
                 // A range that is declared was not empty: where it would be now, somebody changed the live table.
                 if work.proof.rows > 0 || state.intent.is_some() {
-                    self.write(running, (range, &work), verify).await?;
+                    self.write(running, partition, (range, &work), verify).await?;
                 }
                 Ok::<_, RunError>(())
             };
-            let (written, next) = tokio::join!(written, self.next_decided(running, (&state, range), decider));
+            let next = Leg {
+                next: range.b,
+                ..leg.clone()
+            };
+            let (written, next) = tokio::join!(written, self.next_decided(running, (source, &next), decider));
             written?;
             ahead = next;
             ranges += 1;
             self.count(work.proof.rows, events);
             running.change(|state| {
                 state.intent = None;
-                state.told.next = range.b;
+                if let Some(leg) = state.leg_of(partition) {
+                    leg.next = range.b;
+                }
                 state.told.written += work.proof.rows;
                 state.told.left_out += events - work.proof.rows;
                 state.told.reason = None;
                 // What a promotion catches up was not planned.
                 if state.promotion.is_none() {
-                    let read = of_partition(&mut state.told.read);
+                    let read = of_partition(&mut state.told.read, partition);
                     cut.records.iter().for_each(|record| touch(read, record));
                 }
             });
@@ -154,24 +198,22 @@ impl Replays {
     async fn next_decided(
         &self,
         running: &Running,
-        (state, range): (&State, Range),
+        (source, leg): (&Source, &Leg),
         decider: &mut Decider,
     ) -> Option<Result<(Cut, Vec<RangeRecord>), RunError>> {
-        let mut state = state.clone();
-        (state.told.next, state.intent) = (range.b, None);
-        if range.b >= state.end {
+        if leg.next >= leg.end {
             return None;
         }
-        Some(self.decided(running, &state, decider).await)
+        Some(self.decided(running, (source, leg, None), decider).await)
     }
 
     async fn decided(
         &self,
         running: &Running,
-        state: &State,
+        of: (&Source, &Leg, Option<Range>),
         decider: &mut Decider,
     ) -> Result<(Cut, Vec<RangeRecord>), RunError> {
-        let cut = self.cut(running, state).await?;
+        let cut = self.cut(running, of).await?;
         let decided = self.decide(running, decider, &cut).await?;
         Ok((cut, decided))
     }
@@ -206,25 +248,23 @@ impl Replays {
     }
 
     /// The next range: the declared one, or as many records as one may have.
-    async fn cut(&self, running: &Running, state: &State) -> Result<Cut, RunError> {
-        let (from, to) = match &state.intent {
-            Some(intent) => (intent.range.a, intent.range.b),
-            None => (state.told.next, state.end),
-        };
-        let wanted = Wanted {
-            tenant: state.told.plan.tenant.clone(),
-            dataset: state.told.plan.dataset.clone(),
-        };
+    async fn cut(
+        &self,
+        running: &Running,
+        (source, leg, declared): (&Source, &Leg, Option<Range>),
+    ) -> Result<Cut, RunError> {
+        let (from, to) = declared.map_or((leg.next, leg.end), |range| (range.a, range.b));
+        let wanted = running.wanted();
         let (mut b, mut records) = (from, Vec::new());
         let mut size = Size::default();
         let far = from.saturating_add(REPLAY_RANGE_RECORDS);
         let told = running.stop();
-        walk(self.log(), (from, to), |record| {
-            if state.intent.is_none() && (record.place.offset >= far || told.is_cancelled()) {
+        walk(&source.log, (from, to), |record| {
+            if declared.is_none() && (record.place.offset >= far || told.is_cancelled()) {
                 return false;
             }
-            let is_one = wanted.has(&record) && state.decisions.contains_key(&record.meta.table);
-            if is_one && !size.takes(&record) && state.intent.is_none() {
+            let is_one = wanted.has(&record) && leg.decisions.contains_key(&record.meta.table);
+            if is_one && !size.takes(&record) && declared.is_none() {
                 return false;
             }
             b = record.place.offset + 1;
@@ -245,6 +285,7 @@ impl Replays {
     async fn write(
         &self,
         running: &Running,
+        partition: u16,
         (range, work): (Range, &Work),
         verify: bool,
     ) -> Result<(), RunError> {
@@ -273,7 +314,7 @@ impl Replays {
         };
         let caller = Caller {
             log: self.log().id(),
-            partition: PARTITION,
+            partition,
             sink: self.seam(),
             instead,
         };
@@ -329,7 +370,7 @@ impl Replays {
     }
 
     fn backlog_age(&self) -> Duration {
-        let oldest = self.log().stats().oldest_backlog_append_ms;
+        let oldest = self.log().standing(None).oldest_backlog_append_ms;
         let now = self.now_ms();
         Duration::from_millis(oldest.map_or(0, |oldest| now.saturating_sub(oldest)))
     }
@@ -402,6 +443,7 @@ fn instead(state: &State) -> BTreeMap<Name, Name> {
     let id = state.told.id;
     state
         .tables()
+        .into_iter()
         .map(|table| (table.clone(), id.table(table, Beside::Shadow)))
         .collect()
 }
@@ -417,13 +459,15 @@ fn redirected(state: &State, mut decided: Vec<RangeRecord>) -> Work {
     closing::rows(&decided, &Aside::new())
 }
 
-/// What was read of the one partition.
-fn of_partition(read: &mut Vec<Touched>) -> &mut Touched {
-    if read.is_empty() {
+/// What was read of one partition.
+fn of_partition(read: &mut Vec<Touched>, partition: u16) -> &mut Touched {
+    let found = read.iter().position(|one| one.partition == partition);
+    let at = found.unwrap_or(read.len());
+    if at == read.len() {
         read.push(Touched {
-            partition: PARTITION,
+            partition,
             ..Touched::default()
         });
     }
-    &mut read[0]
+    &mut read[at]
 }

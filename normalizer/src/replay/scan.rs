@@ -1,13 +1,14 @@
 //! Reading the log for a replay: which records are meant, and what was touched.
 
-use crate::log::{EmbeddedLog, ReadError};
+use crate::log::{Partition, ReadError};
+use crate::runtime::{Instant, sleep};
 use sluice_common::gentle::gently;
 use sluice_common::ids::{Name, Offset, TenantId};
-use sluice_common::limits::LOG_READ_BYTES;
+use sluice_common::limits::{LOG_READ_BYTES, RETRY_BACKOFF_MIN};
 use sluice_common::record::{Holds, Record};
 use sluice_common::replay::Touched;
-use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Which records of a span are replayed: those with events of this tenant and dataset.
 #[derive(Debug, Clone, Default)]
@@ -46,26 +47,37 @@ pub fn touch(touched: &mut Touched, record: &Record) {
     *touched.tables.entry(meta.table.clone()).or_default() += events;
 }
 
+/// How long brokers that give nothing are waited for: who asks for a plan waits too.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Some records from `at` on; brokers that give nothing are waited for, for a while.
+async fn read(log: &Arc<dyn Partition>, at: Offset) -> Result<Vec<Record>, ReadError> {
+    let begun = Instant::now();
+    loop {
+        let reads = Arc::clone(log);
+        let read = gently(move || reads.read(at, LOG_READ_BYTES)).await;
+        match read.unwrap_or_else(|undone| Err(ReadError::Unavailable(undone.to_string()))) {
+            Err(ReadError::Unavailable(_)) if begun.elapsed() < PATIENCE => {
+                sleep(RETRY_BACKOFF_MIN * 5).await;
+            }
+            read => return read,
+        }
+    }
+}
+
 /// Hands records `[from, to)` to `each` in order until it returns `false`. They are read on a thread that leaves the
 /// processor to the live path.
 ///
 /// # Errors
 /// The log's.
 pub async fn walk(
-    log: &Arc<EmbeddedLog>,
+    log: &Arc<dyn Partition>,
     (from, to): (Offset, Offset),
     mut each: impl FnMut(Record) -> bool,
 ) -> Result<(), ReadError> {
     let mut at = from;
     while at < to {
-        let reads = Arc::clone(log);
-        let records = gently(move || reads.read(at, LOG_READ_BYTES)).await;
-        let records = records.unwrap_or_else(|undone| {
-            Err(ReadError::Io {
-                segment: format!("of offset {at}"),
-                source: io::Error::other(undone),
-            })
-        })?;
+        let records = read(log, at).await?;
         for record in records {
             let offset = record.place.offset;
             if offset >= to || !each(record) {

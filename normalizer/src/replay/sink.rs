@@ -1,11 +1,13 @@
 //! What a replay asks of the sink-writer, beside its inserts.
 
-use crate::log::embedded::PARTITION;
 use crate::runtime;
 use serde::{Deserialize, Serialize};
 use sluice_common::failpoint::{self, Point};
 use sluice_common::ids::{LogId, Name, Offset, TenantId};
-use sluice_common::replay::{Facts, KeptRows, PartCover, ReplayCall, ReplayId, SinkAsk, SinkTold, TableDiff};
+use sluice_common::replay::{
+    Facts, KeptRows, PartCover, ReplayCall, ReplayId, SinkAsk, SinkTold, Span, TableDiff,
+};
+use sluice_common::servers::ServerId;
 use sluice_common::wire::sink::{Range, SinkReply, SinkRequest};
 use sluice_common::wire::transport::Seam;
 use std::time::Duration;
@@ -36,6 +38,10 @@ pub struct Part {
 pub struct Sink {
     pub id: ReplayId,
     pub log: LogId,
+    /// What is asked about records is about those of this partition.
+    pub partition: u16,
+    /// None: where new ranges go.
+    pub server: Option<ServerId>,
     pub seam: Seam<SinkRequest>,
 }
 
@@ -44,7 +50,8 @@ impl Sink {
         let call = ReplayCall {
             id: self.id,
             log: self.log,
-            partition: PARTITION,
+            partition: self.partition,
+            server: self.server.clone(),
             ask,
             timeout,
         };
@@ -125,21 +132,14 @@ impl Sink {
         self.done(SinkAsk::Prepare { tables }).await
     }
 
-    /// A live table and its shadow, of records `[from, to)` of a tenant or all; or whole partitions.
+    /// A live table and its shadow, of these records of a tenant or all; or, without spans, whole partitions.
     pub async fn compare(
         &self,
         table: Name,
         tenant: Option<TenantId>,
-        (from, to): (Offset, Offset),
-        whole: bool,
+        spans: Vec<Span>,
     ) -> Result<TableDiff, SinkTrouble> {
-        let ask = SinkAsk::Compare {
-            table,
-            tenant,
-            from,
-            to,
-            whole,
-        };
+        let ask = SinkAsk::Compare { table, tenant, spans };
         let told = self.ask(ask, WORK).await?;
         if let SinkTold::Compared(diff) = told {
             Ok(diff)
@@ -194,6 +194,16 @@ impl Sink {
         self.done(SinkAsk::Fence { tables }).await
     }
 
+    /// Which of these tables have a shadow still: of the others none can be put in place any more.
+    pub async fn shadows(&self, tables: Vec<Name>) -> Result<Vec<Name>, SinkTrouble> {
+        let told = self.ask(SinkAsk::Shadows { tables }, QUESTION).await?;
+        if let SinkTold::Shadows(tables) = told {
+            Ok(tables)
+        } else {
+            Err(odd(&told))
+        }
+    }
+
     /// Drops the replay's tables beside these.
     pub async fn drop_beside(&self, tables: Vec<Name>) -> Result<(), SinkTrouble> {
         self.done(SinkAsk::Drop { tables }).await
@@ -209,6 +219,7 @@ fn odd(told: &SinkTold) -> SinkTrouble {
             SinkTold::Compared(_) => "a comparison",
             SinkTold::Covers(_) => "partitions",
             SinkTold::Filled(_) => "a copy",
+            SinkTold::Shadows(_) => "shadows",
             SinkTold::Done => "done",
         }
     ))

@@ -1,14 +1,16 @@
 //! Deciding as dedup did, and the state file. The whole of it on a real ClickHouse: `tests/tests/replay/`.
 
+use super::Source;
 use super::decide::Decider;
-use super::file::{self, Kept, Promotion, State};
+use super::file::{self, Kept, Leg, Promotion, State};
 use super::sink::{Part, Sink};
 use crate::dedup::{Dedup, DedupOptions, Workers};
 use crate::framed::frame;
+use crate::log::embedded::Whole;
 use crate::log::{EmbeddedLog, LogOptions};
 use crate::parked::shelf::Shelf;
 use crate::sim::append::{Clients, TABLES, WINDOW_MS, append};
-use crate::slots::HEAD_BYTES;
+use crate::slots::{HEAD_BYTES, Slots};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use sluice_common::clock::ManualClock;
@@ -17,7 +19,7 @@ use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::{LogId, Name, Offset};
 use sluice_common::record::Record;
 use sluice_common::replay::{
-    Decisions, KeptRows, Phase, ReplayId, ReplayPlan, ReplayTold, SinkAsk, SinkTold,
+    Decisions, KeptRows, Phase, ReplayId, ReplayPlan, ReplayTold, SinkAsk, SinkTold, Span,
 };
 use sluice_common::servers::ServerId;
 use sluice_common::shutdown::Stop;
@@ -37,8 +39,11 @@ fn state(id: u32, phase: Phase) -> State {
         id: ReplayId(id),
         shadow_tables: Vec::new(),
         partitions: Vec::new(),
-        from: 3,
-        to: 9,
+        spans: vec![Span {
+            partition: 0,
+            from: 3,
+            to: 9,
+        }],
         tenant: None,
         dataset: None,
         decisions: Some(Decisions::Anew),
@@ -55,21 +60,25 @@ fn state(id: u32, phase: Phase) -> State {
             reason: None,
             plan,
             read: Vec::new(),
-            next: 5,
+            next: [(0, 5)].into(),
             written: 6,
             left_out: 7,
             comparing: false,
             diff: None,
             steps: vec!["one".into()],
         },
-        end: 9,
-        decisions: TABLES
-            .iter()
-            .map(|table| (Name::new(table).unwrap(), Decisions::All))
-            .collect(),
-        window_ms: WINDOW_MS,
-        needs: 2,
-        empty: BTreeSet::new(),
+        legs: vec![Leg {
+            partition: 0,
+            next: 5,
+            end: 9,
+            decisions: TABLES
+                .iter()
+                .map(|table| (Name::new(table).unwrap(), Decisions::All))
+                .collect(),
+            window_ms: WINDOW_MS,
+            needs: 2,
+            empty: BTreeSet::new(),
+        }],
         server: ServerId {
             name: "a:8123".into(),
             uuid: Some("u".into()),
@@ -77,6 +86,7 @@ fn state(id: u32, phase: Phase) -> State {
         intent: None,
         promotion: Some(Promotion {
             row_wise: true,
+            told: false,
             parts: vec![(
                 Name::new("a").unwrap(),
                 Part {
@@ -153,21 +163,30 @@ fn the_bytes_of_a_state_are_frozen() {
     );
 }
 
-const GOLDEN: u32 = 3_753_964_038;
+const GOLDEN: u32 = 3_035_482_968;
+
+/// What was written before logs had several partitions.
+const OF_ONE_PARTITION: &str = r#"{"told":{"id":"r00000007","who":"a@b","begun_ms":1795231830007,"changed_ms":1795231830000,"phase":"done","reason":null,"plan":{"id":"r00000007","shadow_tables":[],"partitions":[],"from":3,"to":9,"tenant":null,"dataset":null,"decisions":"anew","events_per_second":5,"notes":[]},"read":[],"next":5,"written":6,"left_out":7,"comparing":false,"diff":null,"steps":["one"]},"end":9,"decisions":DECISIONS,"window_ms":WINDOW,"needs":2,"empty":[],"server":{"name":"a:8123","uuid":"u"},"intent":null,"promotion":{"row_wise":true,"parts":[["a",{"id":"202611","live":4,"shadow":5}]],"saved":1,"swapped":0}}"#;
 
 #[test]
-fn a_state_of_the_first_layout_is_read() {
+fn states_of_earlier_layouts_are_read() {
     let root = tempfile::tempdir().unwrap();
     let dir = Dir::from(root.path());
-    let text = serde_json::to_vec(&state(7, Phase::Done)).unwrap();
-    let bytes = frame(*b"SLRP", 1, &text);
-    assert_eq!(
-        crc32c::crc32c(&bytes),
-        1_110_546_295,
-        "these are the bytes of that layout"
-    );
-    std::fs::write(dir.join("r00000007.state"), bytes).unwrap();
-    assert_eq!(file::list(&dir).unwrap(), [state(7, Phase::Done)]);
+    let expected = state(7, Phase::Done);
+    let decisions = serde_json::to_string(&expected.legs[0].decisions).unwrap();
+    let text = OF_ONE_PARTITION.replace("DECISIONS", &decisions);
+    let text = text.replace("WINDOW", &WINDOW_MS.to_string());
+    let path = dir.join("r00000007.state");
+    std::fs::write(&path, frame(*b"SLRP", 1, text.as_bytes())).unwrap();
+    assert_eq!(file::list(&dir).unwrap(), std::slice::from_ref(&expected));
+    let format = crate::slots::Format {
+        magic: *b"SLR2",
+        versions: 1..=1,
+    };
+    let fresh = dir.join("r00000007.state.new");
+    let (paths, format) = ((&*fresh, &*path), (format, 64 << 10, 0o600));
+    Slots::create(&dir.disk, paths, format, (text.as_bytes(), || Ok(()))).unwrap();
+    assert_eq!(file::list(&dir).unwrap(), [expected]);
 }
 
 #[test]
@@ -295,6 +314,7 @@ fn sink(log: LogId, live: BTreeMap<Offset, (Record, Fates)>) -> Sink {
             | SinkAsk::Save { .. }
             | SinkAsk::Swap { .. }
             | SinkAsk::Fence { .. }
+            | SinkAsk::Shadows { .. }
             | SinkAsk::Drop { .. } => panic!("{:?}", call.ask),
         };
         async move { Ok::<_, Infallible>(SinkReply::Replay(told)) }
@@ -302,6 +322,8 @@ fn sink(log: LogId, live: BTreeMap<Offset, (Record, Fates)>) -> Sink {
     Sink {
         id: ReplayId(1),
         log,
+        partition: 0,
+        server: None,
         seam,
     }
 }
@@ -343,11 +365,11 @@ fn by_provenance_and_anew_from_a_window_earlier_the_rows_that_dedup_kept_are_fou
         assert!(dropped > 25, "{dropped}");
         let end = all.len() as u64;
         for how in [Decisions::Provenance, Decisions::Anew] {
-            let mut state = state(1, Phase::Running);
-            state.decisions.values_mut().for_each(|one| *one = how);
+            let mut leg = state(1, Phase::Running).legs.remove(0);
+            leg.decisions.values_mut().for_each(|one| *one = how);
             if how == Decisions::Anew {
                 // Nothing is there that could tell.
-                state.empty = state.tables().cloned().collect();
+                leg.empty = leg.decisions.keys().cloned().collect();
             }
             let id = log.id();
             let dir = Dir::from(root.path().join("replay").as_path());
@@ -360,8 +382,12 @@ fn by_provenance_and_anew_from_a_window_earlier_the_rows_that_dedup_kept_are_fou
                 0,
             )
             .unwrap();
-            let from_where = (Arc::clone(&log), sink(id, all.clone()), shelf);
-            let mut decider = Decider::new(from_where, &state, (&dir, dedup_at), Stop::new());
+            let source = Source {
+                log: Arc::new(Whole(Arc::clone(&log))),
+                sink: sink(id, all.clone()),
+                shelf,
+            };
+            let mut decider = Decider::new(source, &leg, (&dir, dedup_at), Stop::new());
             let mut a = from;
             while a < end {
                 let b = (a + random.random_range(1..20)).min(end);

@@ -88,6 +88,17 @@ pub(super) async fn make(site: &Site<'_>, table: &Name, other: &Name) -> Result<
     }
 }
 
+/// Tables that have a shadow of this replay.
+pub(super) async fn shadows(site: &Site<'_>, mut tables: Vec<Name>) -> Result<Vec<Name>, String> {
+    let mut there = Vec::new();
+    for table in &tables {
+        there.push(site.look(&site.shadow(table)).await?.is_some());
+    }
+    let mut there = there.into_iter();
+    tables.retain(|_| there.next() == Some(true));
+    Ok(tables)
+}
+
 /// Drops tables of this replay, and no others, and waits until they are gone.
 pub(super) async fn drop_beside(site: &Site<'_>, tables: &[Name], which: &[Beside]) -> Result<(), String> {
     for table in tables {

@@ -3,8 +3,8 @@
 use super::columns::{self, Column};
 use super::{GENTLE, KEY, Site, first_o, number, odd, text};
 use serde_json::Value;
-use sluice_common::ids::{LogId, Name, Offset, TenantId};
-use sluice_common::replay::{DiffLine, DiffRow, TableDiff};
+use sluice_common::ids::{LogId, Name, TenantId};
+use sluice_common::replay::{DiffLine, DiffRow, Span, TableDiff};
 
 /// Lines that are told; where there are more, those that differ come first.
 const MAX_LINES: usize = 2_000;
@@ -13,21 +13,13 @@ const MAX_EXAMPLES: usize = 20;
 /// What may be told of a row, by its number.
 const KINDS: [&str; 4] = ["only_live", "only_shadow", "differing", "doubled"];
 
-/// Which rows are compared.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Scope {
-    /// Those of the partitions that the shadow has.
-    Partitions,
-    /// Those of records `[from, to)` of the call's partition of the log.
-    Records(Offset, Offset),
-}
-
-/// Compares by provenance over all columns that both have and that are not computed.
+/// Compares by provenance over all columns that both have and that are not computed: rows of these records, or, where none
+/// are named, of the partitions that the shadow has.
 pub(super) async fn compare(
     site: &Site<'_>,
     table: &Name,
     tenant: Option<&TenantId>,
-    scope: Scope,
+    spans: &[Span],
 ) -> Result<TableDiff, String> {
     site.table(table).await?;
     let shadow = site.shadow_of(table).await?;
@@ -35,7 +27,7 @@ pub(super) async fn compare(
         &columns::of(site, table).await?,
         &columns::of(site, &shadow).await?,
     );
-    let bounds = bounds(site, &shadow, (tenant, scope), &columns).await?;
+    let bounds = bounds(site, &shadow, (tenant, spans), &columns).await?;
     let sql = statement((&site.full(table), &site.full(&shadow)), &columns, &bounds);
     let mut settings = GENTLE.to_vec();
     settings.extend(columns::hash_settings(&columns));
@@ -47,11 +39,11 @@ pub(super) async fn compare(
 async fn bounds(
     site: &Site<'_>,
     shadow: &Name,
-    (tenant, scope): (Option<&TenantId>, Scope),
+    (tenant, spans): (Option<&TenantId>, &[Span]),
     columns: &[Column],
 ) -> Result<String, String> {
-    let mut bounds = match scope {
-        Scope::Partitions => {
+    let mut bounds = match spans {
+        [] => {
             let parts = site.parts(shadow).await?;
             let parts: Vec<String> = parts.iter().map(|(part, _)| format!("'{part}'")).collect();
             match parts.as_slice() {
@@ -59,13 +51,17 @@ async fn bounds(
                 parts => format!("_partition_id IN ({})", parts.join(",")),
             }
         }
-        Scope::Records(from, to) => format!(
-            "_src_l = {} AND _src_p = {} AND _src_o >= {} AND _src_o < {}",
-            site.log.0,
-            site.partition,
-            first_o(from),
-            first_o(to)
-        ),
+        spans => {
+            let one = |span: &Span| {
+                let (from, to) = (first_o(span.from), first_o(span.to));
+                format!(
+                    "(_src_p = {} AND _src_o >= {from} AND _src_o < {to})",
+                    span.partition
+                )
+            };
+            let spans: Vec<String> = spans.iter().map(one).collect();
+            format!("_src_l = {} AND ({})", site.log.0, spans.join(" OR "))
+        }
     };
     if let Some(tenant) = tenant {
         if !has(columns, "tenant") {

@@ -67,19 +67,25 @@ async fn look(site: &Site<'_>, table: &Name, shadow: &Name) -> Result<Vec<Cover>
 
 /// Which live rows outside the shadow's partitions may be the shadow's too: those of its records.
 async fn reach(site: &Site<'_>, shadow: &Name) -> Result<String, String> {
-    let ours = format!("_src_l = {} AND _src_p = {}", site.log.0, site.partition);
+    let ours = format!("_src_l = {}", site.log.0);
     let sql = format!(
-        "SELECT min(_src_o), max(_src_o) FROM {} WHERE {ours}",
+        "SELECT _src_p, min(_src_o), max(_src_o) FROM {} WHERE {ours} GROUP BY _src_p ORDER BY _src_p",
         site.full(shadow)
     );
     let rows = site
         .rows(&format!("looking at table {shadow}"), &sql, &GENTLE)
         .await?;
-    let ends = rows
-        .first()
-        .and_then(|row| Some((number(row, 0)?, number(row, 1)?)));
-    let (first, last) = ends.ok_or_else(|| odd(shadow))?;
-    Ok(format!("{ours} AND _src_o BETWEEN {first} AND {last}"))
+    let of_partition = |row: &Vec<Value>| {
+        let (partition, first, last) = (number(row, 0)?, number(row, 1)?, number(row, 2)?);
+        Some(format!(
+            "(_src_p = {partition} AND _src_o BETWEEN {first} AND {last})"
+        ))
+    };
+    let reach: Option<Vec<String>> = rows.iter().map(of_partition).collect();
+    match reach.ok_or_else(|| odd(shadow))?.as_slice() {
+        [] => Ok("0".to_owned()),
+        reach => Ok(format!("{ours} AND ({})", reach.join(" OR "))),
+    }
 }
 
 /// By the number of the shadow's partition, counted from 1.

@@ -1,6 +1,6 @@
 //! A replay's questions and acts: shadow tables, what live tables hold, and putting one in the other's place.
 //!
-//! Everything happens at the server that new ranges go to, and may be asked again: an answer that never came
+//! Everything of one replay happens at one server, and may be asked again: an answer that never came
 //! says nothing about what was done. A statement that is still on its way when it is given up must do no harm
 //! whenever it arrives, so:
 //! - rows are copied ([`covers`]) by what is missing at that moment, under one query id a table;
@@ -42,13 +42,17 @@ const GENTLE: [(&str, &str); 6] = [
     ("select_sequential_consistency", "1"),
 ];
 
-/// Carries out one call at the server that new ranges go to.
+/// Carries out one call at the server that it names, or that new ranges go to.
 ///
 /// # Errors
 /// A sentence that says what to do.
 pub(crate) async fn answer(servers: &Servers, call: ReplayCall) -> Result<SinkTold, String> {
+    let pinned = match &call.server {
+        Some(server) => Some(servers.find(Some(server)).await?),
+        None => None,
+    };
     let site = Site {
-        server: servers.in_use(),
+        server: pinned.as_deref().unwrap_or_else(|| servers.in_use()),
         id: call.id,
         log: call.log,
         partition: call.partition,
@@ -76,19 +80,8 @@ pub(crate) async fn answer(servers: &Servers, call: ReplayCall) -> Result<SinkTo
         SinkAsk::Kept { table, from, to } => facts::kept(&site, &table, (from, to)).await.map(SinkTold::Kept),
         SinkAsk::Letters { from, to } => facts::letters(&site, (from, to)).await.map(SinkTold::Kept),
         SinkAsk::Prepare { tables } => beside::prepare(&site, &tables).await.map(done),
-        SinkAsk::Compare {
-            table,
-            tenant,
-            from,
-            to,
-            whole,
-        } => {
-            let scope = if whole {
-                compare::Scope::Partitions
-            } else {
-                compare::Scope::Records(from, to)
-            };
-            let diff = compare::compare(&site, &table, tenant.as_ref(), scope).await;
+        SinkAsk::Compare { table, tenant, spans } => {
+            let diff = compare::compare(&site, &table, tenant.as_ref(), &spans).await;
             diff.map(SinkTold::Compared)
         }
         SinkAsk::Covers { table } => covers::covers(&site, &table).await.map(SinkTold::Covers),
@@ -103,6 +96,7 @@ pub(crate) async fn answer(servers: &Servers, call: ReplayCall) -> Result<SinkTo
         SinkAsk::Fence { tables } => beside::drop_beside(&site, &tables, &[Beside::Shadow])
             .await
             .map(done),
+        SinkAsk::Shadows { tables } => beside::shadows(&site, tables).await.map(SinkTold::Shadows),
         SinkAsk::Drop { tables } => {
             let both = [Beside::Shadow, Beside::Before];
             beside::drop_beside(&site, &tables, &both).await.map(done)

@@ -42,10 +42,25 @@ async fn killed_at_any_step_a_replay_goes_on_and_its_promotion_too() {
         stand.send(tenant, 0..40_000).await;
         stand.send(tenant, 10_000..30_000).await;
     }
+    let killed = kills(&mut stand, &mut points, 1..=8).await;
+    assert!(killed >= 12, "{killed}");
+    let told = stand.run(&stand.everything().await).await;
+    assert_eq!(
+        stand.diff(told["id"].as_str().expect("an id")).await,
+        Sums::equal(120_000)
+    );
+}
+
+/// Kills at each of these hits of each point, and sees that nothing has changed; how many kills that were.
+pub(super) async fn kills(
+    stand: &mut Stand,
+    points: &mut Failpoints,
+    hits: std::ops::RangeInclusive<u64>,
+) -> u64 {
     stand.drained().await;
     let before = stand.sql(ROWS).await;
     let mut killed = 0;
-    for nth in 1..=8 {
+    for nth in hits {
         let mut fired = 0;
         for point in POINTS {
             let hurt = format!(
@@ -59,7 +74,7 @@ async fn killed_at_any_step_a_replay_goes_on_and_its_promotion_too() {
                 nth,
             };
             points.arm(case);
-            fired += killed_at(&mut stand, &points, case).await;
+            fired += killed_at(stand, points, case).await;
             points.disarm();
             stand.drained().await;
             assert_eq!(stand.sql(ROWS).await, before, "{case}");
@@ -71,12 +86,7 @@ async fn killed_at_any_step_a_replay_goes_on_and_its_promotion_too() {
         }
     }
     println!("{killed} kills at steps of replays and promotions");
-    assert!(killed >= 12, "{killed}");
-    let told = stand.run(&stand.everything().await).await;
-    assert_eq!(
-        stand.diff(told["id"].as_str().expect("an id")).await,
-        Sums::equal(120_000)
-    );
+    killed
 }
 
 /// Runs, promotes and discards everything, whatever is killed by it; how often it was.

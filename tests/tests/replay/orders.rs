@@ -132,7 +132,7 @@ async fn what_cannot_be_replayed_is_refused_and_nothing_is_touched() {
     assert_eq!(stand.sql(TABLES).await, before);
     // What lies past the end is left away, and told.
     let clamped = stand.plan(&ask(offset(0), offset(500))).await;
-    assert_eq!(clamped["to"], 1);
+    assert_eq!(clamped["spans"][0]["to"], 1);
     assert!(
         clamped["notes"].to_string().contains("not stored yet"),
         "{clamped}"
@@ -181,7 +181,11 @@ async fn what_is_no_longer_in_the_log_is_refused_and_what_is_left_is_said() {
     let stand = Stand {
         deployment: prepared.await,
     };
-    let first = async || stand.everything().await["from"].as_u64().expect("an offset");
+    let first = async || {
+        stand.everything().await["spans"][0]["from"]
+            .as_u64()
+            .expect("an offset")
+    };
     let mut n = 0;
     eventually(
         "a log that has deleted its beginning",

@@ -41,7 +41,11 @@ async fn live_rows_that_the_shadow_has_not_stop_a_promotion_and_are_kept_row_wis
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promotion_under_load_loses_and_doubles_nothing_in_any_table() {
     let _turn = TURNS.acquire().await;
-    let stand = Stand::start("").await;
+    under_load(&Stand::start("").await, 3).await;
+}
+
+/// Promotes so many times while an oracle sends.
+pub(super) async fn under_load(stand: &Stand, promotions: usize) {
     let mut oracle = Oracle::new(&stand.deployment, oracle::seed("a promotion under load"));
     // A replay catches up with this on a slow machine too: the live path goes first.
     oracle.style = Style {
@@ -50,7 +54,7 @@ async fn a_promotion_under_load_loses_and_doubles_nothing_in_any_table() {
         ..Style::default()
     };
     let load = oracle.load(&stand.deployment);
-    for _ in 0..3 {
+    for _ in 0..promotions {
         oracle.probe(&stand.deployment).await;
         finally("rows of a range that is settled", super::DEADLINE, async || {
             let rows = stand.sql("SELECT count() FROM telemetry.events").await;

@@ -8,7 +8,11 @@ use std::time::{Duration, Instant};
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_were_deleted_or_damaged_by_hand_come_back_and_no_other_changes() {
     let _turn = TURNS.acquire().await;
-    let stand = Stand::start("").await;
+    come_back(&Stand::start("").await).await;
+}
+
+/// Has rows be damaged and deleted by hand, and brings them back.
+pub(super) async fn come_back(stand: &Stand) {
     for tenant in 0..3 {
         stand.send(tenant, 0..2_000).await;
         // Of the repeats each came in another record than the row that was kept.

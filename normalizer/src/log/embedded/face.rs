@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use sluice_common::clock::UnixMs;
 use sluice_common::ids::{LogId, Offset, TenantId};
 use sluice_common::record::{Record, RecordContent};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -68,6 +69,10 @@ impl Log for Arc<EmbeddedLog> {
 
     fn disk_bytes(&self) -> u64 {
         self.stats().disk_bytes
+    }
+
+    fn pin(&self, from: &BTreeMap<u16, Offset>) {
+        EmbeddedLog::pin(self, from.get(&PARTITION).copied());
     }
 
     fn close(&self) {

@@ -8,6 +8,7 @@
 
 use super::clients::{ASK_DEADLINE, LogClients};
 use super::manifest::Manifest;
+use super::seat::Long;
 use super::{Sizes, fit, open};
 use crate::log::{Backlog, Closed, FullReason, Standing};
 use crate::progress::Progress;
@@ -75,6 +76,8 @@ struct Part {
     closed: Option<Closed>,
     /// Datasets of which no more may be set aside there.
     full: Vec<Name>,
+    /// Tables whose rows are set aside there for a promotion.
+    held: Vec<Name>,
 }
 
 impl Part {
@@ -213,6 +216,12 @@ impl Watch {
         let mut full = state.parts.values().flat_map(|part| &part.full);
         full.any(|name| name.as_str() == dataset)
     }
+
+    /// Whether a partition's owner sets rows of the table aside for a promotion.
+    pub(super) fn is_held(&self, table: &Name) -> bool {
+        let state = self.state.lock();
+        state.parts.values().any(|part| part.held.contains(table))
+    }
 }
 
 impl State {
@@ -321,10 +330,15 @@ impl Looking {
         let Offset::Offset(offset) = one.offset() else {
             return Err("the group has no offset in it".into());
         };
-        let progress = serde_json::from_str::<Progress>(one.metadata()).ok();
-        let (committed_ms, full) = progress.map_or((0, Vec::new()), |progress| {
-            (progress.committed_ms.unwrap_or(0), progress.full)
-        });
+        let (committed_ms, full, held) = match serde_json::from_str::<Progress>(one.metadata()) {
+            Ok(progress) => (progress.committed_ms, progress.full, progress.held),
+            Err(_) => match serde_json::from_str::<Long>(one.metadata()) {
+                Ok(long) => (long.committed_ms, long.full, long.held),
+                Err(_) => (None, Vec::new(), None),
+            },
+        };
+        let committed_ms = committed_ms.unwrap_or(0);
+        let held = held.map_or_else(Vec::new, |held| held.tables);
         let range = self
             .asking
             .fetch_watermarks(&self.clients.topic, one.partition(), ASK_DEADLINE);
@@ -333,7 +347,7 @@ impl Looking {
         let mut state = self.watch.state.lock();
         let part = state.parts.entry(number).or_default();
         part.saw((offset.cast_unsigned(), committed_ms, end.cast_unsigned()), now);
-        part.full = full;
+        (part.full, part.held) = (full, held);
         Ok(())
     }
 

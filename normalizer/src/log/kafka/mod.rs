@@ -58,7 +58,7 @@ use futures_util::future::BoxFuture;
 use manifest::Manifest;
 use producer::LogProducer;
 use sluice_common::clock::SharedClock;
-use sluice_common::ids::{LogId, TenantId};
+use sluice_common::ids::{LogId, Name, TenantId};
 use sluice_common::record::RecordContent;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -162,6 +162,10 @@ impl Log for Arc<KafkaLog> {
 
     fn is_full(&self, dataset: &str) -> bool {
         self.watch.is_full(dataset)
+    }
+
+    fn is_held(&self, table: &Name) -> bool {
+        self.watch.is_held(table)
     }
 
     fn backlogs(&self) -> Vec<Backlog> {

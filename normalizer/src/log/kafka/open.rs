@@ -263,15 +263,7 @@ fn begin(
         .committed_offsets(all.clone(), ASK_DEADLINE)
         .map_err(|error| why(&error))?;
     let mut first = TopicPartitionList::new();
-    let progress = Progress {
-        log,
-        committed: 0,
-        intent: None,
-        secret_check: None,
-        committed_ms: None,
-        window_ms: None,
-        full: Vec::new(),
-    };
+    let progress = Progress::new(log, None);
     for (partition, one) in (0..).zip(committed.elements()) {
         one.error().map_err(|error| why(&error))?;
         let range = asking

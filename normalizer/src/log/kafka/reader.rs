@@ -188,7 +188,8 @@ impl Partition for KafkaPartition {
     }
 
     fn end(&self) -> Result<Offset, ReadError> {
-        let (_, high) = self.of.range().map_err(ReadError::Unavailable)?;
+        let (low, high) = self.of.range().map_err(ReadError::Unavailable)?;
+        self.first.store(low, Ordering::Relaxed);
         Ok(high)
     }
 

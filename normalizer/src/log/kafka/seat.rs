@@ -10,13 +10,14 @@
 use super::clients::ASK_DEADLINE;
 use super::manifest;
 use super::member::{Assigned, Inner};
-use crate::progress::Progress;
 use crate::progress::store::{Keep, NotKept};
+use crate::progress::{Held, Progress};
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use serde::Deserialize;
-use sluice_common::ids::LogId;
+use serde::{Deserialize, Serialize};
+use sluice_common::clock::UnixMs;
+use sluice_common::ids::{LogId, Name};
 use sluice_common::limits::{RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use sluice_common::metrics::Counter;
 use sluice_kafka::told;
@@ -82,7 +83,7 @@ impl Assigned {
         let (offset, metadata) = committed.ok_or(NoProgress::Missing(partition))?;
         let foreign = |what: &str| NoProgress::Foreign(partition, what.to_owned());
         let progress = match serde_json::from_str::<Long>(&metadata) {
-            Ok(Long { long }) => {
+            Ok(Long { long, .. }) => {
                 let value = manifest::read_long(&inner.clients, partition, long);
                 let value = value.map_err(NoProgress::Unavailable)?;
                 serde_json::from_slice(&value)
@@ -120,7 +121,12 @@ impl Keep for Seat {
             if !context.is_current(self.partition, self.epoch) {
                 return Err(self.stale());
             }
-            let committed = self.put_long(long.as_deref(), &mut metadata).and_then(|()| {
+            let put = self.put_long(state, long.as_deref(), &mut metadata);
+            // That may have taken long.
+            if !context.is_current(self.partition, self.epoch) {
+                return Err(self.stale());
+            }
+            let committed = put.and_then(|()| {
                 let mut list = TopicPartitionList::new();
                 add(
                     &mut list,
@@ -149,10 +155,16 @@ impl Keep for Seat {
 
 impl Seat {
     /// What is too long for the metadata goes to the topic beside the log first.
-    fn put_long(&self, long: Option<&str>, metadata: &mut String) -> Result<(), String> {
+    fn put_long(&self, state: &Progress, long: Option<&str>, metadata: &mut String) -> Result<(), String> {
         if let Some(long) = long.filter(|_| metadata.is_empty()) {
             let at = manifest::write_long(&self.inner.clients, self.partition, long.as_bytes())?;
-            *metadata = format!("{{\"long\":{at}}}");
+            let long = Long {
+                long: at,
+                committed_ms: state.committed_ms,
+                full: state.full.clone(),
+                held: state.held.clone(),
+            };
+            *metadata = serde_json::to_string(&long).expect("it has no map with other keys than text");
         }
         Ok(())
     }
@@ -174,10 +186,17 @@ impl Seat {
 }
 
 /// Where what is too long for an offset's metadata lies.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Long {
+pub(super) struct Long {
     long: i64,
+    /// What others want to know at once, of the [`Progress`] there.
+    #[serde(default)]
+    pub(super) committed_ms: Option<UnixMs>,
+    #[serde(default)]
+    pub(super) full: Vec<Name>,
+    #[serde(default)]
+    pub(super) held: Option<Held>,
 }
 
 /// Whether the group has another member of our name: this one will never commit again.
