@@ -6,14 +6,13 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sluice_tests::kafka::Kafka;
+use sluice_common::failpoint::Point;
+use sluice_tests::failpoints::{Action, Case, Failpoints};
+use sluice_tests::kafka::{Kafka, WORKED_ON, works_on};
 use sluice_tests::oracle::load::Style;
 use sluice_tests::oracle::{self, Oracle};
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, now_ms};
 use std::time::Duration;
-
-/// How long a normalizer may take that has to join the group, be given partitions and catch up.
-const WORKED_ON: Duration = Duration::from_secs(60);
 
 /// A config whose log is that Kafka's, with these keys of `log` besides.
 fn config(kafka: &Kafka, log: &str) -> String {
@@ -65,18 +64,6 @@ async fn a_partition_stops(deployment: &Deployment) {
             .metric(Part::Normalizer, "sluice_alarms_total", "partition_stopped")
             .await;
         (alarms >= 1.0).then_some(())
-    })
-    .await;
-}
-
-/// Waits until a normalizer says that so many of the log's partitions are worked on there.
-async fn works_on(deployment: &Deployment, part: Part, partitions: usize) {
-    let what = format!("{part:?} works on {partitions} partitions");
-    eventually(&what, WORKED_ON, async || {
-        let told = deployment.admin(part).get("/metrics").await.ok()?;
-        let text = told.text();
-        let lines = text.lines().filter(|line| line.starts_with("sluice_unsettled{"));
-        (lines.count() == partitions).then_some(())
     })
     .await;
 }
@@ -399,4 +386,82 @@ async fn a_kafka_log_whose_offsets_or_topic_are_gone_is_not_begun_again_by_itsel
         .await
         .expect_err("it does not start");
     assert!(words.contains("topic events-log was made anew"), "{words}");
+}
+
+/// The partitions that a normalizer works on.
+async fn partitions(deployment: &Deployment, part: Part) -> Vec<String> {
+    let told = deployment.admin(part).get("/metrics").await.expect("metrics");
+    let of = |line: &str| {
+        let number = line
+            .strip_prefix("sluice_unsettled{partition=\"")?
+            .split('"')
+            .next()?;
+        Some(number.to_owned())
+    };
+    told.text().lines().filter_map(of).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kafka_log_s_commit_that_is_late_by_a_rebalance_is_dropped_and_counted() {
+    let kafka = Kafka::start().await;
+    let (one, other) = (Part::Normalizer, Part::SecondNormalizer);
+    let plan = Plan::new(Shape::ThreeProcesses).twin_normalizers().tenants(8);
+    let plan = plan.extra(&config(&kafka, ", partitions: 2, tenant_partitions: 1"));
+    let mut deployment = plan.start().await;
+    let mut points = Failpoints::below(deployment.path());
+    tokio::task::block_in_place(|| deployment.terminate(one));
+    deployment.bring_up(one).await.expect("ready");
+    for part in [one, other] {
+        works_on(&deployment, part, 1).await;
+    }
+    let post = async |deployment: &Deployment, tenant: usize, numbers: std::ops::Range<u64>| {
+        eventually("events are taken", WORKED_ON, async || {
+            let client = deployment.tenant(tenant);
+            let sent = client.post("/v1/events/events", events(numbers.clone())).await;
+            sent.is_ok_and(|answer| answer.status == 202).then_some(())
+        })
+        .await;
+    };
+    for tenant in 0..8 {
+        post(&deployment, tenant, 0..10).await;
+    }
+    oracle::drained(&deployment).await;
+    // A tenant whose events lie in one partition: which one goes to the other is the group's to say.
+    let sql = "SELECT min(tenant) FROM telemetry.events WHERE _src_p = 0";
+    let tenant = deployment.clickhouse().query(sql).await.expect("told");
+    let tenant: usize = tenant
+        .trim()
+        .trim_start_matches('t')
+        .parse()
+        .expect("a tenant has events there");
+    for _ in 0..8 {
+        tokio::task::block_in_place(|| deployment.terminate(other));
+        works_on(&deployment, one, 2).await;
+        // Longer than a partition that is to go is waited for.
+        let case = Case {
+            point: Point::CommitPersist,
+            action: Action::Delay(20_000),
+            nth: 1,
+        };
+        points.arm(case);
+        post(&deployment, tenant, 10..20).await;
+        points.fired(case, WORKED_ON).await;
+        points.disarm();
+        deployment.bring_up(other).await.expect("ready");
+        works_on(&deployment, other, 1).await;
+        if partitions(&deployment, other).await == ["0"] {
+            break;
+        }
+        oracle::drained(&deployment).await;
+    }
+    eventually("the late commit is counted", WORKED_ON, async || {
+        let late = deployment.metric(one, "sluice_stale_commits_total", "").await;
+        (late >= 1.0).then_some(())
+    })
+    .await;
+    post(&deployment, tenant, 15..30).await;
+    oracle::drained(&deployment).await;
+    let rows = "SELECT count(), uniqExact(tenant, event_id) FROM telemetry.events FORMAT TSV";
+    let rows = deployment.clickhouse().query(rows).await.expect("told");
+    assert_eq!(rows.trim(), "100\t100");
 }
