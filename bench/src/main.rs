@@ -11,6 +11,7 @@ mod latency;
 mod load;
 mod neighbour;
 mod overload;
+mod partitions;
 mod performance;
 mod refusal;
 mod replay;
@@ -64,6 +65,9 @@ enum Verb {
     Overload(overload::OverloadArgs),
     /// A replay beside a live load: its speed, what senders and readers notice, and whether the shadow is equal.
     Replay(replay::ReplayArgs),
+    /// A log in Kafka of one, two and four partitions, beside the embedded one: what an event costs. Starts a broker of
+    /// its own.
+    Partitions(partitions::PartitionsArgs),
     /// The whole table of goals, beside ClickHouse fed directly: writes docs/performance.md with its plots. About an hour.
     Performance(performance::PerformanceArgs),
     /// Instructions that each stage takes, counted by valgrind and held to those of before: fails where they are more.
@@ -115,6 +119,7 @@ fn main() -> ExitCode {
         Verb::Neighbour(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Overload(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Replay(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
+        Verb::Partitions(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Performance(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Instructions(args) => return finish(args.run(), |()| ExitCode::SUCCESS),
         Verb::Stage(args) => return finish(args.run(), |()| ExitCode::SUCCESS),

@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const MERGES_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The tenant of a run.
-const TENANT: &str = "bench";
+pub const TENANT: &str = "bench";
 
 /// What takes the events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +108,11 @@ pub async fn run(way: Way, load: Load, dir: &Path) -> Result<Report, Failure> {
     outcome
 }
 
-async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failure> {
+/// Runs `load` through a system that stands.
+///
+/// # Errors
+/// As [`run`].
+pub async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failure> {
     let http = Http::default();
     let target = match &system.edge {
         Some(edge) => Target {
@@ -220,7 +224,11 @@ async fn direct(way: Way, system: &System, http: &Http) -> Result<Target, Failur
     })
 }
 
-async fn drain(http: &Http, system: &System, events: u64) -> Result<(), Failure> {
+/// Waits until so many events are in ClickHouse.
+///
+/// # Errors
+/// Where they are not in time.
+pub async fn drain(http: &Http, system: &System, events: u64) -> Result<(), Failure> {
     let sql = format!("SELECT count() FROM telemetry.events WHERE service != '{SERVICE}'");
     let until = Instant::now() + DRAIN_DEADLINE;
     let bar = ProgressBar::new(events);

@@ -81,6 +81,19 @@ impl System {
     /// # Errors
     /// What did not start, and where it says why.
     pub async fn start(shape: Option<Shape>, tenants: &[Tenant], parent: &Path) -> Result<Self, Failure> {
+        Self::start_with(shape, tenants, parent, "").await
+    }
+
+    /// The same, with these keys of the config besides.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        shape: Option<Shape>,
+        tenants: &[Tenant],
+        parent: &Path,
+        extra: &str,
+    ) -> Result<Self, Failure> {
         let dir = tempfile::Builder::new()
             .prefix("sluice-bench-")
             .tempdir_in(parent)?;
@@ -100,12 +113,12 @@ impl System {
             dir,
         };
         if let Some(shape) = shape {
-            system.start_sluice(shape, tenants).await?;
+            system.start_sluice(shape, tenants, extra).await?;
         }
         Ok(system)
     }
 
-    async fn start_sluice(&mut self, shape: Shape, tenants: &[Tenant]) -> Result<(), Failure> {
+    async fn start_sluice(&mut self, shape: Shape, tenants: &[Tenant], extra: &str) -> Result<(), Failure> {
         let [edge, edge_admin, inner, inner_admin, sink, sink_admin] = free_ports()?;
         let url = self.clickhouse();
         let tenants: String = tenants.iter().map(Tenant::yaml).collect();
@@ -113,7 +126,7 @@ impl System {
             "edge: {{listen: [\"127.0.0.1:{edge}\"], admin: \"127.0.0.1:{edge_admin}\", normalizer: [\"http://127.0.0.1:{inner}\"]}}\n\
              normalizer: {{listen: \"127.0.0.1:{inner}\", admin: \"127.0.0.1:{inner_admin}\", sink_writer: [\"http://127.0.0.1:{sink}\"]}}\n\
              sink_writer: {{listen: \"127.0.0.1:{sink}\", admin: \"127.0.0.1:{sink_admin}\"}}\n\
-             internal: {{token: \"file:internal.token\"}}\nclickhouse: {{url: \"{url}\"}}\ntenants:\n{tenants}"
+             internal: {{token: \"file:internal.token\"}}\nclickhouse: {{url: \"{url}\"}}\ntenants:\n{tenants}{extra}"
         );
         let path = self.dir.path().join("sluice.yaml");
         std::fs::write(&path, config)?;
@@ -178,6 +191,29 @@ impl System {
 
     fn data(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Kills whoever has dedup's state, takes that away if it is told to, and starts it again. Returns once it is ready.
+    ///
+    /// # Errors
+    /// What did not start.
+    pub async fn restart(&mut self, without_dedup: bool) -> Result<(), Failure> {
+        let has_it = |name: &str| ["ingestctl", "sluice-normalizer"].contains(&name);
+        let Some(at) = self.services.iter().position(|(name, _)| has_it(name)) else {
+            return Ok(());
+        };
+        let (name, mut child) = self.services.remove(at);
+        // It may have ended by itself.
+        child.kill().await.ok();
+        if without_dedup {
+            std::fs::remove_dir_all(self.data().join("dedup"))?;
+        }
+        let path = self.dir.path().join("sluice.yaml").display().to_string();
+        let args: &[&str] = match name {
+            "ingestctl" => &["up", "--config", &path],
+            _ => &["--config", &path],
+        };
+        self.start_service(name, args).await
     }
 
     /// ClickHouse's URL.
