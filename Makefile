@@ -10,6 +10,8 @@ S ?= smoke
 # One profile for tests and clippy: optimised, with assertions, and with the points at which tests make
 # processes fail; nothing is built twice.
 PROFILE := --profile ci --locked --features failpoints
+# Tests with a broker that run at once.
+BROKERS := 4
 # Where cargo puts release binaries.
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 BINARIES := sluice-edge sluice-normalizer sluice-sink-writer ingestctl
@@ -43,11 +45,19 @@ build: setup ## the four release binaries
 run: build ## start everything on this machine, with a sample; Ctrl-C drains and ends
 	@exec $(RELEASE)/ingestctl up --sample
 
-# Services and tests in one build: apart, each has features of its own, and every crate is compiled twice.
+# Services and tests in one build: apart, each has features of its own, and every crate is compiled twice. Tests with a broker
+# wait more than they work, so that more of them run at once than there are processors; both halves run, whatever fails.
 .PHONY: test
 test: setup ## run every test, or with T=word those whose name contains it
 	cargo build $(PROFILE) --workspace --bins --tests
-	cargo test $(PROFILE) --workspace --no-fail-fast $(if $(T),-- $(T))
+ifdef T
+	cargo test $(PROFILE) --workspace --no-fail-fast -- $(T)
+else
+	failed=0; \
+	cargo test $(PROFILE) --workspace --no-fail-fast -- --skip kafka || failed=1; \
+	cargo test $(PROFILE) --workspace --no-fail-fast --tests -- kafka --test-threads $(BROKERS) || failed=1; \
+	exit $$failed
+endif
 
 .PHONY: torture
 torture: setup ## kills, full disks, refused rows, broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there)

@@ -1,6 +1,6 @@
 //! The topic of dead letters: every row of `dead_letters` is there, of whichever kind, whatever is away or killed.
 
-use super::kills::{POINTS, ends};
+use super::kills::{POINTS, ends, turns};
 use super::{CAUGHT_UP, Source, source, source_of};
 use serde_json::{Value, json};
 use sluice_common::failpoint::Point;
@@ -317,8 +317,8 @@ async fn kafka_that_is_away_makes_dead_letters_wait_to_a_bound_and_gets_all_of_t
 async fn kafka_misses_no_dead_letter_whatever_happens_at_a_step_of_publishing() {
     let mut stand = Stand::start("").await;
     let mut sent = 0;
-    for point in POINTS {
-        for action in [Action::Kill, Action::Error] {
+    for (point, actions) in turns(&POINTS, oracle::seed("kafka dead letters' points")) {
+        for action in actions {
             let nth = 1;
             let case = Case { point, action, nth };
             println!("{case}");

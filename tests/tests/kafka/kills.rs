@@ -5,7 +5,7 @@ use super::{Stand, plain};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use sluice_common::failpoint::Point;
-use sluice_tests::failpoints::{Action, Case, Failpoints};
+use sluice_tests::failpoints::{Action, Case, Failpoints, is_full};
 use sluice_tests::kafka::Kafka;
 use sluice_tests::oracle::load::Style;
 use sluice_tests::oracle::{self, Oracle};
@@ -94,8 +94,8 @@ async fn kafka_misses_nothing_whatever_happens_at_a_step_of_publishing() {
     let mut oracle = Oracle::new(&stand.deployment, seed);
     oracle.style = style();
     let load = oracle.load(&stand.deployment);
-    for point in POINTS {
-        for action in [Action::Kill, Action::Error] {
+    for (point, actions) in turns(&POINTS, seed) {
+        for action in actions {
             let needs_trouble = !matches!(
                 point,
                 Point::PublishSend | Point::PublishAnswered | Point::CommitPersist | Point::CommitPersisted
@@ -131,6 +131,17 @@ async fn kafka_misses_nothing_whatever_happens_at_a_step_of_publishing() {
     }
     load.stop().await;
     checked(&stand, &mut oracle).await;
+}
+
+/// What is done at each point: a kill or an error, as the seed has it; with `SLUICE_SWEEP=full` both.
+pub(super) fn turns(points: &[Point], seed: u64) -> Vec<(Point, Vec<Action>)> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let both = [Action::Kill, Action::Error];
+    let of_one = |point: &Point| {
+        let drawn = both[rng.random_range(0..both.len())];
+        (*point, if is_full() { both.to_vec() } else { vec![drawn] })
+    };
+    points.iter().map(of_one).collect()
 }
 
 /// Whether an error there ends the process.
