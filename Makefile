@@ -11,7 +11,7 @@ S ?= smoke
 # processes fail; nothing is built twice.
 PROFILE := --profile ci --locked --features failpoints
 # Tests with a broker that run at once.
-BROKERS := 4
+BROKERS := 3
 # Where cargo puts release binaries.
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 BINARIES := sluice-edge sluice-normalizer sluice-sink-writer ingestctl
