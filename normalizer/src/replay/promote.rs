@@ -113,8 +113,9 @@ impl Replays {
                 state.promotion = None;
             }
         };
+        let told = running.promotion().told;
         // Rows stay aside until it is durable that nothing is to be replaced any more.
-        let state = loop {
+        let mut state = loop {
             match self.written(running, ended) {
                 Ok(state) => break state,
                 Err(error) => {
@@ -123,8 +124,8 @@ impl Replays {
                 }
             }
         };
-        let mut state = state;
-        if !self.release(running.id(), &tables).await && state.promotion.is_none() {
+        let released = self.release(running.id(), &tables).await;
+        if told && !released && phase == Phase::Done {
             // It was refused, and a partition went away before it was let go of.
             let (phase, reason) = self
                 .given_up(running, &tables, "its rows could not be let go of everywhere")
