@@ -496,17 +496,25 @@ fn java(heap: &str, class: &str) -> Command {
 /// How long a normalizer may take that has to join the group, be given partitions and catch up.
 pub const WORKED_ON: Duration = Duration::from_secs(60);
 
+/// The log's partitions that a normalizer says it works on; none while it does not answer.
+pub async fn partitions(deployment: &Deployment, part: Part) -> Vec<u32> {
+    let told = deployment.admin(part).get("/metrics").await;
+    let text = told.map_or_else(|_| String::new(), |told| told.text());
+    let of = |line: &str| {
+        let rest = line.strip_prefix("sluice_unsettled{partition=\"")?;
+        rest.split('"').next()?.parse().ok()
+    };
+    text.lines().filter_map(of).collect()
+}
+
 /// Waits until a normalizer says that so many of the log's partitions are worked on there.
 ///
 /// # Panics
 /// Where it does not within [`WORKED_ON`].
-pub async fn works_on(deployment: &Deployment, part: Part, partitions: usize) {
-    let what = format!("{part:?} works on {partitions} partitions");
+pub async fn works_on(deployment: &Deployment, part: Part, count: usize) {
+    let what = format!("{part:?} works on {count} partitions");
     eventually(&what, WORKED_ON, async || {
-        let told = deployment.admin(part).get("/metrics").await.ok()?;
-        let text = told.text();
-        let lines = text.lines().filter(|line| line.starts_with("sluice_unsettled{"));
-        (lines.count() == partitions).then_some(())
+        (partitions(deployment, part).await.len() == count).then_some(())
     })
     .await;
 }

@@ -62,9 +62,7 @@ impl Replays {
         for partition in self.asked(ask)? {
             let source = self.source(id, partition).map_err(|error| elsewhere(&error))?;
             let of = self.name_of(partition);
-            let mut said = Vec::new();
-            let span = self.span(&source, ask, (&of, &mut said)).await?;
-            notes.extend(said);
+            let span = self.span(&source, ask, (&of, &mut notes)).await?;
             let (first, committed) = self.reach(&source)?;
             reach.push(format!("{of}{first}..{committed}"));
             let found = self.look(&source, (span.from, span.to), &wanted).await;

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use sluice_common::failpoint::Point;
 use sluice_tests::failpoints::{Action, Case, Failpoints};
-use sluice_tests::kafka::{Kafka, WORKED_ON, works_on};
+use sluice_tests::kafka::{Kafka, WORKED_ON, partitions, works_on};
 use sluice_tests::oracle::load::Style;
 use sluice_tests::oracle::{self, Oracle};
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, now_ms};
@@ -388,19 +388,6 @@ async fn a_kafka_log_whose_offsets_or_topic_are_gone_is_not_begun_again_by_itsel
     assert!(words.contains("topic events-log was made anew"), "{words}");
 }
 
-/// The partitions that a normalizer works on.
-async fn partitions(deployment: &Deployment, part: Part) -> Vec<String> {
-    let told = deployment.admin(part).get("/metrics").await.expect("metrics");
-    let of = |line: &str| {
-        let number = line
-            .strip_prefix("sluice_unsettled{partition=\"")?
-            .split('"')
-            .next()?;
-        Some(number.to_owned())
-    };
-    told.text().lines().filter_map(of).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kafka_log_s_commit_that_is_late_by_a_rebalance_is_dropped_and_counted() {
     let kafka = Kafka::start().await;
@@ -449,7 +436,7 @@ async fn a_kafka_log_s_commit_that_is_late_by_a_rebalance_is_dropped_and_counted
         points.disarm();
         deployment.bring_up(other).await.expect("ready");
         works_on(&deployment, other, 1).await;
-        if partitions(&deployment, other).await == ["0"] {
+        if partitions(&deployment, other).await == [0] {
             break;
         }
         oracle::drained(&deployment).await;

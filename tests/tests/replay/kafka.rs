@@ -8,7 +8,7 @@ use super::{DEADLINE, ROWS, Stand, Sums};
 use serde_json::{Value, json};
 use sluice_common::failpoint::Point;
 use sluice_tests::failpoints::{Action, Case, Failpoints};
-use sluice_tests::kafka::{Kafka, WORKED_ON, works_on};
+use sluice_tests::kafka::{Kafka, WORKED_ON, partitions, works_on};
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, finally};
 
 /// A log of four partitions there, with these keys besides.
@@ -53,20 +53,6 @@ async fn killed_at_a_step_a_replay_of_a_kafka_log_goes_on_and_its_promotion_too(
     let told = stand.run(&stand.everything().await).await;
     let id = told["id"].as_str().expect("an id");
     assert_eq!(stand.diff(id).await, Sums::equal(60_000));
-}
-
-/// The partitions that a normalizer works on.
-async fn partitions(stand: &Stand, part: Part) -> Vec<u64> {
-    let told = stand.deployment.admin(part).get("/metrics").await;
-    let text = told.expect("metrics").text();
-    let of = |line: &str| {
-        let number = line
-            .strip_prefix("sluice_unsettled{partition=\"")?
-            .split('"')
-            .next()?;
-        number.parse().ok()
-    };
-    text.lines().filter_map(of).collect()
 }
 
 /// A killed promotion holds the tables wherever the partitions go: what comes meanwhile waits, and goes in once it is
@@ -198,13 +184,13 @@ async fn of_some_partitions(stand: &Stand, kafka: &Kafka) {
     );
     let ask = json!({"from": "earliest", "to": "latest", "partition": 4});
     assert_eq!(refused(ask).await, (400, "bad_replay".to_owned()));
-    let of = |partition: u64| json!({"from": {"offset": 0}, "to": "latest", "partition": partition});
-    let elsewhere = partitions(stand, Part::SecondNormalizer).await[0];
+    let of = |partition: u32| json!({"from": {"offset": 0}, "to": "latest", "partition": partition});
+    let elsewhere = partitions(&stand.deployment, Part::SecondNormalizer).await[0];
     assert_eq!(refused(of(elsewhere)).await, (409, "replay_elsewhere".to_owned()));
-    let here = partitions(stand, Part::Normalizer).await[0];
+    let here = partitions(&stand.deployment, Part::Normalizer).await[0];
     let planned = stand.plan(&of(here)).await;
     let offsets = kafka.offsets("sluice").await;
-    let end = offsets[&("events-log".to_owned(), u32::try_from(here).expect("small"))];
+    let end = offsets[&("events-log".to_owned(), here)];
     assert_eq!(
         planned["spans"],
         json!([{"partition": here, "from": 0, "to": end}])
