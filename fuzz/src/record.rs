@@ -26,7 +26,11 @@ pub fn read(bytes: &Bytes) {
     for row in [0, record.rows() / 2, record.rows().saturating_sub(1)] {
         assert_eq!(record.request_of(row).is_some(), row < record.rows());
     }
-    assert_eq!(record.request_of(record.rows()), None, "of a row that is not there");
+    assert_eq!(
+        record.request_of(record.rows()),
+        None,
+        "of a row that is not there"
+    );
     let spans: u64 = record.spans().map(|span| u64::from(span.rows)).sum();
     std::hint::black_box((spans, record.body().len(), record.column_bytes()));
     let again = Record::read(record.frame()).expect("its own frame is a record");

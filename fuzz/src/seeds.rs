@@ -14,9 +14,6 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-
-
-
 /// Writes `dir/TARGET/NAME`.
 pub fn write(dir: &Path) {
     let seed = |target: &str, name: &str, bytes: &[u8]| {
