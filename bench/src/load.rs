@@ -46,6 +46,8 @@ pub struct Load {
     pub now_ms: u64,
     /// So many requests of a connection differ; then the same come again, and are repeats.
     pub distinct: Option<u64>,
+    /// Whether a reader asks for events of its own meanwhile, for freshness: it takes ClickHouse a share of a core.
+    pub probed: bool,
 }
 
 impl Load {
@@ -60,6 +62,7 @@ impl Load {
             rate: None,
             now_ms: SystemClock.now_ms(),
             distinct: None,
+            probed: true,
         }
     }
 

@@ -89,6 +89,9 @@ struct RunArgs {
     /// Events per second over all connections; without it, as many as are taken.
     #[arg(long)]
     rate: Option<u32>,
+    /// Without the reader that measures freshness, which takes ClickHouse a share of a core.
+    #[arg(long)]
+    no_probes: bool,
     #[arg(long, value_enum, default_value = "all-in-one")]
     shape: Shape,
     /// Each measurement so often, in turn with the others; the middle one is shown.
@@ -152,6 +155,7 @@ async fn all(ways: &[Way], args: &RunArgs) -> Result<Vec<Report>, Failure> {
     let events = args.events_per_request as usize;
     let load = Load {
         rate: args.rate,
+        probed: !args.no_probes,
         ..Load::new((events, args.connections), Duration::from_secs(args.seconds))
     };
     run::in_turn(ways, load, args.rounds, &args.dir).await

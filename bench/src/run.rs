@@ -123,7 +123,7 @@ pub async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Fa
         None => direct(way, system, &http).await?,
     };
     let over = Rc::new(Cell::new(false));
-    let probe = system.edge.clone().map(|edge| {
+    let probe = system.edge.clone().filter(|_| load.probed).map(|edge| {
         let probe = Probe {
             edge,
             key: Tenant::free(TENANT).key(),
