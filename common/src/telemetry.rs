@@ -1,18 +1,24 @@
 //! Logs and traces of a process: one line an error on stderr, human or JSON; spans over OTLP where
 //! `telemetry.otlp_endpoint` is set.
 
+mod fields;
+
 use crate::config::Config;
 use crate::trace::TraceContext;
+use fields::JsonFields;
 use opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider as _,
 };
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::Subscriber;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,16 +53,6 @@ pub(crate) fn otlp_client() -> reqwest::blocking::Client {
 /// # Errors
 /// [`TelemetryError`] where the endpoint cannot be used.
 pub fn begin(service: &'static str, config: &Config, format: LogFormat) -> Result<Telemetry, TelemetryError> {
-    let filter =
-        || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,clickhouse=error"));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    let lines = match format {
-        LogFormat::Human => lines.compact().boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
-    };
     let provider = config
         .telemetry
         .otlp_endpoint
@@ -68,11 +64,60 @@ pub fn begin(service: &'static str, config: &Config, format: LogFormat) -> Resul
         layer.with_filter(EnvFilter::new("info,clickhouse=off,hyper=off,h2=off"))
     });
     // A second call in one process (tests) keeps the first one's lines.
-    let registry = tracing_subscriber::registry()
-        .with(lines.with_filter(filter()))
-        .with(spans);
-    registry.try_init().ok();
+    match spans {
+        Some(spans) => {
+            let lines = lines(format).with_filter(filter());
+            tracing_subscriber::registry()
+                .with(lines)
+                .with(spans)
+                .try_init()
+                .ok();
+        }
+        // A filter of the whole is asked once for each place in the code; one of a layer, each time that a span is entered
+        // or left, and so is one that may look into spans.
+        None => {
+            let (all, lines) = (tracing_subscriber::registry(), lines(format));
+            match targets(&words()) {
+                Some(targets) => all.with(lines).with(targets).try_init().ok(),
+                None => all.with(lines).with(filter()).try_init().ok(),
+            };
+        }
+    }
     Ok(Telemetry(provider))
+}
+
+fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    match format {
+        LogFormat::Human => lines.compact().boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).fmt_fields(JsonFields).boxed(),
+    }
+}
+
+/// What is logged: `RUST_LOG`, where there is something that can be read.
+fn words() -> String {
+    let told = std::env::var(EnvFilter::DEFAULT_ENV).ok();
+    told.filter(|told| !told.trim().is_empty() && EnvFilter::try_new(told).is_ok())
+        .unwrap_or_else(|| "info,clickhouse=error".to_owned())
+}
+
+/// The same as [`filter`], where nothing is asked of spans; what either reads in its own way is left to that one.
+fn targets(words: &str) -> Option<Targets> {
+    let is_plain = |one: &str| {
+        !one.trim().is_empty() && !one.contains(['[', ']', '{', '}']) && !one.trim().ends_with('=')
+    };
+    let plain = words.split(',').all(is_plain);
+    plain.then(|| words.parse().ok())?
+}
+
+fn filter() -> EnvFilter {
+    EnvFilter::new(words())
 }
 
 fn exporter(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, TelemetryError> {
@@ -139,5 +184,30 @@ pub fn context_of(span: &tracing::Span, otherwise: TraceContext) -> TraceContext
         trace_id: u128::from_be_bytes(span_context.trace_id().to_bytes()),
         span_id: u64::from_be_bytes(span_context.span_id().to_bytes()),
         sampled: span_context.is_sampled(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn what_targets_would_read_otherwise_is_left_to_the_other_filter() {
+        for words in [
+            "",
+            "info,",
+            ",info",
+            "info,[request]=debug",
+            "[{tenant}]=debug",
+            "sluice_edge=",
+            "a=b=c",
+        ] {
+            assert!(targets(words).is_none(), "{words}");
+        }
+        let found = targets("info,clickhouse=error").expect("plain");
+        assert!(found.would_enable("sluice_edge", &Level::INFO));
+        assert!(!found.would_enable("sluice_edge", &Level::DEBUG));
+        assert!(!found.would_enable("clickhouse", &Level::WARN));
     }
 }

@@ -10,7 +10,7 @@
 //! for the next request; after a longer one it is closed.
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
@@ -123,7 +123,7 @@ impl Drop for LingeringBody {
 
 /// Layer: makes the request's body linger, and says `Connection: close` where an answer leaves more
 /// unread than a short drain takes.
-pub async fn layer(State(drains): State<Drains>, request: Request, next: Next) -> Response {
+pub async fn layer(drains: Drains, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let waits = parts.headers.contains_key(header::EXPECT);
     let fits = body

@@ -10,12 +10,14 @@ use axum::extract::MatchedPath;
 use axum::routing::post;
 use http::{Method, StatusCode, Uri};
 use sluice_common::error::Problem;
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Where events are sent.
 pub const EVENTS: &str = "/v1/events/{dataset}";
 
 /// The public routes.
-pub fn routes(edge: Edge) -> Router {
+pub fn routes(edge: Arc<Edge>) -> Router {
     Router::new()
         .route(EVENTS, post(events::take))
         .method_not_allowed_fallback(wrong_method)
@@ -25,8 +27,12 @@ pub fn routes(edge: Edge) -> Router {
 
 /// The metric's label: a route of ours, or `other`.
 #[must_use]
-pub fn label(matched: Option<&MatchedPath>) -> String {
-    matched.map_or_else(|| "other".into(), |path| path.as_str().to_owned())
+pub fn label(matched: Option<&MatchedPath>) -> Cow<'static, str> {
+    match matched.map(MatchedPath::as_str) {
+        Some(EVENTS) => EVENTS.into(),
+        Some(other) => other.to_owned().into(),
+        None => "other".into(),
+    }
 }
 
 async fn wrong_method(method: Method) -> Refusal {

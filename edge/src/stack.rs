@@ -22,7 +22,7 @@
 //! | forward | 503 | waits for "durable", whatever the client does |
 //! | answer | 202, 422, 4xx | only what the normalizer said |
 //!
-//! The first part are tower layers, listed in [`service`]; the checks from the head are the list in
+//! The first part are [`layers`]; the checks from the head are the list in
 //! [`check`], so that what one of them finds (a tenant, a permit) is typed and cannot be missing.
 
 use crate::Edge;
@@ -33,13 +33,13 @@ use crate::quota::Charge;
 use crate::respond::{self, Outcome, Refusal};
 use crate::{connection_cap, linger, routes};
 use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Version};
 use sluice_common::ids::RequestId;
-use sluice_common::metrics::{Counter, Histogram};
+use sluice_common::metrics::{Counter, Histogram, Metrics};
 use sluice_common::serve::connections::Place;
 use sluice_common::telemetry::set_parent;
 use sluice_common::tls::ClientCertificate;
@@ -48,7 +48,6 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use tower::ServiceBuilder;
 use tracing::Instrument as _;
 
 /// What is known of every request from its head on.
@@ -61,15 +60,32 @@ pub struct Head {
     pub trace: TraceContext,
 }
 
-/// The public service: the layers from the outermost to the routes.
+/// The public service: the layers around the routes.
 pub fn service(edge: Edge) -> Router {
-    let layers = ServiceBuilder::new()
-        .layer(from_fn(identify))
-        .layer(from_fn(span))
-        .layer(from_fn_with_state(edge.clone(), measure))
-        .layer(from_fn(catch_panic))
-        .layer(from_fn_with_state(linger::Drains::default(), linger::layer));
-    routes::routes(edge).layer(layers)
+    let edge = Arc::new(edge);
+    let shared = Shared {
+        edge: Arc::clone(&edge),
+        drains: linger::Drains::default(),
+    };
+    routes::routes(edge).layer(from_fn_with_state(shared, layers))
+}
+
+/// What the layers need.
+#[derive(Debug, Clone)]
+struct Shared {
+    edge: Arc<Edge>,
+    drains: linger::Drains,
+}
+
+/// The layers from the outermost to the routes. One layer to the router: it copies and boxes all that is within, layer by
+/// layer, for each request.
+async fn layers(State(shared): State<Shared>, mut request: Request, next: Next) -> Response {
+    let head = identify(&mut request);
+    let http1 = request.version() < Version::HTTP_2;
+    let route = routes::label(request.extensions().get::<MatchedPath>());
+    let answer = catch_panic(linger::layer(shared.drains, request, next));
+    let counted = measure(&shared.edge.metrics, &route, answer).instrument(span(&head));
+    respond::finish(counted.await, head.id, http1)
 }
 
 /// What the checks before the body found.
@@ -116,40 +132,34 @@ pub fn check(
     })
 }
 
-async fn identify(mut request: Request, next: Next) -> Response {
+fn identify(request: &mut Request) -> Head {
     let head = Head {
         id: RequestId::random(),
         at: Instant::now(),
         trace: TraceContext::from_headers(request.headers()),
     };
-    let http1 = request.version() < Version::HTTP_2;
     request.extensions_mut().insert(head);
-    respond::finish(next.run(request).await, head.id, http1)
+    head
 }
 
-async fn span(request: Request, next: Next) -> Response {
-    let Some(head) = request.extensions().get::<Head>() else {
-        return next.run(request).await;
-    };
+fn span(head: &Head) -> tracing::Span {
     let empty = tracing::field::Empty;
     let span = tracing::info_span!("request", request_id = %head.id, tenant = empty, dataset = empty);
     set_parent(&span, head.trace);
-    next.run(request).instrument(span).await
+    span
 }
 
-async fn measure(State(edge): State<Edge>, request: Request, next: Next) -> Response {
+async fn measure(metrics: &Metrics, route: &str, answer: impl Future<Output = Response>) -> Response {
     let started = Instant::now();
-    let route = routes::label(request.extensions().get::<MatchedPath>());
-    let response = next.run(request).await;
+    let response = answer.await;
     let status = response.status();
     let seconds = started.elapsed().as_secs_f64();
-    let metrics = &edge.metrics;
     metrics.add(
         Counter::HttpRequests,
         1,
-        &[("route", &route), ("code", status.as_str())],
+        &[("route", route), ("code", status.as_str())],
     );
-    metrics.record(Histogram::RequestDuration, seconds, &[("route", &route)]);
+    metrics.record(Histogram::RequestDuration, seconds, &[("route", route)]);
     if status.is_success() {
         metrics.record(Histogram::AckDuration, seconds, &[]);
     }
@@ -159,8 +169,8 @@ async fn measure(State(edge): State<Edge>, request: Request, next: Next) -> Resp
     response
 }
 
-async fn catch_panic(request: Request, next: Next) -> Response {
-    let caught = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+async fn catch_panic(answer: impl Future<Output = Response>) -> Response {
+    let caught = AssertUnwindSafe(answer).catch_unwind().await;
     caught.unwrap_or_else(|_| {
         tracing::error!("a request failed inside the edge: report the panic message above");
         let reason = "the request failed inside the edge";

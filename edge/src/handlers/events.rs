@@ -17,10 +17,11 @@ use sluice_common::limits::{EDGE_FORWARD_DEADLINE, MAX_IDEMPOTENCY_KEY_BYTES};
 use sluice_common::metrics::Counter;
 use sluice_common::telemetry::context_of;
 use sluice_common::wire::intake::{IntakeRequest, RowsAnswer};
+use std::sync::Arc;
 
 /// Takes a request's events: checks → body → forward → answer.
 pub async fn take(
-    State(edge): State<Edge>,
+    State(edge): State<Arc<Edge>>,
     Extension(head): Extension<Head>,
     connection: Connection,
     dataset: Result<Path<String>, PathRejection>,
