@@ -50,6 +50,10 @@ struct Ports {
     controller: u16,
     tls: u16,
     sasl: u16,
+    /// TLS that asks for no certificate.
+    open: u16,
+    /// Passwords without TLS.
+    bare: u16,
 }
 
 /// One message as a consumer of Kafka's own sees it.
@@ -79,6 +83,8 @@ impl Kafka {
             controller: ports::one(),
             tls: ports::one(),
             sasl: ports::one(),
+            open: ports::one(),
+            bare: ports::one(),
         };
         let kafka = Self {
             ports,
@@ -90,7 +96,8 @@ impl Kafka {
         std::fs::write(kafka.properties(), kafka.config()).expect("written");
         std::fs::write(kafka.dir.path().join("jwks.json"), kafka.signer.public_keys()).expect("written");
         let (name, password) = USER;
-        let scram = format!("SCRAM-SHA-512=[name={name},password={password}]");
+        let scram = |hash: &str| format!("SCRAM-SHA-{hash}=[name={name},password={password}]");
+        let (long, short) = (scram("512"), scram("256"));
         let properties = kafka.properties().display().to_string();
         let format = [
             "format",
@@ -99,7 +106,9 @@ impl Kafka {
             "--config",
             &properties,
             "--add-scram",
-            &scram,
+            &long,
+            "--add-scram",
+            &short,
         ];
         kafka.tool("kafka.tools.StorageTool", &format).await;
         kafka.brought_up().await
@@ -180,6 +189,18 @@ impl Kafka {
     #[must_use]
     pub fn sasl_brokers(&self) -> String {
         format!("127.0.0.1:{}", self.ports.sasl)
+    }
+
+    /// The same with TLS, which asks for no certificate.
+    #[must_use]
+    pub fn open_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.open)
+    }
+
+    /// The same with [`USER`]'s password by SCRAM-SHA-256, without TLS.
+    #[must_use]
+    pub fn bare_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.bare)
     }
 
     /// Who gives out tokens that the broker takes, each for so many seconds.
@@ -405,6 +426,8 @@ impl Kafka {
             controller,
             tls,
             sasl,
+            open,
+            bare,
         } = self.ports;
         let (name, password) = USER;
         let dir = self.dir.path();
@@ -414,19 +437,26 @@ impl Kafka {
         std::fs::write(dir.join("broker.pem"), pem).expect("written");
         let dir = dir.display();
         let module = "org.apache.kafka.common.security";
+        let public = format!(
+            "PLAINTEXT://127.0.0.1:{plain},SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl},OPEN://127.0.0.1:{open},\
+             SASL_PLAINTEXT://127.0.0.1:{bare}"
+        );
         format!(
             "process.roles=broker,controller\nnode.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\ncontroller.listener.names=CONTROLLER\n\
-             listeners=PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL\n\
+             listeners=CONTROLLER://127.0.0.1:{controller},{public}\nadvertised.listeners={public}\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,OPEN:SSL,\
+             SASL_PLAINTEXT:SASL_PLAINTEXT\n\
              inter.broker.listener.name=PLAINTEXT\nlog.dirs={dir}/data\nauto.create.topics.enable=false\n\
              offsets.topic.replication.factor=1\noffsets.topic.num.partitions=1\n\
              transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
              group.initial.rebalance.delay.ms=0\n\
              ssl.keystore.type=PEM\nssl.keystore.location={dir}/broker.pem\n\
              ssl.truststore.type=PEM\nssl.truststore.location={dir}/ca.crt\n\
-             listener.name.ssl.ssl.client.auth=required\nsasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512,OAUTHBEARER\n\
+             listener.name.ssl.ssl.client.auth=required\nsasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n\
+             listener.name.sasl_plaintext.sasl.enabled.mechanisms=SCRAM-SHA-256\n\
+             listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
+             listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
              listener.name.sasl_ssl.plain.sasl.jaas.config={module}.plain.PlainLoginModule required user_{name}=\"{password}\";\n\
              listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
              listener.name.sasl_ssl.oauthbearer.sasl.jaas.config={module}.oauthbearer.OAuthBearerLoginModule required;\n\

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 /// Deployments that run at once: more would starve each other, and say nothing of restart times.
 static TURNS: Semaphore = Semaphore::const_new(2);
 const ROUNDS: u64 = 30;
+const CLICKHOUSE_ROUNDS: u64 = 50;
 /// Between two drains with their checks.
 const ROUNDS_PER_CHECK: u64 = 10;
 /// From one restart to the next kill, in ms.
@@ -68,7 +69,12 @@ async fn sigterm_instead_of_a_kill_ends_each_service_with_0_and_loses_nothing() 
 
 async fn kill_rounds(shape: Shape, victim: Part) {
     let _turn = TURNS.acquire().await.expect("never closed");
-    let rounds = long_form("KILL_ROUNDS", ROUNDS);
+    let usual = if victim == Part::ClickHouse {
+        CLICKHOUSE_ROUNDS
+    } else {
+        ROUNDS
+    };
+    let rounds = long_form("KILL_ROUNDS", usual);
     let mut trial = Trial::start(shape, &format!("kill rounds of {victim:?}, {shape:?}")).await;
     let mut done = 0;
     while done < rounds {

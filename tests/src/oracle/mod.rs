@@ -65,11 +65,27 @@ pub fn seed(what: &str) -> u64 {
     seed
 }
 
+/// Variables that make a test longer: it draws more then.
+const LONG_FORMS: [&str; 8] = [
+    "SLUICE_KILL_ROUNDS",
+    "SLUICE_SWEEP",
+    "SLUICE_STANDSTILL_S",
+    "SLUICE_STORM_S",
+    "SLUICE_LEAVERS",
+    "SLUICE_OUTAGE_S",
+    "SLUICE_SEEDS",
+    "SLUICE_POWER_SEEDS",
+];
+
 /// A test's thread has the test's name.
 fn replay(seed: u64) -> String {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default();
-    format!("{SEED_VARIABLE}={seed} make test T={test}")
+    let long: String = LONG_FORMS
+        .iter()
+        .filter_map(|name| Some(format!("{name}={} ", std::env::var(name).ok()?)))
+        .collect();
+    format!("{SEED_VARIABLE}={seed} {long}make test T={test}")
 }
 
 /// Rows of a table that its ClickHouse refuses for their content.

@@ -24,8 +24,23 @@ async fn kafka_is_reached_with_certificates_and_passwords_and_a_wrong_one_is_tol
         kafka.file("client.crt").display(),
         kafka.file("client.key").display()
     ));
+    let open = config(&format!(
+        "brokers: [\"{}\"], tls: {{ca: {ca}}}",
+        kafka.open_brokers()
+    ));
+    let bare = config(&format!(
+        "brokers: [\"{}\"], sasl: {{mechanism: scram-sha-256, username: {user}, password: {password}}}",
+        kafka.bare_brokers()
+    ));
     let wrong = sasl("scram-sha-512", "another");
-    let ways = [sasl("scram-sha-512", password), sasl("plain", password), mutual];
+    let ways = [
+        sasl("scram-sha-512", password),
+        sasl("scram-sha-256", password),
+        sasl("plain", password),
+        mutual,
+        open,
+        bare,
+    ];
     let deployment = Plan::new(Shape::AllInOne).extra(&wrong).start().await;
     let stand = Stand { kafka, deployment };
     assert_eq!(stand.send((0, "events"), 0..100, 0).await, 202);
