@@ -17,6 +17,8 @@ RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 BINARIES := sluice-edge sluice-normalizer sluice-sink-writer ingestctl
 # And those that tests run.
 CIBIN := $(or $(CARGO_TARGET_DIR),target)/ci
+# W=1 keeps the counts of `make instructions`.
+W ?=
 # How long `make torture` goes on, and `make fuzz` with each target, in seconds.
 SECS ?= 600
 CARGO_DENY_VERSION := 0.20.2
@@ -58,6 +60,11 @@ else
 	cargo test $(PROFILE) --workspace --no-fail-fast --tests -- kafka --test-threads $(BROKERS) || failed=1; \
 	exit $$failed
 endif
+
+.PHONY: instructions
+instructions: setup ## hold what each stage takes in instructions to bench/instructions.json (W=1 keeps those of now)
+	cargo build $(PROFILE) --workspace --bins --tests
+	$(CIBIN)/sluice-bench instructions --percent 10 $(if $(W),--write)
 
 .PHONY: torture
 torture: setup ## kills, full disks, refused rows, broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there)

@@ -48,6 +48,7 @@ python3 python3
 pip3 python3-pip
 java default-jre-headless
 mvn maven
+valgrind valgrind
 '
 
 # Headers, which no command tells of: what pkg-config must know, and the Debian package that brings it. librdkafka

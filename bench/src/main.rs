@@ -8,6 +8,7 @@ mod drip;
 mod freshness;
 mod instructions;
 mod latency;
+mod live_keys;
 mod load;
 mod neighbour;
 mod overload;
@@ -68,6 +69,8 @@ enum Verb {
     /// A log in Kafka of one, two and four partitions, beside the embedded one: what an event costs. Starts a broker of
     /// its own.
     Partitions(partitions::PartitionsArgs),
+    /// The main load before dedup's state of 1, 25, 50 and 100 million keys that live.
+    LiveKeys(live_keys::LiveKeysArgs),
     /// The whole table of goals, beside ClickHouse fed directly: writes docs/performance.md with its plots. About an hour.
     Performance(performance::PerformanceArgs),
     /// Instructions that each stage takes, counted by valgrind and held to those of before: fails where they are more.
@@ -123,6 +126,7 @@ fn main() -> ExitCode {
         Verb::Overload(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Replay(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Partitions(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
+        Verb::LiveKeys(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Performance(args) => return finish(on_one_thread(args.run()), |()| ExitCode::SUCCESS),
         Verb::Instructions(args) => return finish(args.run(), |()| ExitCode::SUCCESS),
         Verb::Stage(args) => return finish(args.run(), |()| ExitCode::SUCCESS),

@@ -15,7 +15,7 @@ use serde::Serialize;
 use sluice_common::clock::{Clock as _, SystemClock};
 use sluice_common::process::Failure;
 use sluice_tests::kafka::Kafka;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -170,7 +170,11 @@ async fn rebuild(system: &mut System, stored: u64) -> Result<f64, Failure> {
     let mut took = [Duration::ZERO; 2];
     for (n, took) in (0..).zip(&mut took) {
         let begun = Instant::now();
-        system.restart(n == 1).await?;
+        let without = |data: &Path| match n {
+            0 => Ok(()),
+            _ => Ok(std::fs::remove_dir_all(data.join("dedup"))?),
+        };
+        system.restart(without).await?;
         let target = Target {
             address: system.edge.clone().unwrap_or_default(),
             path: "/v1/events/events".to_owned(),

@@ -250,7 +250,10 @@ pub async fn drain(http: &Http, system: &System, events: u64) -> Result<(), Fail
 }
 
 /// Waits until all that was acknowledged is out of the log, repeats too: they must not be stored later.
-async fn decided(system: &System) -> Result<(), Failure> {
+///
+/// # Errors
+/// Where it is not in time.
+pub async fn decided(system: &System) -> Result<(), Failure> {
     let (admin, until) = (Admin::new(&system.admin), Instant::now() + DRAIN_DEADLINE);
     while admin.metrics().await?.sum("sluice_log_backlog_bytes", "") > 0.0 {
         if Instant::now() >= until {

@@ -193,11 +193,15 @@ impl System {
         self.dir.path().join("data")
     }
 
-    /// Kills whoever has dedup's state, takes that away if it is told to, and starts it again. Returns once it is ready.
+    /// Kills whoever has dedup's state, and starts it again after what is done to the data directory. Returns once it is
+    /// ready.
     ///
     /// # Errors
-    /// What did not start.
-    pub async fn restart(&mut self, without_dedup: bool) -> Result<(), Failure> {
+    /// What could not be done, or did not start.
+    pub async fn restart(
+        &mut self,
+        between: impl FnOnce(&Path) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let has_it = |name: &str| ["ingestctl", "sluice-normalizer"].contains(&name);
         let Some(at) = self.services.iter().position(|(name, _)| has_it(name)) else {
             return Ok(());
@@ -205,9 +209,7 @@ impl System {
         let (name, mut child) = self.services.remove(at);
         // It may have ended by itself.
         child.kill().await.ok();
-        if without_dedup {
-            std::fs::remove_dir_all(self.data().join("dedup"))?;
-        }
+        between(&self.data())?;
         let path = self.dir.path().join("sluice.yaml").display().to_string();
         let args: &[&str] = match name {
             "ingestctl" => &["up", "--config", &path],

@@ -31,3 +31,5 @@ pub mod source;
 pub mod start;
 mod state;
 mod tenant_rate;
+
+pub use state::secret_check;

@@ -94,6 +94,7 @@ pub fn goals(of: &Measured) -> Vec<Goal> {
     goals.extend(small(of));
     goals.extend(latency(of));
     goals.extend(memory(of));
+    goals.extend(live_keys(of));
     goals.extend(starts(of));
     goals
 }
@@ -221,10 +222,42 @@ fn memory(of: &Measured) -> Vec<Goal> {
             "within the limits",
             "`sluice-bench overload` holds it to them",
         ),
-        Goal::open(
-            "100 million live keys",
-            "≥ 80 % of the throughput with 1 million",
-            "not measured yet",
+    ]
+}
+
+fn live_keys(of: &Measured) -> Vec<Goal> {
+    let (Some(few), Some(many)) = (of.live.first(), of.live.last()) else {
+        return Vec::new();
+    };
+    let share = many.stored_per_second / few.stored_per_second;
+    let keys = format!("{} million live keys", many.millions);
+    vec![
+        Goal::new(
+            &format!(
+                "{keys}: stored events/s, beside those with {} million at first",
+                few.millions
+            ),
+            "≥ 80 %",
+            format!("{:.0} %", share * 100.0),
+            share >= 0.8,
+        ),
+        Goal::new(
+            &format!("{keys}: disk of each"),
+            "≤ 40 B",
+            format!("{:.1} B", many.disk_bytes),
+            many.disk_bytes <= 40.0,
+        ),
+        Goal::new(
+            &format!("{keys}: memory of each"),
+            "≤ 1.5 B",
+            format!("{:.2} B", many.memory_bytes),
+            many.memory_bytes <= 1.5,
+        ),
+        Goal::new(
+            &format!("{keys}, all sealed: start to ready"),
+            "≤ 10 s",
+            format!("{:.1} s", many.ready_s),
+            many.ready_s <= 10.0,
         ),
     ]
 }
@@ -274,6 +307,7 @@ pub mod tests {
     use super::super::machine::Machine;
     use super::super::measure::{Beside, Rising};
     use super::*;
+    use crate::live_keys::LiveKeys;
     use crate::report::Process;
 
     pub fn report(system: &str, rate: f64, cpu: f64) -> Report {
@@ -303,6 +337,18 @@ pub mod tests {
             probes: 10,
             refused: 0,
             resident: vec![(1.0, 100.0), (5.0, 200.0), (9.0, 260.0)],
+        }
+    }
+
+    fn live(millions: u64, stored_per_second: f64) -> LiveKeys {
+        LiveKeys {
+            millions,
+            stored_per_second,
+            cpu: 3.0,
+            own_cpu: 1.5,
+            disk_bytes: 25.5,
+            memory_bytes: 1.6,
+            ready_s: 4.0,
         }
     }
 
@@ -336,6 +382,7 @@ pub mod tests {
                 report: report("half", 300_000.0, 1.1),
             }],
             repeating: report("repeating", 300_000.0, 1.0),
+            live: vec![live(1, 400_000.0), live(100, 332_000.0)],
         }
     }
 
@@ -350,6 +397,8 @@ pub mod tests {
         assert_eq!(of("async"), ("2.03", Some(true)));
         assert_eq!(of("times direct inserts of 10,000"), ("0.99", Some(false)));
         assert_eq!(of("our services"), ("1.10 µs", Some(true)));
+        assert_eq!(of("million live keys: stored"), ("83 %", Some(true)));
+        assert_eq!(of("million live keys: memory"), ("1.60 B", Some(false)));
         assert_eq!(of("1 event a request"), ("39,000", Some(false)));
         assert_eq!(of("p50 at half"), ("4.0 ms", Some(true)));
         assert_eq!(of("p99 at half"), ("30.0 ms", Some(false)));

@@ -2,6 +2,7 @@
 
 use super::PerformanceArgs;
 use super::machine::Machine;
+use crate::live_keys::{self, LiveKeys};
 use crate::load::Load;
 use crate::report::Report;
 use crate::run::{self, Way};
@@ -30,6 +31,8 @@ pub const HALF: u32 = 50;
 const DISTINCT: u64 = 50;
 /// And what of the peak is sent so: memory is looked at, not speed.
 const REPEATING_SHARE: f64 = 0.5;
+/// Keys that dedup knows, in millions: the first and the last are what goals speak of.
+const LIVE_MILLIONS: [u64; 4] = [1, 25, 50, 100];
 /// The main load is that many times as long as the others.
 const LONGER: u64 = 6;
 
@@ -54,6 +57,9 @@ pub struct Measured {
     pub rising: Vec<Rising>,
     /// The same events again and again.
     pub repeating: Report,
+    /// The main load before dedup's state of so many keys; none in what was measured before there was this.
+    #[serde(default)]
+    pub live: Vec<LiveKeys>,
 }
 
 /// One load, through Sluice and straight into ClickHouse.
@@ -85,13 +91,17 @@ pub async fn all(args: &PerformanceArgs) -> Result<Measured, Failure> {
     );
     let most = Load::new((EVENTS, CONNECTIONS), long);
     let main = stand.beside(&WAYS, most).await?;
-    let small = |events| Load::new((events, SMALL_CONNECTIONS), short);
+    // Freshness is of the main load: with small requests, who asks for it would be part of what they cost.
+    let unprobed = |events, connections| Load {
+        probed: false,
+        ..Load::new((events, connections), short)
+    };
+    let small = |events| unprobed(events, SMALL_CONNECTIONS);
     let tens = stand.beside(&WAYS[..2], small(10)).await?;
     let ones = stand.beside(&WAYS[..2], small(1)).await?;
     let mut sizes = Vec::new();
     for events in SIZES {
-        let load = Load::new((events, CONNECTIONS), short);
-        sizes.push(stand.beside(&WAYS[..2], load).await?);
+        sizes.push(stand.beside(&WAYS[..2], unprobed(events, CONNECTIONS)).await?);
     }
     let shorter = Load { time: short, ..most };
     let apart = stand.once(Shape::ThreeProcesses, shorter).await?;
@@ -112,6 +122,7 @@ pub async fn all(args: &PerformanceArgs) -> Result<Measured, Failure> {
         ..most
     };
     let repeating = stand.once(Shape::AllInOne, repeating).await?;
+    let live = live_keys::each(&LIVE_MILLIONS, (args.seconds / LONGER, args.rounds), &args.dir).await?;
     Ok(Measured {
         machine: Machine::here(&args.dir),
         clickhouse,
@@ -126,6 +137,7 @@ pub async fn all(args: &PerformanceArgs) -> Result<Measured, Failure> {
         apart,
         rising,
         repeating,
+        live,
     })
 }
 
