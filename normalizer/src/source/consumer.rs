@@ -130,12 +130,14 @@ impl ClientContext for Context {
         let mut lags = self.shared.lags.lock();
         for (topic, known) in statistics.topics {
             for (partition, known) in known.partitions {
-                let Some(place) = state.ours.get(&(topic.clone(), partition)) else {
+                let at = (topic.clone(), partition);
+                let Some(place) = state.ours.get(&at) else {
                     continue;
                 };
-                // One that has committed nothing has no lag of its own, and below 0 an end is not known.
+                // One that has committed nothing has no lag of its own, and below 0 an end is not known; that of a
+                // partition that is not read stays what it was when it was last fetched from.
                 let lag = match known.consumer_lag {
-                    0.. => known.consumer_lag,
+                    lag @ 0.. if !state.stopped.contains_key(&at) => lag,
                     _ => place.high.max(known.ls_offset) - place.committed,
                 };
                 lags.insert(self.labels(&topic, partition), lag.max(0));
