@@ -3,6 +3,7 @@
 
 use crate::Output;
 use crate::load::{Load, Target, send};
+use crate::report::middle;
 use crate::run::{self, TENANT, Way};
 use crate::system::{Shape, System, Tenant};
 use clap::Args;
@@ -116,14 +117,9 @@ pub async fn each(
             found.push(line);
         }
     }
-    Ok(found.into_iter().filter_map(middle).collect())
-}
-
-/// The one in the middle by stored events.
-fn middle(mut lines: Vec<LiveKeys>) -> Option<LiveKeys> {
-    lines.sort_by(|a, b| a.stored_per_second.total_cmp(&b.stored_per_second));
-    let at = lines.len().saturating_sub(1) / 2;
-    lines.into_iter().nth(at)
+    let stored = |line: &LiveKeys| line.stored_per_second;
+    let found = found.into_iter();
+    Ok(found.filter_map(|lines| middle(lines, stored)).collect())
 }
 
 async fn one(millions: u64, load: Load, dir: &Path) -> Result<LiveKeys, Failure> {
@@ -162,11 +158,10 @@ async fn on(system: &mut System, millions: u64, load: Load) -> Result<LiveKeys, 
 
 /// Sends until the log has so many records: a state that knows keys has decided as many.
 async fn make_room(system: &System, records: u64) -> Result<(), Failure> {
-    let target = Target {
-        address: system.edge.clone().unwrap_or_default(),
-        path: "/v1/events/events".to_owned(),
-        key: Some(Tenant::free(TENANT).key()),
-    };
+    let target = Target::events(
+        system.edge.clone().unwrap_or_default(),
+        Tenant::free(TENANT).key(),
+    );
     let (mut run, mut stored) = (BEFORE, 0);
     while stored < records {
         let load = Load {

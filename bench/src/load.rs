@@ -33,6 +33,18 @@ pub struct Target {
     pub key: Option<String>,
 }
 
+impl Target {
+    /// The default dataset's events, at an edge.
+    #[must_use]
+    pub fn events(edge: impl Into<String>, key: String) -> Self {
+        Self {
+            address: edge.into(),
+            path: "/v1/events/events".into(),
+            key: Some(key),
+        }
+    }
+}
+
 /// What is sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {

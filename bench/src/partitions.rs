@@ -4,7 +4,7 @@
 
 use crate::Output;
 use crate::load::{Load, Target, send};
-use crate::report::{Report, median};
+use crate::report::{Report, median, middle};
 use crate::run::{self, TENANT, Way};
 use crate::system::{Shape, System, Tenant};
 use crate::usage;
@@ -175,11 +175,10 @@ async fn rebuild(system: &mut System, stored: u64) -> Result<f64, Failure> {
             _ => Ok(std::fs::remove_dir_all(data.join("dedup"))?),
         };
         system.restart(without).await?;
-        let target = Target {
-            address: system.edge.clone().unwrap_or_default(),
-            path: "/v1/events/events".to_owned(),
-            key: Some(Tenant::free(TENANT).key()),
-        };
+        let target = Target::events(
+            system.edge.clone().unwrap_or_default(),
+            Tenant::free(TENANT).key(),
+        );
         let one = Load {
             run: ONE_MORE + n,
             ..Load::new((1, 1), Duration::from_millis(1))
@@ -196,12 +195,10 @@ async fn rebuild(system: &mut System, stored: u64) -> Result<f64, Failure> {
 /// Of each log the round in the middle by what an event costs.
 fn lines(logs: &[Option<u16>], measured: Vec<Vec<Measured>>) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
-    for (partitions, mut rounds) in logs.iter().zip(measured) {
+    for (partitions, rounds) in logs.iter().zip(measured) {
         let cost = |one: &Measured| one.report.cpu() + one.broker;
-        rounds.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
-        let middle = rounds.len().saturating_sub(1) / 2;
         let speeds = median(rounds.iter().map(|one| one.report.clone()).collect());
-        let (Some(one), Some(speeds)) = (rounds.get(middle), speeds) else {
+        let (Some(one), Some(speeds)) = (middle(rounds, cost), speeds) else {
             continue;
         };
         let sluice = one.report.own_cpu();
@@ -214,7 +211,7 @@ fn lines(logs: &[Option<u16>], measured: Vec<Vec<Measured>>) -> Vec<Line> {
             sluice,
             broker: one.broker,
             clickhouse: one.report.cpu() - sluice,
-            all: cost(one),
+            all: cost(&one),
             ratio: 0.0,
             rebuild: one.rebuild,
         });

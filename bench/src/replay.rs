@@ -267,11 +267,7 @@ impl Bench<'_> {
     }
 
     fn target(&self) -> Target {
-        Target {
-            address: self.edge(),
-            path: "/v1/events/events".into(),
-            key: Some(self.key.clone()),
-        }
+        Target::events(self.edge(), self.key.clone())
     }
 
     async fn drained(&self) -> Result<(), Failure> {

@@ -133,8 +133,14 @@ pub fn ratios(reports: &[Report]) -> String {
 
 /// The run in the middle by stored events per second.
 #[must_use]
-pub fn median(mut rounds: Vec<Report>) -> Option<Report> {
-    rounds.sort_by(|a, b| a.stored_per_second.total_cmp(&b.stored_per_second));
+pub fn median(rounds: Vec<Report>) -> Option<Report> {
+    middle(rounds, |round| round.stored_per_second)
+}
+
+/// The round in the middle by some figure; of an even number the lower one of the two.
+#[must_use]
+pub fn middle<T>(mut rounds: Vec<T>, by: impl Fn(&T) -> f64) -> Option<T> {
+    rounds.sort_by(|a, b| by(a).total_cmp(&by(b)));
     let middle = rounds.len().checked_sub(1)? / 2;
     Some(rounds.swap_remove(middle))
 }

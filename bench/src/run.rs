@@ -115,11 +115,7 @@ pub async fn run(way: Way, load: Load, dir: &Path) -> Result<Report, Failure> {
 pub async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failure> {
     let http = Http::default();
     let target = match &system.edge {
-        Some(edge) => Target {
-            address: edge.clone(),
-            path: "/v1/events/events".to_owned(),
-            key: Some(Tenant::free(TENANT).key()),
-        },
+        Some(edge) => Target::events(edge, Tenant::free(TENANT).key()),
         None => direct(way, system, &http).await?,
     };
     let over = Rc::new(Cell::new(false));
