@@ -3,6 +3,7 @@
 use crate::identity::{AUDIENCE, ISSUER, Identity, Signer};
 use crate::pki::Authority;
 use crate::ports;
+use crate::proxy::Proxy;
 use crate::{Deployment, Part, eventually, finally};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -42,6 +43,8 @@ pub struct Kafka {
     /// Whose tokens it takes.
     signer: Signer,
     authority: Authority,
+    /// Before a listener of its own, which the broker advertises as the proxy's.
+    pub proxy: Proxy,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +57,8 @@ struct Ports {
     open: u16,
     /// Passwords without TLS.
     bare: u16,
+    /// What the proxy leads to.
+    behind: u16,
 }
 
 /// One message as a consumer of Kafka's own sees it.
@@ -85,8 +90,10 @@ impl Kafka {
             sasl: ports::one(),
             open: ports::one(),
             bare: ports::one(),
+            behind: ports::one(),
         };
         let kafka = Self {
+            proxy: Proxy::start(ports.behind).await,
             ports,
             child: None,
             signer: Signer::new(),
@@ -177,6 +184,12 @@ impl Kafka {
     #[must_use]
     pub fn brokers(&self) -> String {
         format!("127.0.0.1:{}", self.ports.plain)
+    }
+
+    /// The same through [`Self::proxy`], also for those who ask it where partitions are.
+    #[must_use]
+    pub fn proxied_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.proxy.port())
     }
 
     /// The same with TLS, which asks for a certificate.
@@ -428,7 +441,9 @@ impl Kafka {
             sasl,
             open,
             bare,
+            behind,
         } = self.ports;
+        let proxied = self.proxy.port();
         let (name, password) = USER;
         let dir = self.dir.path();
         // Java wants the key and its certificates in one file.
@@ -444,8 +459,9 @@ impl Kafka {
         format!(
             "process.roles=broker,controller\nnode.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\ncontroller.listener.names=CONTROLLER\n\
-             listeners=CONTROLLER://127.0.0.1:{controller},{public}\nadvertised.listeners={public}\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,OPEN:SSL,\
+             listeners=CONTROLLER://127.0.0.1:{controller},{public},PROXIED://127.0.0.1:{behind}\n\
+             advertised.listeners={public},PROXIED://127.0.0.1:{proxied}\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,OPEN:SSL,\
              SASL_PLAINTEXT:SASL_PLAINTEXT\n\
              inter.broker.listener.name=PLAINTEXT\nlog.dirs={dir}/data\nauto.create.topics.enable=false\n\
              offsets.topic.replication.factor=1\noffsets.topic.num.partitions=1\n\

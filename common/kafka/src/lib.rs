@@ -5,7 +5,7 @@
 
 mod native;
 
-pub use native::{certainly_not_there, member_id, topic_id};
+pub use native::{certainly_not_there, may_end, member_id, topic_id};
 
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;

@@ -5,6 +5,7 @@ use rdkafka::bindings as native;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
+use sluice_common::failpoint::Point;
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::time::Duration;
@@ -132,5 +133,27 @@ pub fn member_id<C: ClientContext>(client: &Client<C>) -> Option<String> {
         let text = CStr::from_ptr(id).to_string_lossy().into_owned();
         native::rd_kafka_mem_free(client.native_ptr(), id.cast());
         (!text.is_empty()).then_some(text)
+    }
+}
+
+/// A point at which a test may have a client end: librdkafka says a fatal error of it, and it sends nothing more. In a
+/// build without failpoints it is nothing.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub const fn may_end<C: ClientContext>(_: &Client<C>, _: Point) {}
+
+/// A point at which a test may have a client end: librdkafka says a fatal error of it, and it sends nothing more. Of a
+/// client that has ended nothing changes.
+#[cfg(feature = "failpoints")]
+pub fn may_end<C: ClientContext>(client: &Client<C>, point: Point) {
+    if sluice_common::failpoint::hit(point).is_ok() {
+        return;
+    }
+    // What brokers say to a producer whose messages are not in their order.
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    #[expect(unsafe_code, reason = "the binding has no such test")]
+    // SAFETY: `client` outlives the call; the text is copied.
+    unsafe {
+        native::rd_kafka_test_fatal_error(client.native_ptr(), error, c"a failpoint".as_ptr());
     }
 }

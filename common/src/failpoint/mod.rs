@@ -24,6 +24,7 @@
 //! | `log.written` | written, not synced: before the ack | a write that failed after its bytes |
 //! | `log.synced` | synced, and nobody knows | a failed sync: the process ends |
 //! | `log.answered` | readers see it, callers wait for their answer | lost answers |
+//! | `produce.send`, `produce.sent` | around the handing over of a record to the producer of a log in Kafka | the producer has a fatal error: it sends nothing more |
 //! | `spare.write` | the next segment is about to be made | a failed write |
 //! | `segment.rename` | a segment is whole, and has no name | the roll fails |
 //! | `segment.renamed` | it has its name, the directory is not synced | a failed sync: the process ends |
@@ -118,6 +119,8 @@ named! {
         LogWritten = "log.written",
         LogSynced = "log.synced",
         LogAnswered = "log.answered",
+        ProduceSend = "produce.send",
+        ProduceSent = "produce.sent",
         SpareWrite = "spare.write",
         SegmentRename = "segment.rename",
         SegmentRenamed = "segment.renamed",

@@ -70,6 +70,8 @@ enum Scenario {
     Publish,
     /// In `tests/tests/kafka/source.rs`, the same.
     Source,
+    /// In `tests/tests/kafka/producer.rs`, the same.
+    Producer,
 }
 
 fn scenario(point: Point) -> Scenario {
@@ -120,6 +122,7 @@ fn scenario(point: Point) -> Scenario {
         }
         Point::PublishSend | Point::PublishAnswered => Scenario::Publish,
         Point::SourceRead | Point::SourceDurable => Scenario::Source,
+        Point::ProduceSend | Point::ProduceSent => Scenario::Producer,
     }
 }
 
@@ -138,6 +141,8 @@ fn part(point: Point) -> Part {
         | Point::LogWritten
         | Point::LogSynced
         | Point::LogAnswered
+        | Point::ProduceSend
+        | Point::ProduceSent
         | Point::SpareWrite
         | Point::SegmentRename
         | Point::SegmentRenamed
@@ -204,6 +209,8 @@ fn ends(point: Point) -> bool {
         | Point::LogWrite
         | Point::LogWritten
         | Point::LogAnswered
+        | Point::ProduceSend
+        | Point::ProduceSent
         | Point::SpareWrite
         | Point::SegmentRename
         | Point::SegmentUnlink

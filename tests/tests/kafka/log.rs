@@ -6,19 +6,31 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sluice_common::failpoint::Point;
+use sluice_common::failpoint::{Bound, Point};
 use sluice_tests::failpoints::{Action, Case, Failpoints};
 use sluice_tests::kafka::{Kafka, WORKED_ON, partitions, works_on};
 use sluice_tests::oracle::load::Style;
 use sluice_tests::oracle::{self, Oracle};
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, now_ms};
+use std::path::Path;
 use std::time::Duration;
 
+const TENANTS: usize = 3;
+
 /// A config whose log is that Kafka's, with these keys of `log` besides.
-fn config(kafka: &Kafka, log: &str) -> String {
-    let brokers = kafka.brokers();
+pub(super) fn config(kafka: &Kafka, log: &str) -> String {
+    at(&format!("brokers: [\"{}\"]", kafka.brokers()), log)
+}
+
+/// The same by the way through the Kafka's proxy; batches are not compressed, so that it sees what is in them.
+pub(super) fn proxied_config(kafka: &Kafka, log: &str) -> String {
+    let brokers = kafka.proxied_brokers();
+    at(&format!("brokers: [\"{brokers}\"], compression: none"), log)
+}
+
+fn at(kafka: &str, log: &str) -> String {
     let datasets = oracle::CONFIG;
-    format!("kafka: {{brokers: [\"{brokers}\"]}}\nlog: {{kind: kafka, topic: events-log{log}}}\n{datasets}")
+    format!("kafka: {{{kafka}}}\nlog: {{kind: kafka, topic: events-log{log}}}\n{datasets}")
 }
 
 /// A Sluice with that config.
@@ -26,7 +38,20 @@ async fn start(shape: Shape, kafka: &Kafka, log: &str) -> Deployment {
     Plan::new(shape).extra(&config(kafka, log)).start().await
 }
 
-fn style() -> Style {
+/// A Sluice of three processes with that config and these bounds made smaller, and its failpoints.
+pub(super) async fn prepared(config: &str, bounds: &[(Bound, u64)]) -> (Deployment, Failpoints) {
+    let mut points = None;
+    let prepare = |dir: &Path| {
+        let made = Failpoints::below(dir);
+        made.shrink(bounds);
+        points = Some(made);
+    };
+    let started = Deployment::start_prepared(TENANTS, Shape::ThreeProcesses, config, prepare);
+    let deployment = started.await;
+    (deployment, points.expect("prepared"))
+}
+
+pub(super) fn style() -> Style {
     Style {
         writers: 3,
         max_events: 300,
@@ -42,7 +67,7 @@ fn events(numbers: impl IntoIterator<Item = u64>) -> String {
     json!(numbers.into_iter().map(event).collect::<Vec<Value>>()).to_string()
 }
 
-async fn send(deployment: &Deployment, numbers: impl IntoIterator<Item = u64>) -> u16 {
+pub(super) async fn send(deployment: &Deployment, numbers: impl IntoIterator<Item = u64>) -> u16 {
     let answer = deployment
         .tenant(0)
         .post("/v1/events/events", events(numbers))
@@ -50,7 +75,7 @@ async fn send(deployment: &Deployment, numbers: impl IntoIterator<Item = u64>) -
     answer.map_or(0, |answer| answer.status.into())
 }
 
-async fn count(deployment: &Deployment, table: &str) -> u64 {
+pub(super) async fn count(deployment: &Deployment, table: &str) -> u64 {
     let told = deployment
         .clickhouse()
         .query(&format!("SELECT count() FROM telemetry.{table}"))

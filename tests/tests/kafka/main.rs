@@ -5,6 +5,7 @@ mod dead_letters;
 mod kills;
 mod log;
 mod outage;
+mod producer;
 mod security;
 mod source;
 mod topics;

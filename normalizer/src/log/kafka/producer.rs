@@ -1,26 +1,32 @@
 //! Appending records: each a message, and what became of it told apart (R4).
 //!
-//! A producer that librdkafka says will never send again is replaced; what was under way with it is unknown, or certainly
-//! not there, as librdkafka says of each message.
+//! A producer that librdkafka says will never send again is replaced. What it had not sent is certainly not there; what it
+//! had is waited for as before, and is durable, unknown or not there, as librdkafka says of each message.
 
 use super::Sizes;
 use super::backlog::Watch;
-use super::clients::LogClients;
+use super::clients::{ASK_DEADLINE, LogClients};
 use crate::log::AppendError;
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use sluice_common::failpoint::Point;
 use sluice_common::ids::LogId;
-use sluice_common::limits::{LOG_QUEUE_BYTES, SHUTDOWN_DEADLINE};
+use sluice_common::limits::{KAFKA_APPEND_DEADLINE, LOG_QUEUE_BYTES, SHUTDOWN_DEADLINE};
 use sluice_common::record::{Placement, RecordContent};
-use sluice_kafka::{LastWords, certainly_not_there, made, told};
+use sluice_kafka::{LastWords, certainly_not_there, made, may_end, told};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::oneshot;
+
+/// How long a producer that has ended is waited for: by then each of its messages has its answer, or its time is over.
+const LAST_ANSWERS: Duration = KAFKA_APPEND_DEADLINE.saturating_add(ASK_DEADLINE);
 
 type Threaded = ThreadedProducer<Context>;
 type Outcome = Result<(), AppendError>;
@@ -33,6 +39,8 @@ pub(super) struct LogProducer {
     /// Of frames under way.
     queued: Arc<AtomicUsize>,
     closed: AtomicBool,
+    /// Held while a producer is replaced.
+    replacing: Mutex<()>,
     watch: Watch,
 }
 
@@ -106,6 +114,7 @@ impl LogProducer {
             sizes,
             queued: Arc::default(),
             closed: AtomicBool::new(false),
+            replacing: Mutex::default(),
         })
     }
 
@@ -165,8 +174,11 @@ impl LogProducer {
             .key(&())
             .payload(&frame);
         // The message is copied: what is refused here is not there.
-        match self.current.load().send(message) {
+        let producer = self.current.load();
+        may_end(producer.client(), Point::ProduceSend);
+        match producer.send(message) {
             Ok(()) => {
+                may_end(producer.client(), Point::ProduceSent);
                 self.sizes.add(bytes);
                 Ok(answer)
             }
@@ -177,19 +189,20 @@ impl LogProducer {
         }
     }
 
-    /// A producer with a fatal error sends nothing more.
+    /// A producer with a fatal error sends nothing more. Of all that meet the error one makes another producer.
     fn replace_broken(&self) {
-        let broken = self.current.load_full();
-        let Some((code, reason)) = broken.client().fatal_error() else {
+        let _turn = self.replacing.lock();
+        let Some((code, reason)) = self.current.load().client().fatal_error() else {
             return;
         };
-        tracing::warn!(%code, reason, "the producer of the log has ended; another one goes on");
         match producer(&self.clients, &self.watch) {
             Ok(fresh) => {
-                // Where another call was faster, this one is dropped unused.
-                self.current.compare_and_swap(&broken, Arc::new(fresh));
+                tracing::warn!(%code, reason, "the producer of the log has ended; another one goes on");
+                end(self.current.swap(Arc::new(fresh)));
             }
-            Err(reason) => tracing::error!(reason, "no other producer can be made; it is tried again"),
+            Err(why) => {
+                tracing::error!(%code, reason, why, "the producer of the log has ended, and no other can be made; it is tried again");
+            }
         }
     }
 
@@ -204,4 +217,14 @@ impl LogProducer {
 
 fn producer(clients: &LogClients, watch: &Watch) -> Result<Threaded, String> {
     made(&clients.producer(), Context(LastWords::default(), watch.clone()))
+}
+
+/// Waits for the answers to what a broken producer had sent: dropped before, it forgets that these are awaited, and what
+/// the brokers took would be unknown. Not where others wait: it takes as long as the brokers do.
+fn end(broken: Arc<Threaded>) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = broken.flush(LAST_ANSWERS) {
+            tracing::warn!(%error, "a producer that has ended is not told what became of records");
+        }
+    });
 }

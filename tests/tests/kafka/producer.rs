@@ -1,0 +1,99 @@
+//! The producer of a log in Kafka has a fatal error, after which librdkafka sends nothing more with it: another one goes
+//! on in the same process, and each event is in its table once.
+
+use super::log::{config, count, prepared, proxied_config, send, style};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::json;
+use sluice_common::failpoint::Point;
+use sluice_tests::failpoints::{Action, Case};
+use sluice_tests::kafka::{Kafka, WORKED_ON};
+use sluice_tests::oracle::{self, Oracle};
+use sluice_tests::proxy::{Act, Rule};
+use sluice_tests::{Deployment, Part, eventually, now_ms};
+
+/// Producers that end in one run.
+const ENDS: usize = 12;
+/// An event's id, which its request to the brokers has among its bytes.
+const HELD: &str = "the-event-whose-answer-is-held";
+/// What the normalizer's log says of each.
+const ENDED: &str = "the producer of the log has ended; another one goes on";
+
+fn ends(point: Point, nth: u64) -> Case {
+    let action = Action::Error;
+    Case { point, action, nth }
+}
+
+/// How many producers the normalizer has replaced.
+fn replaced(deployment: &Deployment) -> usize {
+    let log = std::fs::read_to_string(deployment.log_file(Part::Normalizer));
+    log.unwrap_or_default().matches(ENDED).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kafka_log_s_producers_that_end_under_load_are_replaced_and_cost_no_event() {
+    let seed = oracle::seed("kafka log producers");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let kafka = Kafka::start().await;
+    let (deployment, mut points) = prepared(&config(&kafka, ""), &[]).await;
+    let process = deployment.service(Part::Normalizer).map(|one| one.pid());
+    let mut oracle = Oracle::new(&deployment, seed);
+    oracle.style = style();
+    let load = oracle.load(&deployment);
+    for turn in 0..ENDS {
+        let point = [Point::ProduceSend, Point::ProduceSent][turn % 2];
+        let case = ends(point, rng.random_range(1..30));
+        points.arm(case);
+        points.fired(case, WORKED_ON).await;
+        eventually("another producer goes on", WORKED_ON, async || {
+            (replaced(&deployment) > turn).then_some(())
+        })
+        .await;
+        eventually("events are acknowledged", WORKED_ON, async || {
+            oracle.probe(&deployment).await.then_some(())
+        })
+        .await;
+    }
+    load.stop().await;
+    let now = deployment.service(Part::Normalizer).map(|one| one.pid());
+    assert_eq!(process, now, "it was never started again");
+    assert_eq!(replaced(&deployment), ENDS);
+    let verdict = oracle.drained_verdict(&deployment).await;
+    println!("{}", verdict.table());
+    verdict.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kafka_log_s_producer_that_ends_refuses_what_it_did_not_send_and_waits_for_what_it_did() {
+    let kafka = Kafka::start().await;
+    let (deployment, mut points) = prepared(&proxied_config(&kafka, ", partitions: 1"), &[]).await;
+    assert_eq!(send(&deployment, 0..10).await, 202);
+    kafka.proxy.set(Rule::on(HELD, Act::HoldAnswer).times(1));
+    let held = json!([{"event_id": HELD, "timestamp": now_ms(), "service": "s"}]).to_string();
+    let client = deployment.tenant(0);
+    let sent = tokio::spawn(async move { client.post("/v1/events/events", held).await });
+    // It is in the log, and stored, before anybody knows.
+    eventually("the event is stored", WORKED_ON, async || {
+        (count(&deployment, "events").await == 11).then_some(())
+    })
+    .await;
+    assert_eq!(kafka.proxy.caught(), 1);
+    let case = ends(Point::ProduceSend, 1);
+    points.arm(case);
+    let body = json!([{"event_id": "e10", "timestamp": now_ms(), "service": "s"}]).to_string();
+    let answer = deployment.tenant(0).post("/v1/events/events", body).await;
+    let answer = answer.expect("an answer");
+    assert!(points.has_fired());
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(answer.header("sluice-outcome"), "refused", "{answer:?}");
+    assert!(!answer.header("retry-after").is_empty(), "{answer:?}");
+    assert_eq!(replaced(&deployment), 1);
+    // The next producer has a connection of its own, whose answers nobody holds.
+    assert_eq!(send(&deployment, 10..20).await, 202);
+    assert!(!sent.is_finished(), "nobody knows yet what became of it");
+    kafka.proxy.pass();
+    let answer = sent.await.expect("it ends").expect("an answer");
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    oracle::drained(&deployment).await;
+    assert_eq!(count(&deployment, "events").await, 21);
+}
