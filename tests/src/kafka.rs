@@ -451,6 +451,8 @@ impl Kafka {
         let pem: String = pem.into_iter().map(|text| text.expect("a file")).collect();
         std::fs::write(dir.join("broker.pem"), pem).expect("written");
         let dir = dir.display();
+        // A broker that was killed is taken back by its controller once its session is over: by Kafka's own 9 s, each
+        // start after a kill would take so long.
         let module = "org.apache.kafka.common.security";
         let public = format!(
             "PLAINTEXT://127.0.0.1:{plain},SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl},OPEN://127.0.0.1:{open},\
@@ -467,6 +469,7 @@ impl Kafka {
              offsets.topic.replication.factor=1\noffsets.topic.num.partitions=1\n\
              transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
              group.initial.rebalance.delay.ms=0\n\
+             broker.session.timeout.ms=3000\nbroker.heartbeat.interval.ms=500\n\
              ssl.keystore.type=PEM\nssl.keystore.location={dir}/broker.pem\n\
              ssl.truststore.type=PEM\nssl.truststore.location={dir}/ca.crt\n\
              listener.name.ssl.ssl.client.auth=required\nsasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n\

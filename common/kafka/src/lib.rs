@@ -20,6 +20,9 @@ use tokio::time::Instant;
 
 /// How long what a connection said explains why nothing gets through.
 const SAID_FOR: Duration = Duration::from_secs(60);
+/// Longest pause before a broker that was lost is tried again, give or take a half. It doubles from 100 ms with each
+/// connection that did not last: by librdkafka's own 10 s, a broker that has come back would be left waiting for so long.
+const RECONNECT_MAX: Duration = Duration::from_secs(1);
 /// Longest part of that which is told.
 const MAX_SAID_CHARS: usize = 300;
 
@@ -73,6 +76,7 @@ impl Target {
         config.set("client.id", "sluice");
         config.set("security.protocol", protocol);
         config.set("allow.auto.create.topics", "false");
+        config.set("reconnect.backoff.max.ms", RECONNECT_MAX.as_millis().to_string());
         for (key, path) in &self.files {
             config.set(*key, path.display().to_string());
         }

@@ -186,6 +186,7 @@ named! {
     Bound {
         SegmentBytes = "segment_bytes",
         RotateMs = "rotate_ms",
+        AppendMs = "append_ms",
     }
 }
 

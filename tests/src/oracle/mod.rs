@@ -66,7 +66,7 @@ pub fn seed(what: &str) -> u64 {
 }
 
 /// Variables that make a test longer: it draws more then.
-const LONG_FORMS: [&str; 8] = [
+const LONG_FORMS: [&str; 9] = [
     "SLUICE_KILL_ROUNDS",
     "SLUICE_SWEEP",
     "SLUICE_STANDSTILL_S",
@@ -75,6 +75,7 @@ const LONG_FORMS: [&str; 8] = [
     "SLUICE_OUTAGE_S",
     "SLUICE_SEEDS",
     "SLUICE_POWER_SEEDS",
+    "SLUICE_BROKER_KILLS",
 ];
 
 /// A test's thread has the test's name.

@@ -1,6 +1,7 @@
 //! Kafka topics of what dedup kept, beside a real broker: each stored event is there, whatever is killed, and whoever
 //! does not take it holds up nobody else.
 
+mod broker;
 mod dead_letters;
 mod kills;
 mod log;

@@ -4,6 +4,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::BaseConsumer;
 use sluice_common::config::{Loaded, LogKind};
+use sluice_common::failpoint::{self, Bound};
 use sluice_common::limits::{
     KAFKA_APPEND_DEADLINE, KAFKA_FETCH_BYTES, KAFKA_SESSION, LOG_QUEUE_BYTES, LOG_QUEUE_MESSAGES,
 };
@@ -83,6 +84,7 @@ impl LogClients {
     /// One that appends to the log, or to the topic beside it.
     pub(super) fn producer(&self) -> ClientConfig {
         let kafka = &self.target.kafka;
+        let append_ms = failpoint::shrunk(Bound::AppendMs, KAFKA_APPEND_DEADLINE.as_millis() as u64);
         let mut config = self.target.client();
         for (key, value) in [
             ("acks", "all".into()),
@@ -91,8 +93,8 @@ impl LogClients {
             // A batch is never larger than the topics take: they are checked for as much.
             ("message.max.bytes", MESSAGE_BYTES.to_string()),
             ("batch.size", MESSAGE_BYTES.to_string()),
-            ("message.timeout.ms", ms(KAFKA_APPEND_DEADLINE)),
-            ("request.timeout.ms", ms(KAFKA_APPEND_DEADLINE)),
+            ("message.timeout.ms", append_ms.to_string()),
+            ("request.timeout.ms", append_ms.to_string()),
             ("linger.ms", ms(LINGER)),
             (
                 "queue.buffering.max.kbytes",
