@@ -60,6 +60,8 @@ struct Ports {
     second_sink_admin: u16,
     second_normalizer: u16,
     second_normalizer_admin: u16,
+    third_normalizer: u16,
+    third_normalizer_admin: u16,
 }
 
 impl Ports {
@@ -78,6 +80,8 @@ impl Ports {
             second_sink_admin: ports::one(),
             second_normalizer: ports::one(),
             second_normalizer_admin: ports::one(),
+            third_normalizer: ports::one(),
+            third_normalizer_admin: ports::one(),
         }
     }
 
@@ -193,7 +197,15 @@ impl Deployment {
             let text = deployment.of_the_second(&deployment.plan.extra);
             std::fs::write(deployment.second_config(), text).expect("written");
         }
-        for data in [deployment.data(), deployment.second_data()] {
+        if deployment.plan.third_normalizer {
+            let text = deployment.of_the_third(&deployment.plan.extra);
+            std::fs::write(deployment.third_config(), text).expect("written");
+        }
+        for data in [
+            deployment.data(),
+            deployment.second_data(),
+            deployment.third_data(),
+        ] {
             std::fs::create_dir_all(&data).expect("made");
             std::fs::write(data.join("internal.token"), "a-token-of-the-tests\n").expect("written");
         }
@@ -208,16 +220,21 @@ impl Deployment {
             true => [Some(Part::SecondSinkWriter), Some(Part::SecondEdge)],
             false => [None, None],
         };
-        let second = self.plan.twin_normalizers.then_some(Part::SecondNormalizer);
+        let more = self.normalizers().into_iter().skip(1);
         let first = server.into_iter().chain(self.followers().iter().copied());
-        first.chain(second).chain(twins.into_iter().flatten()).collect()
+        first.chain(more).chain(twins.into_iter().flatten()).collect()
     }
 
     /// Those that work on the log.
     #[must_use]
     pub fn normalizers(&self) -> Vec<Part> {
         let second = self.plan.twin_normalizers.then_some(Part::SecondNormalizer);
-        [Part::Normalizer].into_iter().chain(second).collect()
+        let third = self.plan.third_normalizer.then_some(Part::ThirdNormalizer);
+        [Part::Normalizer]
+            .into_iter()
+            .chain(second)
+            .chain(third)
+            .collect()
     }
 
     /// The proxy on a hop.
@@ -274,6 +291,17 @@ impl Deployment {
         self.yaml_at(second, extra)
     }
 
+    /// The same of the third normalizer.
+    fn of_the_third(&self, extra: &str) -> String {
+        let ports = self.ports;
+        let third = Ports {
+            normalizer: ports.third_normalizer,
+            normalizer_admin: ports.third_normalizer_admin,
+            ..ports
+        };
+        self.yaml_at(third, extra)
+    }
+
     /// The data directory of the second normalizer.
     #[must_use]
     pub fn second_data(&self) -> PathBuf {
@@ -284,15 +312,27 @@ impl Deployment {
         self.dir.path().join("second.yaml")
     }
 
+    fn third_data(&self) -> PathBuf {
+        self.dir.path().join("third-data")
+    }
+
+    fn third_config(&self) -> PathBuf {
+        self.dir.path().join("third.yaml")
+    }
+
     fn yaml_at(&self, p: Ports, extra: &str) -> String {
         let second_sink = match self.plan.twins {
             true => format!(", \"http://127.0.0.1:{}\"", p.second_sink),
             false => String::new(),
         };
-        let second_normalizer = match self.plan.twin_normalizers {
-            true => format!(", \"http://127.0.0.1:{}\"", self.ports.second_normalizer),
-            false => String::new(),
-        };
+        let more = [
+            (self.plan.twin_normalizers, self.ports.second_normalizer),
+            (self.plan.third_normalizer, self.ports.third_normalizer),
+        ];
+        let more = more.into_iter().filter(|(is_there, _)| *is_there);
+        let more_normalizers: String = more
+            .map(|(_, port)| format!(", \"http://127.0.0.1:{port}\""))
+            .collect();
         let tenants: String = self.tenants.iter().map(Tenant::yaml).collect();
         let clickhouse = match self.plan.has_server() {
             false => String::new(),
@@ -303,7 +343,7 @@ impl Deployment {
             ),
         };
         format!(
-            "edge: {{listen: [\"127.0.0.1:{}\"], admin: \"127.0.0.1:{}\", normalizer: [\"http://127.0.0.1:{}\"{second_normalizer}]}}\n\
+            "edge: {{listen: [\"127.0.0.1:{}\"], admin: \"127.0.0.1:{}\", normalizer: [\"http://127.0.0.1:{}\"{more_normalizers}]}}\n\
              normalizer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\", sink_writer: [\"http://127.0.0.1:{}\"{second_sink}]}}\n\
              sink_writer: {{listen: \"127.0.0.1:{}\", admin: \"127.0.0.1:{}\"}}\n\
              internal: {{token: \"file:internal.token\"}}\n{clickhouse}tenants:\n{tenants}{extra}\n",
@@ -445,10 +485,12 @@ impl Deployment {
             Part::SecondEdge => ("sluice-edge", self.second_config()),
             Part::SecondSinkWriter => ("sluice-sink-writer", self.second_config()),
             Part::SecondNormalizer => ("sluice-normalizer", self.second_config()),
+            Part::ThirdNormalizer => ("sluice-normalizer", self.third_config()),
             Part::ClickHouse => return None,
         };
         let data = match part {
             Part::SecondNormalizer => self.second_data(),
+            Part::ThirdNormalizer => self.third_data(),
             Part::Up
             | Part::Edge
             | Part::Normalizer
@@ -581,6 +623,7 @@ impl Deployment {
             (Shape::ThreeProcesses, Part::SecondEdge) => self.ports.second_edge_admin,
             (Shape::ThreeProcesses, Part::SecondSinkWriter) => self.ports.second_sink_admin,
             (Shape::ThreeProcesses, Part::SecondNormalizer) => self.ports.second_normalizer_admin,
+            (Shape::ThreeProcesses, Part::ThirdNormalizer) => self.ports.third_normalizer_admin,
         };
         format!("http://127.0.0.1:{port}")
     }

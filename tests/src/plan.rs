@@ -26,11 +26,13 @@ pub enum Part {
     SecondSinkWriter,
     /// Where the plan has two that share a log.
     SecondNormalizer,
+    /// Where it has three.
+    ThirdNormalizer,
 }
 
 impl Part {
     /// All processes of ours, whatever the shape.
-    pub const OURS: [Self; 7] = [
+    pub const OURS: [Self; 8] = [
         Self::Up,
         Self::Edge,
         Self::Normalizer,
@@ -38,6 +40,7 @@ impl Part {
         Self::SecondEdge,
         Self::SecondSinkWriter,
         Self::SecondNormalizer,
+        Self::ThirdNormalizer,
     ];
 }
 
@@ -63,6 +66,7 @@ pub struct Plan {
     pub(crate) small_files: bool,
     pub(crate) twins: bool,
     pub(crate) twin_normalizers: bool,
+    pub(crate) third_normalizer: bool,
 }
 
 impl Plan {
@@ -80,6 +84,7 @@ impl Plan {
             small_files: false,
             twins: false,
             twin_normalizers: false,
+            third_normalizer: false,
         }
     }
 
@@ -102,6 +107,15 @@ impl Plan {
             twins: true,
             twin_normalizers: true,
             ..self
+        }
+    }
+
+    /// The same with a third normalizer.
+    #[must_use]
+    pub fn three_normalizers(self) -> Self {
+        Self {
+            third_normalizer: true,
+            ..self.twin_normalizers()
         }
     }
 

@@ -13,7 +13,7 @@ pub mod load;
 pub mod request;
 pub mod verdict;
 
-use crate::{Deployment, Part, eventually};
+use crate::{Deployment, Part, eventually, finally};
 use ledger::Ledger;
 use load::{Load, Style};
 use rand::SeedableRng as _;
@@ -66,7 +66,7 @@ pub fn seed(what: &str) -> u64 {
 }
 
 /// Variables that make a test longer: it draws more then.
-const LONG_FORMS: [&str; 9] = [
+const LONG_FORMS: [&str; 10] = [
     "SLUICE_KILL_ROUNDS",
     "SLUICE_SWEEP",
     "SLUICE_STANDSTILL_S",
@@ -76,6 +76,7 @@ const LONG_FORMS: [&str; 9] = [
     "SLUICE_SEEDS",
     "SLUICE_POWER_SEEDS",
     "SLUICE_BROKER_KILLS",
+    "SLUICE_REBALANCES",
 ];
 
 /// A test's thread has the test's name.
@@ -332,14 +333,18 @@ impl Oracle {
 pub async fn drained(deployment: &Deployment) {
     for part in deployment.normalizers() {
         let normalizer = deployment.admin(part);
-        eventually("an empty backlog", DRAIN_DEADLINE, async || {
-            let told = normalizer.get("/metrics").await.ok()?;
-            let empty = ["sluice_log_backlog_bytes", "sluice_unsettled"]
-                .iter()
-                .all(|name| told.level(name, "") == Some(0.0));
+        finally("an empty backlog", DRAIN_DEADLINE, async || {
+            let told = normalizer.get("/metrics").await;
+            let told = told.map_err(|error| format!("{part:?}: {error}"))?;
+            let names = ["sluice_log_backlog_bytes", "sluice_unsettled"];
+            let levels = names.map(|name| told.level(name, ""));
             // Exported once a table was set aside.
             let parked = told.level("sluice_parked_units", "").unwrap_or_default();
-            (empty && parked == 0.0).then_some(())
+            if levels == [Some(0.0); 2] && parked == 0.0 {
+                Ok(())
+            } else {
+                Err(format!("{part:?}: {names:?} {levels:?}, {parked} parked units"))
+            }
         })
         .await;
     }

@@ -5,6 +5,7 @@ mod broker;
 mod dead_letters;
 mod kills;
 mod log;
+mod members;
 mod outage;
 mod producer;
 mod security;
