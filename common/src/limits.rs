@@ -177,6 +177,9 @@ pub const WATERMARK_REOPEN_PERCENT: u64 = 80;
 /// Age of the backlog from which on each tenant gets its share of what is drained: well above what a range
 /// takes, well below what a client takes for an outage.
 pub const GRANT_AGE: Duration = Duration::from_secs(5);
+/// The same where ranges are full and wait so long for their turn: what is sent is more than is drained. With what a
+/// range and its insert take, events are in their tables within 3 s.
+pub const GRANT_STANDING: Duration = Duration::from_millis(1_000);
 /// The same for a backlog of so much of `log.max_bytes`: a burst may fill the log before it is old.
 pub const GRANT_BACKLOG_PERCENT: u32 = 50;
 /// Then all tenants together may fill so many times what they leave free: one alone 16/17 of the log.

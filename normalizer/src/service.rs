@@ -417,7 +417,8 @@ impl IntakeService {
         let log = Arc::clone(&self.log);
         self.grant.show(metrics, move || {
             let standing = log.standing(None);
-            (standing.backlog_bytes, standing.oldest_backlog_append_ms)
+            let bytes = standing.backlog_bytes + standing.queued_bytes;
+            (bytes, standing.oldest_backlog_append_ms)
         });
         let log = Arc::clone(&self.log);
         metrics.watch(Gauge::LogDiskBytes, &[], move || log.disk_bytes() as f64);

@@ -402,6 +402,7 @@ fn open_replays(loaded: &Loaded, common: &Common, environment: Environment) -> R
         dir: Dir::from(dir.as_path()),
         dedup_at: dedup_beside(loaded, &*log),
         log,
+        grant: common.service.grant.clone(),
         owned: common.service.owned.clone(),
         sink: environment.sink,
         settings: Arc::clone(&common.settings),

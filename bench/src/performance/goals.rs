@@ -38,7 +38,7 @@ const LIMITS: [(&str, &str); 9] = [
     ),
     (
         "freshness p95 at full load",
-        "senders are held to what is drained from 5 s of backlog on; until then intake takes processors from what drains the log",
+        "senders are held to what is drained once ranges wait for over 1 s for their turn; what came in until then, the first seconds of a run, waits longer",
     ),
     (
         "peak resident memory",

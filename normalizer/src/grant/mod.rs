@@ -4,8 +4,12 @@
 //! | the log | a tenant may |
 //! |---|---|
 //! | in time, and less than half full | send what it likes |
-//! | late or half full, and drained | send its share of nine tenths of what is drained: the backlog goes down |
+//! | late, half full, or with a queue that stands | send its share of nine tenths of what is drained: the backlog goes down |
 //! | late or half full, and nothing is drained | fill its share of the room that is left |
+//!
+//! A queue stands where ranges are full long before their turn comes ([`Meter`]): ClickHouse takes less than is sent. A
+//! range that is not full takes all that there is, however long the one before it took; so slow inserts alone are no
+//! queue, and what they take is not taken for what could be.
 //!
 //! Shares are max-min fair by weight ([`level`]): what one does not use goes to those who want more. All is
 //! counted in bytes of the log and in rows, whichever is short first. Nothing that is in the log is
@@ -19,7 +23,7 @@ mod tenant;
 mod tests;
 
 use parking_lot::Mutex;
-use shares::{Refused, Shares};
+use shares::{Committed, Refused, Shares};
 use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::config::Weight;
 use sluice_common::ids::{Offset, RequestId, TenantId};
@@ -150,7 +154,7 @@ impl Grant {
         #[expect(clippy::cast_possible_truncation, reason = "any bits will do")]
         let seed = RequestId::random().0 as u64;
         Self(Arc::new(Inner {
-            shares: Mutex::new(Shares::new(seed)),
+            shares: Mutex::new(Shares::new(seed, begun_at.is_none())),
             clock,
             limit_bytes,
             begun_at,
@@ -195,25 +199,25 @@ impl Grant {
 
     /// These records of the tenant's are in the log.
     pub fn wrote(&self, tenant: &TenantId, load: Load) {
-        if self.0.begun_at.is_some() {
-            self.0.shares.lock().wrote(tenant, load);
-        }
+        let counted = self.0.begun_at.is_some();
+        self.0.shares.lock().wrote(tenant, load, counted);
     }
 
-    /// Records were committed, each with its offset and append time, in order.
-    pub fn committed<'a>(&self, records: impl Iterator<Item = (Offset, UnixMs, &'a TenantId, Load)>) {
-        let (mut all, mut of, mut oldest) = (Load::default(), HashMap::<TenantId, Load>::new(), None);
-        for (offset, append_ms, tenant, load) in records {
-            oldest = oldest.or(Some(append_ms));
-            all = all + load;
-            if self.0.begun_at.is_some_and(|begun_at| offset >= begun_at) {
-                let known = of.entry(tenant.clone()).or_default();
-                *known = *known + load;
-            }
-        }
-        let now = self.0.clock.now_ms();
-        if let Some(oldest) = oldest {
-            self.0.shares.lock().committed(all, &of, (oldest, now));
+    /// Whether tenants are held to shares.
+    #[must_use]
+    pub fn is_shut(&self, view: View) -> bool {
+        let mut shares = self.0.shares.lock();
+        shares.turn(view);
+        shares.is_shut()
+    }
+
+    /// For the pump of a partition.
+    #[must_use]
+    pub fn meter(&self, partition: u16) -> Meter {
+        Meter {
+            grant: self.clone(),
+            partition,
+            last_ms: None,
         }
     }
 
@@ -241,5 +245,54 @@ impl Grant {
             two().0.map_or(0.0, |load| load.bytes)
         });
         metrics.watch(Gauge::DrainBytes, &[], move || three().2.bytes);
+    }
+}
+
+/// What the pump of one partition tells of what it commits.
+pub struct Meter {
+    grant: Grant,
+    partition: u16,
+    /// When its last range was committed.
+    last_ms: Option<UnixMs>,
+}
+
+impl Meter {
+    /// From which age on the backlog is late.
+    pub fn set_late(&self, ms: u64) {
+        self.grant.0.shares.lock().set_late(ms);
+    }
+
+    /// A range was committed, `full` or not: its records, each with its offset and append time, in order.
+    pub fn committed<'a>(
+        &mut self,
+        records: impl Iterator<Item = (Offset, UnixMs, &'a TenantId, Load)>,
+        full: bool,
+    ) {
+        let inner = &self.grant.0;
+        let (mut all, mut of, mut ends) = (Load::default(), HashMap::<TenantId, Load>::new(), None);
+        for (offset, append_ms, tenant, load) in records {
+            let (oldest, _) = ends.unwrap_or((append_ms, append_ms));
+            ends = Some((oldest, append_ms));
+            all = all + load;
+            if inner.begun_at.is_some_and(|begun_at| offset >= begun_at) {
+                let known = of.entry(tenant.clone()).or_default();
+                *known = *known + load;
+            }
+        }
+        let now = inner.clock.now_ms();
+        let before = self.last_ms.replace(now);
+        let Some((oldest_ms, newest_ms)) = ends else {
+            return;
+        };
+        // Full when the one before it was done, so it had to wait for nothing else.
+        let waited_ms = before
+            .filter(|_| full)
+            .and_then(|before| before.checked_sub(newest_ms));
+        let range = Committed {
+            partition: self.partition,
+            oldest_ms,
+            waited_ms,
+        };
+        inner.shares.lock().committed(all, &of, range, now);
     }
 }

@@ -8,23 +8,48 @@ use super::{Load, View, Why};
 use sluice_common::clock::UnixMs;
 use sluice_common::config::Weight;
 use sluice_common::ids::TenantId;
-use sluice_common::limits::{GRANT_AGE, GRANT_BACKLOG_PERCENT, GRANT_ROOM_FACTOR, GRANT_TENANTS};
+use sluice_common::limits::{
+    GRANT_AGE, GRANT_BACKLOG_PERCENT, GRANT_ROOM_FACTOR, GRANT_STANDING, GRANT_TENANTS,
+};
 use std::collections::HashMap;
 
 /// Between two looks at who asks for what.
 const TURN_MS: u64 = 250;
-/// Granted of what is drained; the rest takes the backlog down.
+/// Granted of what is drained while the log is late or half full; the rest takes the backlog down.
 const GRANTED: f64 = 0.9;
-/// The gate opens again at this part of what shut it, give or take the jitter: several that stand before one
-/// ClickHouse do not open at once.
-const REOPEN: f64 = 0.8;
-const REOPEN_JITTER: f64 = 0.05;
+/// Where a queue stands it is kept to this part of what it may be, give or take the jitter: several that stand before
+/// one ClickHouse do not turn at once.
+const KEPT: f64 = 0.8;
+const JITTER: f64 = 0.05;
+/// By what it is longer or shorter it would be as it should in so many seconds: slower than it can be seen.
+const ADJUST_S: f64 = 5.0;
+/// Granted at least, however long it is: clients are served meanwhile.
+const LEAST: f64 = 0.75;
+/// Where no queue stands, by how much more is granted each turn: what is measured is what was granted then. Twice as
+/// much after 0.8 s; all at once would be a flood before anything is seen of it.
+const EASED: f64 = 1.2;
+/// Granted at most, in times of what was drained.
+const MOST: f64 = 1_000.0;
 /// What a tenant is told to wait at most.
 const MAX_WAIT_MS: u64 = 30_000;
 /// What a tenant is told to wait for room while nothing is drained: nobody knows.
 const STALL_WAIT_MS: u64 = 5_000;
 /// The shortest wait: a look around comes no more often.
 const MIN_WAIT_MS: u64 = 50;
+
+/// What a partition's last range told of a queue is true for so long: the partition may be another's by now.
+const STANDING_MS: u64 = 10_000;
+
+/// A range that was committed.
+#[derive(Debug, Clone, Copy)]
+pub struct Committed {
+    pub partition: u16,
+    /// Append time of its oldest record.
+    pub oldest_ms: UnixMs,
+    /// For how long all of it had waited when its turn came; none where it was not full by then: it took all that there
+    /// was.
+    pub waited_ms: Option<u64>,
+}
 
 /// A refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +65,14 @@ pub struct Shares {
     drain: Drain,
     tenants: HashMap<TenantId, Tenant>,
     late_ms: u64,
-    /// Where it is shut: at which part of the bounds it opens.
+    /// Of each partition: when its last range was committed, and for how long that had waited.
+    standing: HashMap<u16, (UnixMs, u64)>,
+    /// Others write and read the log too: what stands in it is not all known here.
+    shared: bool,
+    /// Where it is shut: the part of the bounds that the backlog is kept to.
     shut: Option<f64>,
+    /// Part of what is drained that is granted.
+    granted: f64,
     stalled: bool,
     /// For each unit of weight, a second.
     level: Load,
@@ -51,13 +82,16 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// An open gate; `seed` is for the jitter.
+    /// An open gate; `seed` is for the jitter. `shared`: with others.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, shared: bool) -> Self {
         Self {
+            shared,
+            granted: GRANTED,
             drain: Drain::default(),
             tenants: HashMap::new(),
             late_ms: GRANT_AGE.as_secs() * 1_000,
+            standing: HashMap::new(),
             shut: None,
             stalled: false,
             level: Load::default(),
@@ -153,21 +187,41 @@ impl Shares {
         }
     }
 
-    /// So much of the log is the tenant's now.
-    pub fn wrote(&mut self, tenant: &TenantId, load: Load) {
+    /// So much of the log is the tenant's now; `counted`: until it is told that it was committed.
+    pub fn wrote(&mut self, tenant: &TenantId, load: Load, counted: bool) {
         if let Some(one) = self.tenants.get_mut(tenant) {
-            one.wrote(load);
+            one.wrote(load, counted);
         }
     }
 
     /// A range was committed: all of it, and of each tenant what was written since the start.
-    pub fn committed(&mut self, all: Load, of: &HashMap<TenantId, Load>, (oldest_ms, now): (UnixMs, UnixMs)) {
-        self.drain.committed(all, oldest_ms, now);
+    pub fn committed(&mut self, all: Load, of: &HashMap<TenantId, Load>, range: Committed, now: UnixMs) {
+        match range.waited_ms {
+            Some(waited) => self.standing.insert(range.partition, (now, waited)),
+            None => self.standing.remove(&range.partition),
+        };
+        let busy = self.standing_ms(now).is_some();
+        self.drain.committed(all, range.oldest_ms, busy, now);
         for (tenant, load) in of {
             if let Some(one) = self.tenants.get_mut(tenant) {
                 one.backlog = (one.backlog - load.bytes).max(0.0);
             }
         }
+    }
+
+    /// For how long full ranges waited lately, whole; none where nothing stands behind them.
+    fn standing_ms(&self, now: UnixMs) -> Option<u64> {
+        let lately = self
+            .standing
+            .values()
+            .filter(|(at, _)| now.saturating_sub(*at) < STANDING_MS);
+        lately.map(|(_, waited)| *waited).max()
+    }
+
+    /// Whether tenants are held to shares.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.shut.is_some()
     }
 
     /// What all tenants together may send a second; `None` while the gate is open.
@@ -212,7 +266,7 @@ impl Shares {
             // What was sent into the outage is paid with room, and not once more with what is drained.
             self.tenants.values_mut().for_each(Tenant::free);
         }
-        self.capacity = self.drain.per_second(view.oldest_ms, now) * GRANTED;
+        self.capacity = self.drain.per_second(view.oldest_ms, now) * self.granted;
         let active = self.tenants.values().filter(|one| one.is_active(now));
         let (bytes, rows): (Vec<_>, Vec<_>) = active.map(|one| one.claims(now)).unzip();
         self.level = Load {
@@ -221,19 +275,47 @@ impl Shares {
         };
     }
 
-    /// Shuts at the bounds, and opens below a part of them.
+    /// Shuts at the bounds; opens below a part of them, once nobody is refused any more.
     fn gate(&mut self, view: View) {
-        let age = view.oldest_ms.map_or(0, |oldest| view.now.saturating_sub(oldest));
-        let bound = wide(view.limit_bytes) / 100.0 * f64::from(GRANT_BACKLOG_PERCENT);
-        let reach = (wide(age) / wide(self.late_ms)).max(wide(view.backlog_bytes) / bound.max(1.0));
-        match self.shut {
-            None if reach >= 1.0 => self.shut = Some(REOPEN + REOPEN_JITTER * self.jitter()),
-            Some(reopen) if reach < reopen => {
-                self.shut = None;
-                self.tenants.values_mut().for_each(Tenant::free);
+        let now = view.now;
+        let reach = self.reach(view);
+        let Some(kept) = self.shut else {
+            if reach >= 1.0 {
+                self.shut = Some(KEPT + JITTER * self.jitter());
+                self.granted = GRANTED;
             }
-            None | Some(_) => {}
+            return;
+        };
+        let stood_s = self.standing_ms(now).map(seconds);
+        self.granted = match stood_s {
+            Some(stood_s) => {
+                // What stood tells of the queue when those were appended; what is in the log tells of now.
+                let rate = self.drain.per_second(view.oldest_ms, now).bytes;
+                let long_s = stood_s.min(wide(view.backlog_bytes) / rate);
+                let wanted_s = GRANT_STANDING.as_secs_f64() * kept;
+                (1.0 - (long_s - wanted_s) / ADJUST_S).max(LEAST)
+            }
+            None if reach >= kept => GRANTED,
+            None => (self.granted * EASED).min(MOST),
+        };
+        if reach < kept && !self.tenants.values().any(|one| one.wants_more(now)) {
+            self.shut = None;
+            self.tenants.values_mut().for_each(Tenant::free);
         }
+    }
+
+    /// The backlog in parts of the bounds.
+    fn reach(&self, view: View) -> f64 {
+        let bound = wide(view.limit_bytes) / 100.0 * f64::from(GRANT_BACKLOG_PERCENT);
+        let filled = wide(view.backlog_bytes) / bound.max(1.0);
+        let standing = self.standing_ms(view.now);
+        let stood = wide(standing.unwrap_or(0)) / (GRANT_STANDING.as_secs_f64() * 1_000.0);
+        // What is old and stands behind nothing is on its way: an insert takes long, and fewer events make it no faster.
+        let age = match view.oldest_ms {
+            Some(oldest) if standing.is_some() || self.shared => view.now.saturating_sub(oldest),
+            Some(_) | None => 0,
+        };
+        filled.max(stood).max(wide(age) / wide(self.late_ms))
     }
 
     /// From -1 to 1.

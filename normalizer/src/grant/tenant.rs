@@ -16,6 +16,8 @@ const DEMAND_S: f64 = 2.0;
 const DEMAND_ROOM: f64 = 1.1;
 /// What it may take at once, in seconds of its rate; and one request may go into debt.
 const BURST_S: f64 = 1.0;
+/// The same for one that was not held back until now: all that it sent is in the queue that is to get shorter.
+const FIRST_S: f64 = 0.25;
 /// What is kept of the learned sizes from one turn to the next.
 const KEEP: f64 = 0.95;
 
@@ -81,14 +83,23 @@ impl Tenant {
         self.refused_ms = Some(now);
     }
 
+    /// Whether it was refused lately.
+    #[must_use]
+    pub fn wants_more(&self, now: UnixMs) -> bool {
+        self.refused_ms
+            .is_some_and(|at| now.saturating_sub(at) < WANTS_MORE_MS)
+    }
+
     /// A body became rows of the log.
     pub fn took(&mut self, body: f64) {
         self.bodies += body;
     }
 
-    /// So much of the log is its own now.
-    pub fn wrote(&mut self, load: Load) {
-        self.backlog += load.bytes;
+    /// So much of the log is its own now; `counted`: what of it is committed will be told.
+    pub fn wrote(&mut self, load: Load, counted: bool) {
+        if counted {
+            self.backlog += load.bytes;
+        }
         self.written = self.written + load;
         self.balance = self.balance + load * -1.0;
     }
@@ -105,8 +116,7 @@ impl Tenant {
     /// Its claims on bytes and on rows.
     #[must_use]
     pub fn claims(&self, now: UnixMs) -> (Claim, Claim) {
-        let refused = self.refused_ms.map(|at| now.saturating_sub(at));
-        let demand = if refused.is_some_and(|ago| ago < WANTS_MORE_MS) {
+        let demand = if self.wants_more(now) {
             Load {
                 bytes: f64::INFINITY,
                 rows: f64::INFINITY,
@@ -146,9 +156,10 @@ impl Tenant {
         self.refilled_ms = now;
         let rate = level * self.weight;
         let more = self.balance + rate * passed;
+        let burst_s = if more.bytes.is_finite() { BURST_S } else { FIRST_S };
         self.balance = Load {
-            bytes: more.bytes.min(rate.bytes * BURST_S),
-            rows: more.rows.min(rate.rows * BURST_S),
+            bytes: more.bytes.min(rate.bytes * burst_s),
+            rows: more.rows.min(rate.rows * burst_s),
         };
         let left = self.balance + self.reserved * -1.0;
         let wait = |left: f64, rate: f64| if left > 0.0 { 0.0 } else { -left / rate };

@@ -1,7 +1,7 @@
 //! A log that is filled by tenants and drained at a known rate, in steps of simulated time.
 
 use super::drain::Drain;
-use super::shares::Shares;
+use super::shares::{Committed, Shares};
 use super::{Load, View, Why};
 use proptest::prelude::*;
 use sluice_common::config::Weight;
@@ -28,19 +28,40 @@ struct Sender {
     refused: u64,
 }
 
-/// The log: bytes by tenant and append time, in order.
+/// How long a range takes however small it is, and how old it gets where nothing is under way.
+const LEAST_MS: u64 = 50;
+const RANGE_AGE_MS: u64 = 500;
+/// Of a range that is full, in seconds of what is drained.
+const RANGE_S: f64 = 0.4;
+
+/// What is on its way into ClickHouse.
+struct Range {
+    rows: Vec<(usize, f64, u64)>,
+    full: bool,
+    /// What ClickHouse still has to do, in its seconds.
+    left_s: f64,
+}
+
+/// The log: bytes by tenant and append time, in order. One range is settled while the next one grows.
 struct World {
     shares: Shares,
     senders: Vec<Sender>,
     log: VecDeque<(usize, f64, u64)>,
+    under_way: Option<Range>,
     backlog: f64,
     limit: f64,
     now: u64,
-    /// Log bytes a second that ClickHouse takes, in ranges.
+    /// Log bytes a second that ClickHouse takes.
     drain: f64,
-    credit: f64,
+    /// Bytes of a full range.
+    range: f64,
+    least_ms: u64,
+    committed_ms: Option<u64>,
     whys: HashMap<&'static str, u64>,
     full: u64,
+    /// Of what was committed: how long after its append.
+    ages: Vec<u64>,
+    drained: f64,
 }
 
 impl World {
@@ -53,16 +74,21 @@ impl World {
             refused: 0,
         };
         Self {
-            shares: Shares::new(7),
+            shares: Shares::new(7, false),
             senders: senders.iter().map(sender).collect(),
             log: VecDeque::new(),
+            under_way: None,
             backlog: 0.0,
             limit,
             now: 1_000_000,
             drain,
-            credit: 0.0,
+            range: (drain * RANGE_S).max(MB / 4.0),
+            least_ms: LEAST_MS,
+            committed_ms: None,
             whys: HashMap::new(),
             full: 0,
+            ages: Vec::new(),
+            drained: 0.0,
         }
     }
 
@@ -76,13 +102,17 @@ impl World {
             now: self.now,
             backlog_bytes: self.backlog as u64,
             limit_bytes: self.limit as u64,
-            oldest_ms: self.log.front().map(|(.., at)| *at),
+            oldest_ms: self.oldest(),
         }
     }
 
+    fn oldest(&self) -> Option<u64> {
+        let declared = self.under_way.as_ref().and_then(|range| range.rows.first());
+        declared.or(self.log.front()).map(|(.., at)| *at)
+    }
+
     fn run(&mut self, seconds: u64) {
-        for step in 0..seconds * 1_000 / STEP_MS {
-            self.now += STEP_MS;
+        for _ in 0..seconds * 1_000 / STEP_MS {
             for n in 0..self.senders.len() {
                 self.senders[n].due += self.senders[n].per_second * STEP_MS as f64 / 1_000.0;
                 while self.senders[n].due >= 1.0 {
@@ -90,12 +120,56 @@ impl World {
                     self.send(n);
                 }
             }
-            self.credit += self.drain * STEP_MS as f64 / 1_000.0;
-            // A range every half second.
-            if step % 10 == 0 {
-                self.commit();
+            self.pass(STEP_MS);
+        }
+    }
+
+    /// Time passes, and nothing is sent.
+    fn pass(&mut self, ms: u64) {
+        let until = self.now + ms;
+        while self.now < until {
+            let step = (until - self.now).min(STEP_MS);
+            self.now += step;
+            if self.drain > 0.0 {
+                self.drain_for(step as f64 / 1_000.0);
             }
         }
+    }
+
+    fn drain_for(&mut self, mut seconds: f64) {
+        loop {
+            let Some(range) = &mut self.under_way else {
+                if !self.declare() {
+                    return;
+                }
+                continue;
+            };
+            let worked = range.left_s.min(seconds);
+            range.left_s -= worked;
+            seconds -= worked;
+            if range.left_s > 0.0 {
+                return;
+            }
+            self.commit();
+        }
+    }
+
+    /// Whether a range is due.
+    fn declare(&mut self) -> bool {
+        let (mut bytes, mut rows) = (0.0, Vec::new());
+        while let Some(one) = self.log.pop_front_if(|one| bytes + one.1 <= self.range) {
+            bytes += one.1;
+            rows.push(one);
+        }
+        let full = !self.log.is_empty();
+        let is_old = rows.first().is_some_and(|(.., at)| self.now - at >= RANGE_AGE_MS);
+        if !full && !is_old {
+            self.log.extend(rows);
+            return false;
+        }
+        let left_s = (bytes / self.drain).max(self.least_ms as f64 / 1_000.0);
+        self.under_way = Some(Range { rows, full, left_s });
+        true
     }
 
     fn send(&mut self, n: usize) {
@@ -119,7 +193,7 @@ impl World {
             bytes: BODY as f64 * PACKED,
             rows: ROWS,
         };
-        self.shares.wrote(&id(n), load);
+        self.shares.wrote(&id(n), load, true);
         self.shares
             .done(&id(n), reserved.expect("few tenants"), Some(BODY));
         self.senders[n].taken += 1;
@@ -128,32 +202,43 @@ impl World {
     }
 
     fn commit(&mut self) {
+        let Some(range) = self.under_way.take() else {
+            return;
+        };
         let (mut all, mut of) = (Load::default(), HashMap::<TenantId, Load>::new());
-        let oldest = self.log.front().map(|(.., at)| *at);
-        while let Some((n, bytes, _)) = self.log.front().copied() {
-            if self.credit < bytes {
-                break;
-            }
-            self.credit -= bytes;
-            self.backlog -= bytes;
-            self.log.pop_front();
-            let load = Load { bytes, rows: ROWS };
+        for (n, bytes, at) in &range.rows {
+            let load = Load {
+                bytes: *bytes,
+                rows: ROWS,
+            };
             all = all + load;
-            let known = of.entry(id(n)).or_default();
+            let known = of.entry(id(*n)).or_default();
             *known = *known + load;
+            self.ages.push(self.now - at);
         }
-        if self.log.is_empty() {
-            self.credit = 0.0;
-        }
-        if all.bytes > 0.0 {
-            self.shares.committed(all, &of, (oldest.expect("some"), self.now));
-        }
+        self.backlog -= all.bytes;
+        self.drained += all.bytes;
+        let (first, last) = (
+            range.rows.first().expect("some"),
+            range.rows.last().expect("some"),
+        );
+        let before = self.committed_ms.replace(self.now);
+        let committed = Committed {
+            partition: 0,
+            oldest_ms: first.2,
+            waited_ms: before
+                .filter(|_| range.full)
+                .and_then(|before| before.checked_sub(last.2)),
+        };
+        self.shares.committed(all, &of, committed, self.now);
     }
 
     fn forget_counts(&mut self) {
         for one in &mut self.senders {
             (one.taken, one.refused) = (0, 0);
         }
+        self.ages.clear();
+        self.drained = 0.0;
     }
 }
 
@@ -167,19 +252,98 @@ fn nobody_is_held_back_while_the_log_is_drained_in_time() {
     assert_eq!(world.shares.in_force(), None);
 }
 
+/// The age that 95 of 100 of what was committed had at most.
+fn p95(world: &mut World) -> u64 {
+    world.ages.sort_unstable();
+    world.ages[world.ages.len() * 95 / 100]
+}
+
+#[test]
+fn at_full_load_what_is_taken_is_drained_within_three_seconds_and_all_is_used() {
+    for greedy in [260.0, 300.0, 400.0, 1_000.0, 4_000.0] {
+        let mut world = World::new(1e9, MB, &[(1, greedy), (1, 10.0)]);
+        // What came before anything could be seen of it goes down by a quarter of what is drained.
+        world.run(400);
+        world.forget_counts();
+        world.run(120);
+        let (age, drained) = (p95(&mut world), world.drained / 120.0);
+        assert!(age <= 2_000, "{age} ms at {greedy}");
+        assert!(drained > 0.95 * MB, "{drained} at {greedy}");
+        assert_eq!(world.senders[1].refused, 0, "at {greedy}");
+    }
+}
+
+#[test]
+fn slow_inserts_refuse_nobody_who_sends_less_than_is_drained() {
+    for least_ms in [500, 1_000, 2_500, 6_000, 12_000] {
+        let mut world = World::new(1e9, 10.0 * MB, &[(1, 40.0), (1, 1.0)]);
+        world.least_ms = least_ms;
+        world.run(60);
+        assert!(
+            world.senders.iter().all(|one| one.refused == 0),
+            "at {least_ms} ms"
+        );
+    }
+}
+
+#[test]
+fn who_sends_ten_times_as_much_as_before_and_less_than_is_drained_is_not_refused() {
+    let mut world = World::new(1e9, 10.0 * MB, &[(1, 150.0), (1, 50.0)]);
+    world.run(60);
+    (world.senders[0].per_second, world.senders[1].per_second) = (1_500.0, 300.0);
+    world.run(60);
+    assert!(world.senders.iter().all(|one| one.refused == 0));
+}
+
+#[test]
+fn a_pause_at_light_load_refuses_nobody_after_it() {
+    for pause in [1, 2, 4] {
+        let mut world = World::new(1e9, 10.0 * MB, &[(1, 500.0), (1, 50.0)]);
+        world.run(30);
+        world.drain = 0.0;
+        world.run(pause);
+        world.drain = 10.0 * MB;
+        world.run(30);
+        let refused: Vec<u64> = world.senders.iter().map(|one| one.refused).collect();
+        assert_eq!(refused, [0, 0], "after {pause} s");
+    }
+}
+
+#[test]
+fn a_partition_that_is_gone_holds_nobody_for_long() {
+    let mut shares = Shares::new(1, false);
+    let view = |now| View {
+        now,
+        backlog_bytes: 0,
+        limit_bytes: 1_000,
+        oldest_ms: None,
+    };
+    let range = |partition, waited_ms| Committed {
+        partition,
+        oldest_ms: 90_000,
+        waited_ms,
+    };
+    let none = HashMap::new();
+    shares.committed(Load::of(10, 1), &none, range(3, Some(2_000)), 100_000);
+    shares.committed(Load::of(10, 1), &none, range(4, None), 100_100);
+    shares.turn(view(100_500));
+    assert!(shares.is_shut(), "what another one says changes nothing");
+    shares.turn(view(111_000));
+    assert!(!shares.is_shut());
+}
+
 #[test]
 fn a_late_log_gives_the_modest_all_and_shares_the_rest_by_weight() {
     // 1 MB/s is 250 bodies; the first two want far more, the third a tenth of an equal share.
     let mut world = World::new(1e9, MB, &[(1, 1_000.0), (3, 1_000.0), (1, 5.0)]);
-    world.run(40);
+    world.run(60);
     world.forget_counts();
-    let before = world.backlog;
     world.run(60);
     let taken: Vec<f64> = world.senders.iter().map(|one| one.taken as f64 / 60.0).collect();
     assert_eq!(world.senders[2].refused, 0, "{taken:?}");
     assert!(taken.iter().sum::<f64>() > 0.8 * 250.0, "{taken:?}");
     assert!((taken[1] / taken[0] - 3.0).abs() < 0.5, "{taken:?}");
-    assert!(world.backlog < before - 3.0 * MB, "{} of {before}", world.backlog);
+    assert!(world.backlog < 2.0 * MB, "{}", world.backlog);
     assert_eq!(world.full, 0);
 }
 
@@ -271,9 +435,7 @@ fn who_waits_as_told_is_taken() {
             .shares
             .ask((&id(0), world.senders[0].weight), BODY, world.view());
         if let Err(refused) = asked {
-            world.now += refused.retry_after_ms;
-            world.credit += world.drain * refused.retry_after_ms as f64 / 1_000.0;
-            world.commit();
+            world.pass(refused.retry_after_ms);
             waited += 1;
             let again = world
                 .shares
@@ -284,7 +446,7 @@ fn who_waits_as_told_is_taken() {
                 bytes: 40_000.0,
                 rows: 500.0,
             };
-            world.shares.wrote(&id(0), load);
+            world.shares.wrote(&id(0), load, true);
             world.log.push_back((0, load.bytes, world.now));
             world.backlog += load.bytes;
         } else {
@@ -296,7 +458,7 @@ fn who_waits_as_told_is_taken() {
 
 #[test]
 fn any_number_of_tenants_takes_bounded_memory_and_the_surplus_is_let_through() {
-    let mut shares = Shares::new(1);
+    let mut shares = Shares::new(1, false);
     let view = View {
         now: 1_000,
         backlog_bytes: 0,
@@ -341,7 +503,7 @@ proptest! {
         let mut senders = greedy.clone();
         senders.push((weight, modest));
         let mut world = World::new(1e9, MB, &senders);
-        world.run(30);
+        world.run(200);
         world.forget_counts();
         world.run(60);
         let last = world.senders.last().expect("it was added");

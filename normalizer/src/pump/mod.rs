@@ -23,7 +23,7 @@ pub mod servers;
 mod under_way;
 
 use crate::dedup::{Dedup, DedupError};
-use crate::grant::{Grant, Load};
+use crate::grant::{Load, Meter};
 use crate::log::Partition;
 use crate::owned::Work;
 use crate::parked::driver::Drivers;
@@ -73,7 +73,7 @@ pub struct Pump {
     dedup: Dedup,
     driver: Driver,
     publisher: Publisher,
-    grant: Grant,
+    meter: Meter,
     store: Arc<Mutex<Store>>,
     settings: SharedSettings,
     /// Of the settings in force, those that were taken.
@@ -151,7 +151,7 @@ impl Pump {
             dedup,
             driver,
             publisher,
-            grant,
+            meter: grant.meter(of.1),
             store,
             settings,
             tables: taken.tables.clone(),
@@ -265,7 +265,7 @@ impl Pump {
     /// Ranges that grow long, as configured or for a slower pace, are no lateness.
     fn tell_late(&self) {
         let longest = range::scaled(self.taken.batching.max_age_ms(), self.pace.slowest());
-        self.grant.set_late(LATE_AGES * longest);
+        self.meter.set_late(LATE_AGES * longest);
     }
 
     /// After a stop: everything durable is settled, or the rest is in trouble and stays in the log.
@@ -441,11 +441,12 @@ impl Pump {
             self.log.set_progress(committed, self.dedup.sealed());
             Ok(self.store.lock().pass(Point::CommitTold)?)
         })?;
-        self.grant.committed(closed.records.iter().map(|one| {
+        let records = closed.records.iter().map(|one| {
             let (record, place) = (&one.record, one.record.place);
             let load = Load::of(record.frame().len(), record.rows() as usize);
             (place.offset, place.append_ms, &record.meta.tenant, load)
-        }));
+        });
+        self.meter.committed(records, closed.full);
         self.driver.shelf.committed(committed);
         self.publisher.outbox.committed(committed);
         self.note_dedup();

@@ -56,6 +56,8 @@ pub struct ClosedRange {
     pub ledger: Vec<LedgerRow>,
     /// Of the rows, those that are copies of rejected ones.
     pub copies: u64,
+    /// Whether it was closed because it could not grow.
+    pub full: bool,
 }
 
 impl OpenRange {
@@ -184,6 +186,7 @@ impl OpenRange {
     #[must_use]
     pub fn close(self) -> ClosedRange {
         ClosedRange {
+            full: self.is_full(),
             range: self.range,
             records: self.records,
             proof: self.proof,

@@ -28,6 +28,7 @@ mod tests;
 pub use decide::DedupAt;
 pub use routes::routes;
 
+use crate::grant::Grant;
 use crate::log::{Log, Partition};
 use crate::owned::{Owned, Work};
 use crate::parked::shelf::Shelf;
@@ -62,6 +63,8 @@ use tokio::sync::Semaphore;
 pub struct Parts {
     pub dir: Dir,
     pub log: Arc<dyn Log>,
+    /// While it holds tenants to shares a replay waits.
+    pub grant: Grant,
     /// Partitions that are worked on here: others are not replayed here.
     pub owned: Owned,
     pub sink: Seam<SinkRequest>,
@@ -418,6 +421,10 @@ impl Replays {
 
     fn log(&self) -> &dyn Log {
         &*self.0.parts.log
+    }
+
+    fn grant(&self) -> &Grant {
+        &self.0.parts.grant
     }
 
     fn dir(&self) -> &Dir {

@@ -362,17 +362,22 @@ impl Replays {
         running.wait(running.owed()).await?;
         // Rows of a table that is being promoted wait meanwhile: it must come to its end.
         let promotes = running.state.lock().promotion.is_some();
-        while !promotes && self.backlog_age() > REPLAY_BACKLOG_AGE {
+        while !promotes && self.is_behind() {
             running.change(|state| state.told.reason = Some("the live path is behind: it goes first".into()));
             running.wait(LOOK).await?;
         }
         Ok(())
     }
 
-    fn backlog_age(&self) -> Duration {
-        let oldest = self.log().standing(None).oldest_backlog_append_ms;
-        let now = self.now_ms();
-        Duration::from_millis(oldest.map_or(0, |oldest| now.saturating_sub(oldest)))
+    /// Whether the live path's backlog is old, or tenants are held to their shares of what is drained.
+    fn is_behind(&self) -> bool {
+        let standing = self.log().standing(None);
+        let view = self.grant().view(
+            standing.backlog_bytes + standing.queued_bytes,
+            standing.oldest_backlog_append_ms,
+        );
+        let age = view.oldest_ms.map_or(0, |oldest| view.now.saturating_sub(oldest));
+        Duration::from_millis(age) > REPLAY_BACKLOG_AGE || self.grant().is_shut(view)
     }
 
     /// Makes the state durable.
