@@ -30,6 +30,10 @@ pub struct Report {
     pub refused: u64,
     /// Of our services in all, while events were sent: seconds since the beginning, MiB resident.
     pub resident: Vec<(f64, f64)>,
+    /// Of Sluice's log, what was not in ClickHouse yet, in MiB, at those moments; none in what was measured before there
+    /// was this.
+    #[serde(default)]
+    pub backlog: Vec<(f64, f64)>,
 }
 
 /// One process.

@@ -131,7 +131,7 @@ pub async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Fa
     });
     let before = system.usage();
     let begun = Instant::now();
-    let (ledger, resident) = send(way, load, &target, system).await?;
+    let (ledger, seen) = send(way, load, &target, system).await?;
     let stored = load.stored(&ledger);
     drain(&http, system, stored.iter().sum()).await?;
     if load.distinct.is_some() {
@@ -159,25 +159,28 @@ pub async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Fa
             before,
             after,
             ready: system.ready().to_vec(),
-            resident,
+            seen,
         },
     ))
 }
 
-/// Sends under a progress bar; what our services held meanwhile.
-async fn send(
-    way: Way,
-    load: Load,
-    target: &Target,
-    system: &System,
-) -> Result<(Ledger, Vec<(f64, f64)>), Failure> {
+/// What our services held while events were sent: seconds since the beginning, MiB.
+#[derive(Debug, Default)]
+struct Seen {
+    resident: Vec<(f64, f64)>,
+    backlog: Vec<(f64, f64)>,
+}
+
+/// Sends under a progress bar, and looks at our services meanwhile.
+async fn send(way: Way, load: Load, target: &Target, system: &System) -> Result<(Ledger, Seen), Failure> {
     let bar = ProgressBar::new(load.time.as_secs());
     if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {elapsed}/{len}s {msg}") {
         bar.set_style(style);
     }
     bar.set_prefix(way.name());
     let acknowledged = Rc::new(Cell::new(0));
-    let mut resident = Vec::new();
+    let mut seen = Seen::default();
+    let admin = system.edge.as_ref().map(|_| Admin::new(&system.admin));
     let sending = load::send(load, target, Rc::clone(&acknowledged));
     tokio::pin!(sending);
     let ledger = loop {
@@ -186,12 +189,25 @@ async fn send(
             Err(_) => {
                 bar.set_position(bar.elapsed().as_secs());
                 bar.set_message(format!("{} events", acknowledged.get()));
-                resident.push((bar.elapsed().as_secs_f64(), mib(system.resident())));
+                let at = bar.elapsed().as_secs_f64();
+                seen.resident.push((at, mib(system.resident())));
+                if let Some(admin) = &admin {
+                    let look = async {
+                        let bytes = admin.metrics().await?.sum("sluice_log_backlog_bytes", "");
+                        Ok::<_, Failure>(bytes / f64::from(1 << 20))
+                    };
+                    // The load goes on while its answer is waited for.
+                    tokio::select! {
+                        biased;
+                        ledger = &mut sending => break ledger,
+                        backlog = look => seen.backlog.push((at, backlog?)),
+                    }
+                }
             }
         }
     };
     bar.finish_and_clear();
-    Ok((ledger?, resident))
+    Ok((ledger?, seen))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -305,7 +321,7 @@ struct Found {
     before: Vec<(&'static str, Usage)>,
     after: Vec<(&'static str, Usage)>,
     ready: Vec<Duration>,
-    resident: Vec<(f64, f64)>,
+    seen: Seen,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -335,6 +351,7 @@ fn told(way: Way, load: Load, ledger: &Ledger, found: &Found) -> Report {
         freshness_p95_ms: found.freshness.percentile_ms(95),
         probes: found.freshness.count(),
         refused: ledger.refused,
-        resident: found.resident.clone(),
+        resident: found.seen.resident.clone(),
+        backlog: found.seen.backlog.clone(),
     }
 }

@@ -2,17 +2,19 @@
 
 use super::PerformanceArgs;
 use super::machine::Machine;
+use super::storm::{self, Storm};
 use crate::live_keys::{self, LiveKeys};
 use crate::load::Load;
-use crate::report::Report;
+use crate::report::{Report, middle};
 use crate::run::{self, Way};
 use crate::system::{Shape, System};
 use ingestctl::http::Http;
 use serde::{Deserialize, Serialize};
+use sluice_bench::stages::{STAGES, Stage};
 use sluice_common::clock::{Clock as _, SystemClock, UnixMs};
 use sluice_common::moment;
 use sluice_common::process::Failure;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Of the main load.
 const EVENTS: usize = 1_000;
@@ -33,6 +35,8 @@ const DISTINCT: u64 = 50;
 const REPEATING_SHARE: f64 = 0.5;
 /// Keys that dedup knows, in millions: the first and the last are what goals speak of.
 const LIVE_MILLIONS: [u64; 4] = [1, 25, 50, 100];
+/// Rounds of each stage alone, of which the one in the middle is shown.
+const STAGE_ROUNDS: usize = 31;
 /// The main load is that many times as long as the others.
 const LONGER: u64 = 6;
 
@@ -60,6 +64,12 @@ pub struct Measured {
     /// The main load before dedup's state of so many keys; none in what was measured before there was this.
     #[serde(default)]
     pub live: Vec<LiveKeys>,
+    /// Each stage of an event's way alone, on one thread: µs an event, a quota's a request. None as above.
+    #[serde(default)]
+    pub stages: Vec<(String, f64)>,
+    /// Three times what can be taken. None as above.
+    #[serde(default)]
+    pub storm: Option<Storm>,
 }
 
 /// One load, through Sluice and straight into ClickHouse.
@@ -123,6 +133,9 @@ pub async fn all(args: &PerformanceArgs) -> Result<Measured, Failure> {
     };
     let repeating = stand.once(Shape::AllInOne, repeating).await?;
     let live = live_keys::each(&LIVE_MILLIONS, (args.seconds / LONGER, args.rounds), &args.dir).await?;
+    let stages = STAGES.iter().map(|stage| (stage.name.to_owned(), alone(stage)));
+    let stages = stages.collect();
+    let storm = Some(storm::measured(args.seconds, &args.dir).await?);
     Ok(Measured {
         machine: Machine::here(&args.dir),
         clickhouse,
@@ -138,7 +151,22 @@ pub async fn all(args: &PerformanceArgs) -> Result<Measured, Failure> {
         rising,
         repeating,
         live,
+        stages,
+        storm,
     })
+}
+
+/// What a stage takes alone, in µs of an item.
+#[expect(clippy::cast_precision_loss, reason = "a small count")]
+fn alone(stage: &Stage) -> f64 {
+    let rounds = (0..STAGE_ROUNDS).map(|_| {
+        let mut round = stage.ready(1);
+        let begun = Instant::now();
+        round();
+        begun.elapsed().as_secs_f64()
+    });
+    let middle = middle(rounds.collect(), |seconds| *seconds).unwrap_or_default();
+    middle * 1e6 / stage.items as f64
 }
 
 struct Stand<'a> {

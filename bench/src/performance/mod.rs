@@ -9,6 +9,7 @@ mod machine;
 mod measure;
 mod page;
 mod plot;
+mod storm;
 
 use clap::Args;
 use measure::Measured;
@@ -55,8 +56,8 @@ impl PerformanceArgs {
             std::fs::write(&kept, serde_json::to_string_pretty(&measured)? + "\n")?;
             measured
         };
-        for (name, plot) in page::plots(&measured) {
-            std::fs::write(folder.join(format!("{name}.svg")), plot.svg()?)?;
+        for (name, picture) in page::pictures(&measured) {
+            std::fs::write(folder.join(format!("{name}.svg")), picture.svg()?)?;
         }
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         std::fs::write(&self.page, page::text(&measured, &name))?;

@@ -2,9 +2,9 @@
 
 use super::goals::{self, thousands};
 use super::measure::{Beside, Measured};
-use super::plot::{Line, Plot};
+use super::plot::{Bars, Line, Picture, Plot};
 use crate::live_keys::LiveKeys;
-use crate::report::Report;
+use crate::report::{Process, Report};
 use std::fmt::Write as _;
 
 /// What others cost, in microseconds of CPU an event, ClickHouse included where nothing else is said; of a machine of two
@@ -36,9 +36,9 @@ pub fn text(of: &Measured, folder: &str) -> String {
     text += &cores_table(of);
     text += &stages_table(&of.apart);
     text += "\n## Plots\n\nThe runs of the main load have a reader beside them that asks ClickHouse for its events 20 times a second, and is part of the cost; those of other sizes and before many keys have none.\n";
-    for (name, plot) in plots(of) {
+    for (name, picture) in pictures(of) {
         // Writing to a String cannot fail.
-        write!(text, "\n![{}]({folder}/{name}.svg)\n", plot.title).ok();
+        write!(text, "\n![{}]({folder}/{name}.svg)\n", picture.title()).ok();
     }
     text
 }
@@ -48,7 +48,7 @@ fn head(of: &Measured) -> String {
     format!(
         "# Performance\n\n\
          Written by `sluice-bench performance` (here with `--seconds {} --rounds {}`): do not edit, run it again. Generator, Sluice and ClickHouse share the machine; what \
-         is compared took turns in rounds, of which the one in the middle by stored events is shown; three processes, rising load and repeated events were one run each. Everything was on: validation, units, dedup (24 h), durable acknowledgement, exactly-once inserts, \
+         is compared took turns in rounds, of which the one in the middle by stored events is shown; three processes, rising load, repeated events and overload were one run each. Everything was on: validation, units, dedup (24 h), durable acknowledgement, exactly-once inserts, \
          provenance. Every acknowledged event was counted in ClickHouse, once, or the run would have failed. Absolute figures of two machines say little: compare within one run.\n\n\
          {}, {} cores, {:.0} GiB, Linux {}, {}; Sluice {} ({}), ClickHouse {}; {}.\n",
         of.seconds,
@@ -148,15 +148,41 @@ fn stages_table(apart: &Report) -> String {
 
 /// Each with the name of its file.
 #[must_use]
-pub fn plots(of: &Measured) -> Vec<(&'static str, Plot)> {
-    vec![
+pub fn pictures(of: &Measured) -> Vec<(&'static str, Picture)> {
+    let bars = [
+        ("processes", processes(&of.apart)),
+        ("stages", stages(&of.stages)),
+    ];
+    let lines = [
         ("throughput", throughput(&of.sizes)),
         ("cost", cost(&of.sizes)),
         ("acknowledgement", acknowledgement(of)),
         ("freshness", freshness(of)),
         ("memory", memory(of)),
+        ("backlog", backlog(of)),
         ("live-keys", live_keys(of)),
-    ]
+    ];
+    let bars = bars.map(|(name, bars)| (name, Picture::Bars(bars)));
+    let lines = lines.map(|(name, plot)| (name, Picture::Lines(plot)));
+    bars.into_iter().chain(lines).collect()
+}
+
+/// The main load through three processes.
+fn processes(apart: &Report) -> Bars {
+    let bar = |one: &Process| (one.name.clone(), one.cpu_seconds_per_million);
+    Bars {
+        title: "CPU an event by process, 1,000 events a request".into(),
+        unit: "µs".into(),
+        bars: apart.processes.iter().map(bar).collect(),
+    }
+}
+
+fn stages(stages: &[(String, f64)]) -> Bars {
+    Bars {
+        title: "CPU an item by stage, each alone on one thread".into(),
+        unit: "µs (quota: a request; the rest: an event or key)".into(),
+        bars: stages.to_vec(),
+    }
 }
 
 fn line(name: &str, points: impl IntoIterator<Item = (f64, f64)>) -> Line {
@@ -264,6 +290,16 @@ fn memory(of: &Measured) -> Plot {
     }
 }
 
+fn backlog(of: &Measured) -> Plot {
+    Plot {
+        title: "What is in the log and not in ClickHouse yet, main load".into(),
+        x: "seconds".into(),
+        y: "MiB".into(),
+        by_tens: false,
+        lines: vec![line("Sluice", of.main.sluice.backlog.iter().copied())],
+    }
+}
+
 fn live_keys(of: &Measured) -> Plot {
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     let points =
@@ -298,9 +334,9 @@ mod tests {
         ] {
             assert!(page.contains(words), "{words}\n{page}");
         }
-        for (name, plot) in plots(&measured) {
+        for (name, picture) in pictures(&measured) {
             assert!(page.contains(&format!("(performance/{name}.svg)")), "{name}");
-            assert!(plot.svg().expect("drawn").contains("<svg"), "{name}");
+            assert!(picture.svg().expect("drawn").contains("<svg"), "{name}");
         }
     }
 }

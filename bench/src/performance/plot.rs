@@ -1,4 +1,4 @@
-//! A plot of lines, as SVG.
+//! Plots of lines and of bars, as SVG.
 
 use plotters::prelude::*;
 use sluice_common::process::Failure;
@@ -14,6 +14,97 @@ const COLOURS: [RGBColor; 4] = [
 const HEADROOM: f64 = 1.15;
 
 type NotDrawn = DrawingAreaErrorKind<std::io::Error>;
+
+/// A picture of either kind.
+#[derive(Debug, Clone)]
+pub enum Picture {
+    Lines(Plot),
+    Bars(Bars),
+}
+
+impl Picture {
+    pub fn title(&self) -> &str {
+        match self {
+            Self::Lines(plot) => &plot.title,
+            Self::Bars(bars) => &bars.title,
+        }
+    }
+
+    /// The picture.
+    ///
+    /// # Errors
+    /// Where it cannot be drawn.
+    pub fn svg(&self) -> Result<String, Failure> {
+        let mut svg = String::new();
+        let drawn = match self {
+            Self::Lines(plot) => plot.draw(&mut svg),
+            Self::Bars(bars) => bars.draw(&mut svg),
+        };
+        drawn.map_err(|error| Failure::new(format!("{}: {error}", self.title())))?;
+        Ok(svg)
+    }
+}
+
+/// A bar for each name, the first one on top, with its value beside it.
+#[derive(Debug, Clone)]
+pub struct Bars {
+    pub title: String,
+    pub unit: String,
+    pub bars: Vec<(String, f64)>,
+}
+
+/// Of a bar, with what is between two.
+const BAR_HEIGHT: u32 = 30;
+/// What is above and below them.
+const BARS_AROUND: u32 = 110;
+
+impl Bars {
+    fn draw(&self, svg: &mut String) -> Result<(), NotDrawn> {
+        let values = self.bars.iter().map(|(_, value)| *value);
+        let longest = values.fold(f64::MIN_POSITIVE, f64::max) * HEADROOM;
+        let (rows, mut height) = (self.bars.len().max(1), BARS_AROUND);
+        self.bars.iter().for_each(|_| height += BAR_HEIGHT);
+        let area = SVGBackend::with_string(svg, (SIZE.0, height)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(&self.title, ("sans-serif", 18))
+            .margin(12)
+            .x_label_area_size(44)
+            .y_label_area_size(150)
+            .build_cartesian_2d(0.0..longest, (0..rows).into_segmented())?;
+        // The first one is on top, and the axis begins below.
+        let name = |at: &SegmentValue<usize>| match at {
+            SegmentValue::CenterOf(row) => {
+                let bar = rows.checked_sub(row + 1).and_then(|at| self.bars.get(at));
+                bar.map_or_else(String::new, |(name, _)| name.clone())
+            }
+            SegmentValue::Exact(_) | SegmentValue::Last => String::new(),
+        };
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .x_desc(&self.unit)
+            .x_label_formatter(&|x| short(*x))
+            .y_labels(rows)
+            .y_label_formatter(&name)
+            .light_line_style(WHITE)
+            .draw()?;
+        for (row, (_, value)) in self.bars.iter().rev().enumerate() {
+            let (from, to) = (SegmentValue::Exact(row), SegmentValue::Exact(row + 1));
+            let mut bar = Rectangle::new([(0.0, from), (*value, to)], COLOURS[0].filled());
+            bar.set_margin(4, 4, 0, 0);
+            let text = Text::new(
+                format!(" {}", short(*value)),
+                (*value, SegmentValue::CenterOf(row)),
+                ("sans-serif", 13),
+            );
+            chart.draw_series(std::iter::once(bar))?;
+            chart.draw_series(std::iter::once(text))?;
+        }
+        area.present()?;
+        Ok(())
+    }
+}
 
 /// Lines over one axis.
 #[derive(Debug, Clone)]
@@ -33,17 +124,6 @@ pub struct Line {
 }
 
 impl Plot {
-    /// The picture.
-    ///
-    /// # Errors
-    /// Where it cannot be drawn.
-    pub fn svg(&self) -> Result<String, Failure> {
-        let mut svg = String::new();
-        self.draw(&mut svg)
-            .map_err(|error| Failure::new(format!("{}: {error}", self.title)))?;
-        Ok(svg)
-    }
-
     fn draw(&self, svg: &mut String) -> Result<(), NotDrawn> {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let highest = points().map(|(_, y)| *y).fold(f64::MIN_POSITIVE, f64::max) * HEADROOM;
@@ -131,7 +211,7 @@ mod tests {
                 by_tens,
                 lines: vec![line("Sluice", 10.0), line("direct", 20.0)],
             };
-            let svg = plot.svg().expect("drawn");
+            let svg = Picture::Lines(plot).svg().expect("drawn");
             for word in [
                 "<svg",
                 "</svg>",
@@ -158,7 +238,30 @@ mod tests {
             by_tens: true,
             lines: Vec::new(),
         };
-        assert!(plot.svg().expect("drawn").contains("Nothing"));
+        assert!(Picture::Lines(plot).svg().expect("drawn").contains("Nothing"));
+        let bars = Bars {
+            title: "Nothing".into(),
+            unit: "µs".into(),
+            bars: Vec::new(),
+        };
+        assert!(Picture::Bars(bars).svg().expect("drawn").contains("Nothing"));
+    }
+
+    #[test]
+    fn every_bar_is_drawn_with_its_name_and_value() {
+        let bars = Bars {
+            title: "CPU an event".into(),
+            unit: "µs".into(),
+            bars: vec![("parse".into(), 1.5), ("encode".into(), 0.25)],
+        };
+        let svg = Picture::Bars(bars).svg().expect("drawn");
+        for word in ["CPU an event", "parse", "encode", "1.5", "0.25", "µs"] {
+            assert!(svg.contains(word), "{word}: {svg}");
+        }
+        assert!(svg.find("parse") > svg.find("encode"), "labels go upwards");
+        let filled = COLOURS[0];
+        let colour = format!("#{:02X}{:02X}{:02X}", filled.0, filled.1, filled.2);
+        assert_eq!(svg.matches(&colour).count(), 2, "{svg}");
     }
 
     #[test]
