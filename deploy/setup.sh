@@ -49,6 +49,7 @@ pip3 python3-pip
 java default-jre-headless
 mvn maven
 valgrind valgrind
+strace strace
 '
 
 # Headers, which no command tells of: what pkg-config must know, and the Debian package that brings it. librdkafka

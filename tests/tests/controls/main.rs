@@ -4,6 +4,7 @@
 //! | safety | scenario | what the oracle must find |
 //! |---|---|---|
 //! | `verify` | ClickHouse knows a token and has lost its rows (fault 3) | lost |
+//! | `verify` | ClickHouse is killed between a token's record and the part (fault 3, in [`torn`]) | lost |
 //! | `dedup` | a request is sent twice | doubled |
 //! | `lock` | a second process on the same log (a table in [`two`]) | lost |
 //! | `unlink_last` | a SIGKILL while a unit that was set aside is deleted | lost |
@@ -13,6 +14,7 @@
 //! That an acknowledgement waits for the sync is shown where power is lost: in the log's own tests.
 
 mod held;
+mod torn;
 mod two;
 
 use held::Held;
@@ -127,6 +129,18 @@ async fn without_verification_rows_that_clickhouse_lost_are_found_lost() {
         )
     };
     let ((with, bumps), (without, none)) = (scenario(&[]).await, scenario(&[Safety::Verify]).await);
+    assert!(
+        bumps >= 1.0 && none == 0.0,
+        "{bumps} tokens given up, without verification {none}"
+    );
+    is_needed(&with, &without, |total| total.lost);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clickhouse_killed_between_its_record_and_the_part_loses_nothing_but_without_verification() {
+    let _turn = TURNS.acquire().await.expect("never closed");
+    let ((with, bumps), (without, none)) =
+        (torn::scenario(&[]).await, torn::scenario(&[Safety::Verify]).await);
     assert!(
         bumps >= 1.0 && none == 0.0,
         "{bumps} tokens given up, without verification {none}"
