@@ -72,6 +72,12 @@ impl Drain {
         since.map_or(0.0, |since| seconds(now.saturating_sub(since)))
     }
 
+    /// What ranges usually take.
+    #[must_use]
+    pub fn gap_s(&self) -> f64 {
+        self.gap_s
+    }
+
     /// What is drained a second.
     #[must_use]
     pub fn per_second(&self, oldest_ms: Option<UnixMs>, now: UnixMs) -> Load {

@@ -4,7 +4,7 @@
 //! | the log | a tenant may |
 //! |---|---|
 //! | in time, and less than half full | send what it likes |
-//! | late, half full, or with a queue that stands | send its share of nine tenths of what is drained: the backlog goes down |
+//! | with a queue that stands, or half full, and drained | send its share of what is drained, so much of it that the queue is kept short |
 //! | late or half full, and nothing is drained | fill its share of the room that is left |
 //!
 //! A queue stands where ranges are full long before their turn comes ([`Meter`]): ClickHouse takes less than is sent. A
@@ -199,8 +199,9 @@ impl Grant {
 
     /// These records of the tenant's are in the log.
     pub fn wrote(&self, tenant: &TenantId, load: Load) {
-        let counted = self.0.begun_at.is_some();
-        self.0.shares.lock().wrote(tenant, load, counted);
+        if self.0.begun_at.is_some() {
+            self.0.shares.lock().wrote(tenant, load);
+        }
     }
 
     /// Whether tenants are held to shares.
@@ -254,6 +255,13 @@ pub struct Meter {
     partition: u16,
     /// When its last range was committed.
     last_ms: Option<UnixMs>,
+}
+
+impl Drop for Meter {
+    /// The partition is another's now, or none's.
+    fn drop(&mut self) {
+        self.grant.0.shares.lock().left(self.partition);
+    }
 }
 
 impl Meter {

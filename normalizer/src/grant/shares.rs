@@ -37,8 +37,9 @@ const STALL_WAIT_MS: u64 = 5_000;
 /// The shortest wait: a look around comes no more often.
 const MIN_WAIT_MS: u64 = 50;
 
-/// What a partition's last range told of a queue is true for so long: the partition may be another's by now.
+/// What a partition's last range told of a queue is true for so long, or for so many times what ranges take.
 const STANDING_MS: u64 = 10_000;
+const STANDING_GAPS: f64 = 3.0;
 
 /// A range that was committed.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +133,7 @@ impl Shares {
             self.check(tenant, view)?;
         }
         if let Some(one) = self.tenants.get_mut(tenant) {
-            one.reserved = one.reserved + load;
+            one.reserve(load);
         }
         Ok(Some(load))
     }
@@ -144,7 +145,7 @@ impl Shares {
         let Some(one) = self.tenants.get_mut(tenant) else {
             return Ok(());
         };
-        let over = one.backlog + one.reserved.bytes - room;
+        let over = one.backlog + one.reserved().bytes - room;
         let refused = if over >= 0.0 {
             let drained = one.weight * level.bytes;
             let wait = if stalled {
@@ -153,7 +154,9 @@ impl Shares {
                 wait_ms(over / drained)
             };
             Some((Why::Room, wait))
-        } else if stalled {
+        } else if stalled || self.shared {
+            // Of a shared log: whose rows fill which partition is not known here, and one that is slow must hold back
+            // nobody but its tenants.
             None
         } else {
             let wait = one.wait(level, now);
@@ -171,7 +174,7 @@ impl Shares {
     fn room(&self, tenant: &TenantId, view: View) -> f64 {
         let here = |one: &&Tenant| one.is_active(view.now) || one.backlog > 0.0;
         let weights: f64 = self.tenants.values().filter(here).map(|one| one.weight).sum();
-        let reserved: f64 = self.tenants.values().map(|one| one.reserved.bytes).sum();
+        let reserved: f64 = self.tenants.values().map(|one| one.reserved().bytes).sum();
         let weight = self.tenants.get(tenant).map_or(1.0, |one| one.weight);
         let free = wide(view.limit_bytes) - wide(view.backlog_bytes) - reserved;
         GRANT_ROOM_FACTOR * free.max(0.0) * weight / weights.max(weight)
@@ -180,17 +183,17 @@ impl Shares {
     /// A request has ended; where its rows were appended its body tells of the next ones.
     pub fn done(&mut self, tenant: &TenantId, reserved: Load, appended: Option<usize>) {
         if let Some(one) = self.tenants.get_mut(tenant) {
-            one.reserved = (one.reserved + reserved * -1.0).at_least_zero();
+            one.release(reserved);
             if let Some(body) = appended {
                 one.took(real(body));
             }
         }
     }
 
-    /// So much of the log is the tenant's now; `counted`: until it is told that it was committed.
-    pub fn wrote(&mut self, tenant: &TenantId, load: Load, counted: bool) {
+    /// So much of the log is the tenant's now.
+    pub fn wrote(&mut self, tenant: &TenantId, load: Load) {
         if let Some(one) = self.tenants.get_mut(tenant) {
-            one.wrote(load, counted);
+            one.wrote(load);
         }
     }
 
@@ -209,13 +212,26 @@ impl Shares {
         }
     }
 
+    /// What a partition's ranges told is true no more.
+    pub fn left(&mut self, partition: u16) {
+        self.standing.remove(&partition);
+    }
+
     /// For how long full ranges waited lately, whole; none where nothing stands behind them.
     fn standing_ms(&self, now: UnixMs) -> Option<u64> {
-        let lately = self
-            .standing
-            .values()
-            .filter(|(at, _)| now.saturating_sub(*at) < STANDING_MS);
+        let long_s = (self.drain.gap_s() * STANDING_GAPS).max(seconds(STANDING_MS));
+        // Where the clock was stepped back nothing is known until the next range.
+        let is_recent = |at: UnixMs| now.checked_sub(at).is_some_and(|ago| seconds(ago) < long_s);
+        let lately = self.standing.values().filter(|(at, _)| is_recent(*at));
         lately.map(|(_, waited)| *waited).max()
+    }
+
+    /// How long the queue is, in seconds. What stood tells of it when those were appended; what is in the log, at what is
+    /// drained now, tells of now.
+    fn queue_s(&self, view: View) -> Option<f64> {
+        let rate = self.drain.per_second(view.oldest_ms, view.now).bytes;
+        let stood = self.standing_ms(view.now)?;
+        Some(seconds(stood).min(wide(view.backlog_bytes) / rate))
     }
 
     /// Whether tenants are held to shares.
@@ -286,12 +302,8 @@ impl Shares {
             }
             return;
         };
-        let stood_s = self.standing_ms(now).map(seconds);
-        self.granted = match stood_s {
-            Some(stood_s) => {
-                // What stood tells of the queue when those were appended; what is in the log tells of now.
-                let rate = self.drain.per_second(view.oldest_ms, now).bytes;
-                let long_s = stood_s.min(wide(view.backlog_bytes) / rate);
+        self.granted = match self.queue_s(view) {
+            Some(long_s) => {
                 let wanted_s = GRANT_STANDING.as_secs_f64() * kept;
                 (1.0 - (long_s - wanted_s) / ADJUST_S).max(LEAST)
             }
@@ -308,11 +320,11 @@ impl Shares {
     fn reach(&self, view: View) -> f64 {
         let bound = wide(view.limit_bytes) / 100.0 * f64::from(GRANT_BACKLOG_PERCENT);
         let filled = wide(view.backlog_bytes) / bound.max(1.0);
-        let standing = self.standing_ms(view.now);
-        let stood = wide(standing.unwrap_or(0)) / (GRANT_STANDING.as_secs_f64() * 1_000.0);
+        let queue_s = self.queue_s(view);
+        let stood = queue_s.unwrap_or(0.0) / GRANT_STANDING.as_secs_f64();
         // What is old and stands behind nothing is on its way: an insert takes long, and fewer events make it no faster.
         let age = match view.oldest_ms {
-            Some(oldest) if standing.is_some() || self.shared => view.now.saturating_sub(oldest),
+            Some(oldest) if queue_s.is_some() || self.shared => view.now.saturating_sub(oldest),
             Some(_) | None => 0,
         };
         filled.max(stood).max(wide(age) / wide(self.late_ms))

@@ -26,7 +26,8 @@ const KEEP: f64 = 0.95;
 pub struct Tenant {
     pub weight: f64,
     /// Of requests under way, as estimated.
-    pub reserved: Load,
+    reserved: Load,
+    under_way: u32,
     /// Its bytes of the log that are not committed.
     pub backlog: f64,
     balance: Load,
@@ -47,6 +48,7 @@ impl Tenant {
         Self {
             weight: 1.0,
             reserved: Load::default(),
+            under_way: 0,
             backlog: 0.0,
             balance: Load {
                 bytes: f64::INFINITY,
@@ -78,6 +80,28 @@ impl Tenant {
         load
     }
 
+    /// What requests under way will be in the log, as estimated.
+    #[must_use]
+    pub fn reserved(&self) -> Load {
+        self.reserved
+    }
+
+    /// A request is under way, which will be so much.
+    pub fn reserve(&mut self, load: Load) {
+        self.reserved = self.reserved + load;
+        self.under_way += 1;
+    }
+
+    /// One has ended, for which so much was reserved.
+    pub fn release(&mut self, load: Load) {
+        self.reserved = (self.reserved + load * -1.0).at_least_zero();
+        self.under_way = self.under_way.saturating_sub(1);
+        if self.under_way == 0 {
+            // Sums of fractions leave something.
+            self.reserved = Load::default();
+        }
+    }
+
     /// What it had to be refused.
     pub fn refused(&mut self, now: UnixMs) {
         self.refused_ms = Some(now);
@@ -95,11 +119,9 @@ impl Tenant {
         self.bodies += body;
     }
 
-    /// So much of the log is its own now; `counted`: what of it is committed will be told.
-    pub fn wrote(&mut self, load: Load, counted: bool) {
-        if counted {
-            self.backlog += load.bytes;
-        }
+    /// So much of the log is its own now.
+    pub fn wrote(&mut self, load: Load) {
+        self.backlog += load.bytes;
         self.written = self.written + load;
         self.balance = self.balance + load * -1.0;
     }
@@ -111,6 +133,10 @@ impl Tenant {
         self.asked = Load::default();
         self.bodies *= KEEP;
         self.written = self.written * KEEP;
+        if self.bodies < 1.0 {
+            // Long past; and what fades for ever is too small to divide by.
+            (self.bodies, self.written) = (0.0, Load::default());
+        }
     }
 
     /// Its claims on bytes and on rows.
@@ -138,7 +164,7 @@ impl Tenant {
     /// Whether nothing has to be remembered of it.
     #[must_use]
     pub fn is_idle(&self, now: UnixMs) -> bool {
-        !self.is_active(now) && self.backlog <= 0.0 && self.reserved.bytes <= 0.0
+        !self.is_active(now) && self.backlog <= 0.0 && self.under_way == 0
     }
 
     /// Nothing holds it back any more.

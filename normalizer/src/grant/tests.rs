@@ -2,12 +2,14 @@
 
 use super::drain::Drain;
 use super::shares::{Committed, Shares};
-use super::{Load, View, Why};
+use super::{Grant, Load, View, Why};
 use proptest::prelude::*;
+use sluice_common::clock::{ManualClock, UnixMs};
 use sluice_common::config::Weight;
 use sluice_common::ids::TenantId;
 use sluice_common::limits::GRANT_TENANTS;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 const STEP_MS: u64 = 50;
 const BODY: usize = 10_000;
@@ -193,7 +195,7 @@ impl World {
             bytes: BODY as f64 * PACKED,
             rows: ROWS,
         };
-        self.shares.wrote(&id(n), load, true);
+        self.shares.wrote(&id(n), load);
         self.shares
             .done(&id(n), reserved.expect("few tenants"), Some(BODY));
         self.senders[n].taken += 1;
@@ -274,15 +276,30 @@ fn at_full_load_what_is_taken_is_drained_within_three_seconds_and_all_is_used() 
 }
 
 #[test]
+fn ranges_that_take_long_under_full_load_let_the_backlog_grow_to_a_bound() {
+    for range_s in [8.0, 15.0, 20.0] {
+        let mut world = World::new(1e9, MB, &[(1, 1_000.0)]);
+        world.range = MB * range_s;
+        world.run(600);
+        // Let in all that comes it would be half of the limit.
+        let ranges = world.backlog / world.range;
+        assert!(ranges < 8.0, "{ranges} ranges of {range_s} s");
+    }
+}
+
+#[test]
 fn slow_inserts_refuse_nobody_who_sends_less_than_is_drained() {
     for least_ms in [500, 1_000, 2_500, 6_000, 12_000] {
-        let mut world = World::new(1e9, 10.0 * MB, &[(1, 40.0), (1, 1.0)]);
-        world.least_ms = least_ms;
-        world.run(60);
-        assert!(
-            world.senders.iter().all(|one| one.refused == 0),
-            "at {least_ms} ms"
-        );
+        for shared in [false, true] {
+            let mut world = World::new(1e9, 10.0 * MB, &[(1, 40.0), (1, 1.0)]);
+            world.shares = Shares::new(7, shared);
+            world.least_ms = least_ms;
+            world.run(120);
+            assert!(
+                world.senders.iter().all(|one| one.refused == 0),
+                "at {least_ms} ms, shared: {shared}"
+            );
+        }
     }
 }
 
@@ -310,12 +327,68 @@ fn a_pause_at_light_load_refuses_nobody_after_it() {
 }
 
 #[test]
-fn a_partition_that_is_gone_holds_nobody_for_long() {
+fn a_range_tells_of_a_queue_where_it_was_full_before_its_turn_came() {
+    let clock = Arc::new(ManualClock::at(100_000));
+    let grant = Grant::new(clock.clone(), 1 << 30, Some(0));
+    let tenant = id(0);
+    let mut meter = grant.meter(0);
+    let mut commit = |full, append_ms: [UnixMs; 2]| {
+        clock.advance(500);
+        let records = append_ms.map(|at| (1, at, &tenant, Load::of(1_000_000, 10)));
+        meter.committed(records.into_iter(), full);
+        clock.advance(300);
+        grant.is_shut(grant.view(1 << 27, Some(append_ms[1])))
+    };
+    assert!(!commit(true, [90_000, 90_100]), "nothing was before it");
+    assert!(!commit(false, [90_000, 90_100]), "it took all that there was");
+    assert!(!commit(true, [90_000, 102_000]), "it was not full by then");
+    assert!(commit(true, [90_000, 90_100]));
+    drop(meter);
+    clock.advance(300);
+    assert!(!grant.is_shut(grant.view(0, None)), "the partition is gone");
+}
+
+#[test]
+fn who_was_not_taken_for_hours_is_asked_as_a_newcomer_and_then_forgotten() {
     let mut shares = Shares::new(1, false);
     let view = |now| View {
         now,
         backlog_bytes: 0,
-        limit_bytes: 1_000,
+        limit_bytes: 1_000_000,
+        oldest_ms: None,
+    };
+    let mut ask = |now, load: Option<Load>| {
+        let asked = shares.ask((&id(0), Weight::default()), 1_000, view(now));
+        let reserved = asked.expect("open").expect("few tenants");
+        if let Some(load) = load {
+            shares.wrote(&id(0), load);
+        }
+        shares.done(&id(0), reserved, load.map(|_| 1_000));
+        reserved
+    };
+    ask(
+        1_000,
+        Some(Load {
+            bytes: 333.3,
+            rows: 1.0,
+        }),
+    );
+    for turn in 1..=20_000 {
+        let reserved = ask(1_000 + turn * 250, None);
+        assert!(
+            reserved.bytes.is_finite() && reserved.bytes <= 1_000.0,
+            "{reserved:?}"
+        );
+    }
+}
+
+#[test]
+fn a_partition_that_is_gone_holds_nobody_for_long() {
+    let mut shares = Shares::new(1, false);
+    let view = |now| View {
+        now,
+        backlog_bytes: 1_000_000,
+        limit_bytes: 1 << 30,
         oldest_ms: None,
     };
     let range = |partition, waited_ms| Committed {
@@ -446,7 +519,7 @@ fn who_waits_as_told_is_taken() {
                 bytes: 40_000.0,
                 rows: 500.0,
             };
-            world.shares.wrote(&id(0), load, true);
+            world.shares.wrote(&id(0), load);
             world.log.push_back((0, load.bytes, world.now));
             world.backlog += load.bytes;
         } else {

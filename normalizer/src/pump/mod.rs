@@ -337,8 +337,10 @@ impl Pump {
         let Some(server) = self.driver.servers.chosen() else {
             return Ok(());
         };
-        let closed = std::mem::replace(&mut self.next, OpenRange::at(0)).close();
+        let mut closed = std::mem::replace(&mut self.next, OpenRange::at(0)).close();
         self.next = OpenRange::at(closed.range.b);
+        // Dedup may wait for room: then it is not full, and more stands behind it all the same.
+        closed.full |= closed.range.b < *self.log.durable_end().borrow();
         self.declare(&closed, &server)?;
         let sent = closed.records.iter().filter(|one| sends(one));
         self.pace.written(sent.map(|one| &one.record.meta.table));

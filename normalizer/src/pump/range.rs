@@ -56,7 +56,7 @@ pub struct ClosedRange {
     pub ledger: Vec<LedgerRow>,
     /// Of the rows, those that are copies of rejected ones.
     pub copies: u64,
-    /// Whether it was closed because it could not grow.
+    /// Whether it was closed because it could not grow: what is behind it had to wait.
     pub full: bool,
 }
 
