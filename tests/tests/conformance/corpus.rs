@@ -226,9 +226,10 @@ fn packed() -> Vec<Hostile> {
     ]
 }
 
-/// What a refusal may cost of all threads together, with assertions and whatever else the process does
-/// included: far more than one pass over the largest body, far less than two nested ones.
-const MOST_CPU_MS: u64 = 500;
+/// What a refusal may cost of all threads together, with assertions included.
+const MOST_CPU_MS: u64 = 50;
+/// The process has other work too, which may fall into a try.
+const TRIES: usize = 5;
 
 /// User and system time of a process so far, in ms.
 fn cpu_ms(pid: i32) -> u64 {
@@ -246,6 +247,20 @@ fn cpu_ms(pid: i32) -> u64 {
         .sum()
 }
 
+/// An answer, and what it took of CPU; tried again where that is too much.
+async fn cheapest(pid: i32, ask: impl AsyncFn() -> Answer) -> (Answer, u64) {
+    let (mut answer, mut cost) = (None, u64::MAX);
+    for _ in 0..TRIES {
+        let started = cpu_ms(pid);
+        answer = Some(ask().await);
+        cost = cost.min(cpu_ms(pid) - started);
+        if cost < MOST_CPU_MS {
+            break;
+        }
+    }
+    (answer.expect("tried"), cost)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_bodies_are_refused_at_flat_memory() {
     let sluice = sluice().await;
@@ -259,10 +274,8 @@ async fn hostile_bodies_are_refused_at_flat_memory() {
         .as_raw_nonzero()
         .get();
     for one in &bodies {
-        let started = cpu_ms(pid);
         let client = json.clone().with("content-encoding", one.encoding);
-        let answer = send(&client, "loose", one.name, &one.body).await;
-        let cost = cpu_ms(pid) - started;
+        let (answer, cost) = cheapest(pid, async || send(&client, "loose", one.name, &one.body).await).await;
         let told = answer.json();
         let code = if one.status == 422 {
             &told["errors"][0]["code"]

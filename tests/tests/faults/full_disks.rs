@@ -49,6 +49,20 @@ async fn clickhouse_without_room_delays_rows_and_loses_and_doubles_none() {
     trial.verdict().await;
 }
 
+/// Room that is left: for nothing, a frame, a slot of progress, a part of a group; a segment, whole and a page short of
+/// it; the reserve, and a little more.
+const SPARE: [u64; 9] = [
+    0,
+    4 << 10,
+    64 << 10,
+    MIB,
+    8 * MIB,
+    64 * MIB - 4096,
+    64 * MIB,
+    128 * MIB,
+    129 * MIB,
+];
+
 /// Row 16.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_without_room_answers_503_leaves_no_mark_and_takes_the_retry() {
@@ -57,7 +71,7 @@ async fn a_log_without_room_answers_503_leaves_no_mark_and_takes_the_retry() {
         .extra(LOG);
     let mut trial = Trial::start(plan).await;
     trial.acked(0, 10).await;
-    for spare in [0, 4 << 10, 129 * MIB] {
+    for spare in SPARE {
         let ballast = trial.deployment.data_volume().fill(spare);
         let refused = fill(&trial).await;
         // Small ones of others are refused as well, and each says when to come again.
