@@ -84,6 +84,8 @@ fuzz: setup ## each parser of outside bytes for SECS=n seconds, or one of them: 
 lint-quick: ## formatting and clippy
 	cargo fmt --all --check
 	cargo clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	@# What is built without failpoints, as a release is.
+	cargo clippy --profile ci --locked --bins -- -D warnings
 
 .PHONY: lint
 lint: setup lint-quick ## the same, and the licences and sources of what we depend on

@@ -2,7 +2,6 @@
 
 use crate::client::Client;
 use crate::eventually;
-use crate::failpoints::{Failpoints, SMALL_FILES};
 use crate::plan::{Hop, Part, Plan, Shape, TENANTS};
 use crate::ports;
 use crate::proxy::Proxy;
@@ -158,7 +157,7 @@ impl Deployment {
         let small_files = plan.small_files;
         let deployment = Self::prepared(plan).await;
         if small_files {
-            Failpoints::below(deployment.path()).shrink(&SMALL_FILES);
+            shrink_files(deployment.path());
         }
         deployment.brought_up().await
     }
@@ -669,4 +668,16 @@ impl Deployment {
 async fn start(name: &'static str, args: Vec<String>, log: PathBuf) -> Result<Service, String> {
     let started = tokio::task::spawn_blocking(move || Service::start(name, &args, &log)).await;
     started.unwrap_or_else(|panic| Err(panic.to_string()))
+}
+
+#[cfg(feature = "failpoints")]
+fn shrink_files(deployment: &Path) {
+    use crate::failpoints::{Failpoints, SMALL_FILES};
+    Failpoints::below(deployment).shrink(&SMALL_FILES);
+}
+
+/// Of what benches build, which is what is released.
+#[cfg(not(feature = "failpoints"))]
+fn shrink_files(_: &Path) {
+    panic!("files are shrunk by failpoints, which are not built here");
 }
