@@ -1,6 +1,7 @@
 //! Plots of lines and of bars, as SVG.
 
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use sluice_common::process::Failure;
 
 const SIZE: (u32, u32) = (760, 420);
@@ -96,7 +97,9 @@ impl Bars {
             let text = Text::new(
                 format!(" {}", short(*value)),
                 (*value, SegmentValue::CenterOf(row)),
-                ("sans-serif", 13),
+                ("sans-serif", 13)
+                    .into_text_style(&area)
+                    .pos(Pos::new(HPos::Left, VPos::Center)),
             );
             chart.draw_series(std::iter::once(bar))?;
             chart.draw_series(std::iter::once(text))?;
