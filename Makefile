@@ -45,7 +45,8 @@ build: setup ## the four release binaries
 
 .PHONY: run
 run: build ## start everything on this machine, with a sample; Ctrl-C drains and ends
-	@exec $(RELEASE)/ingestctl up --sample
+	@lib=$${SLUICE_LOCAL:-$(CURDIR)/.local}/clickhouse/libchdb.so; [ -n "$$SLUICE_CLICKHOUSE_LIB" ] || [ ! -e "$$lib" ] || export SLUICE_CLICKHOUSE_LIB="$$lib"; \
+	exec $(RELEASE)/ingestctl up --sample
 
 # Services and tests in one build: apart, each has features of its own, and every crate is compiled twice. Tests with a broker
 # wait more than they work, so that more of them run at once than there are processors; both halves run, whatever fails.
