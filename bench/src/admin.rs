@@ -47,6 +47,14 @@ impl Admin {
         }
         Ok(Metrics(text))
     }
+
+    /// What is in the log and not in ClickHouse yet.
+    ///
+    /// # Errors
+    /// As [`Self::metrics`].
+    pub async fn backlog_bytes(&self) -> Result<f64, Failure> {
+        Ok(self.metrics().await?.sum("sluice_log_backlog_bytes", ""))
+    }
 }
 
 /// Metrics of one moment.

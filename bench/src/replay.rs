@@ -272,7 +272,7 @@ impl Bench<'_> {
 
     async fn drained(&self) -> Result<(), Failure> {
         let (admin, until) = (Admin::new(&self.system.admin), Instant::now() + DEADLINE);
-        while admin.metrics().await?.sum("sluice_log_backlog_bytes", "") > 0.0 {
+        while admin.backlog_bytes().await? > 0.0 {
             if Instant::now() > until {
                 return Err(Failure::new("the log does not get empty"));
             }

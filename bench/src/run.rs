@@ -192,15 +192,11 @@ async fn send(way: Way, load: Load, target: &Target, system: &System) -> Result<
                 let at = bar.elapsed().as_secs_f64();
                 seen.resident.push((at, mib(system.resident())));
                 if let Some(admin) = &admin {
-                    let look = async {
-                        let bytes = admin.metrics().await?.sum("sluice_log_backlog_bytes", "");
-                        Ok::<_, Failure>(bytes / f64::from(1 << 20))
-                    };
                     // The load goes on while its answer is waited for.
                     tokio::select! {
                         biased;
                         ledger = &mut sending => break ledger,
-                        backlog = look => seen.backlog.push((at, backlog?)),
+                        bytes = admin.backlog_bytes() => seen.backlog.push((at, bytes? / f64::from(1 << 20))),
                     }
                 }
             }
@@ -267,7 +263,7 @@ pub async fn drain(http: &Http, system: &System, events: u64) -> Result<(), Fail
 /// Where it is not in time.
 pub async fn decided(system: &System) -> Result<(), Failure> {
     let (admin, until) = (Admin::new(&system.admin), Instant::now() + DRAIN_DEADLINE);
-    while admin.metrics().await?.sum("sluice_log_backlog_bytes", "") > 0.0 {
+    while admin.backlog_bytes().await? > 0.0 {
         if Instant::now() >= until {
             return Err(Failure::new("the log does not get empty"));
         }

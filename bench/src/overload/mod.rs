@@ -14,7 +14,8 @@ use crate::system::{Shape, System, Tenant};
 use clap::Args;
 use crowd::{Crowd, Kind, Manners, Pace, Tally};
 use ingestctl::http::Http;
-use report::{Bounds, Figures, Memory, Report, Shed};
+pub use report::Memory;
+use report::{Bounds, Figures, Report, Shed};
 use sluice_common::clock::{Clock as _, SystemClock};
 use sluice_common::limits::MEMORY_BYTES;
 use sluice_common::process::Failure;
@@ -214,7 +215,7 @@ impl OverloadArgs {
         let backlog_bytes = Cell::new(0.0);
         let (storming, waiting) = tokio::select! {
             sent = sending => sent?,
-            never = highest(admin, "sluice_log_backlog_bytes", &backlog_bytes) => match never {},
+            never = highest(admin, &backlog_bytes) => match never {},
         };
 
         eprintln!("  half of it");
@@ -245,7 +246,7 @@ impl OverloadArgs {
 /// Waits until nothing in the log waits to be stored; how long that took.
 async fn empty(admin: &Admin) -> Result<Duration, Failure> {
     let begun = Instant::now();
-    while admin.metrics().await?.sum("sluice_log_backlog_bytes", "") > 0.0 {
+    while admin.backlog_bytes().await? > 0.0 {
         if begun.elapsed() > EMPTY_DEADLINE {
             return Err(Failure::new("the log did not become empty"));
         }
@@ -254,11 +255,11 @@ async fn empty(admin: &Admin) -> Result<Duration, Failure> {
     Ok(begun.elapsed())
 }
 
-/// Looks at a metric for as long as it is let.
-async fn highest(admin: &Admin, name: &str, seen: &Cell<f64>) -> Infallible {
+/// Looks at the backlog for as long as it is let.
+async fn highest(admin: &Admin, seen: &Cell<f64>) -> Infallible {
     loop {
-        if let Ok(metrics) = admin.metrics().await {
-            seen.set(seen.get().max(metrics.sum(name, "")));
+        if let Ok(bytes) = admin.backlog_bytes().await {
+            seen.set(seen.get().max(bytes));
         }
         sleep(LOOK).await;
     }

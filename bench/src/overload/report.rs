@@ -1,7 +1,7 @@
 //! What an overload did, as a table or JSON.
 
 use super::crowd::Tally;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
 /// A whole run.
@@ -65,7 +65,7 @@ impl From<Tally> for Figures {
 }
 
 /// One process's peak.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Memory {
     pub name: String,
     pub peak_mib: f64,

@@ -338,9 +338,10 @@ pub fn thousands(value: f64) -> String {
 pub mod tests {
     use super::super::machine::Machine;
     use super::super::measure::{Beside, Rising};
-    use super::super::storm::{Memory, Storm};
+    use super::super::storm::Storm;
     use super::*;
     use crate::live_keys::LiveKeys;
+    use crate::overload::Memory;
     use crate::report::Process;
 
     pub fn report(system: &str, rate: f64, cpu: f64) -> Report {

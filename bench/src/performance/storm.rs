@@ -1,5 +1,6 @@
 //! `sluice-bench overload`, in a process of its own: it keeps its threads to some of the processors.
 
+use crate::overload::Memory;
 use serde::{Deserialize, Serialize};
 use sluice_common::process::Failure;
 use std::path::Path;
@@ -30,13 +31,6 @@ pub struct Storm {
     pub goodput_of_peak: f64,
     pub memory: Vec<Memory>,
     pub memory_budget_mib: f64,
-}
-
-/// One process's peak.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Memory {
-    pub name: String,
-    pub peak_mib: f64,
 }
 
 /// Three times what can be taken, for so many seconds.

@@ -289,18 +289,8 @@ impl Meter {
         }
         let now = inner.clock.now_ms();
         let before = self.last_ms.replace(now);
-        let Some((oldest_ms, newest_ms)) = ends else {
-            return;
-        };
-        // Full when the one before it was done, so it had to wait for nothing else.
-        let waited_ms = before
-            .filter(|_| full)
-            .and_then(|before| before.checked_sub(newest_ms));
-        let range = Committed {
-            partition: self.partition,
-            oldest_ms,
-            waited_ms,
-        };
+        let Some(ends) = ends else { return };
+        let range = Committed::after(before, self.partition, ends, full);
         inner.shares.lock().committed(all, &of, range, now);
     }
 }

@@ -52,6 +52,28 @@ pub struct Committed {
     pub waited_ms: Option<u64>,
 }
 
+impl Committed {
+    /// Of a partition, with the append times of its oldest and its newest record; `full` or not, after one that was
+    /// committed at `before`.
+    #[must_use]
+    pub fn after(
+        before: Option<UnixMs>,
+        partition: u16,
+        (oldest_ms, newest_ms): (UnixMs, UnixMs),
+        full: bool,
+    ) -> Self {
+        // Full when the one before it was done, so it had to wait for nothing else.
+        let waited_ms = before
+            .filter(|_| full)
+            .and_then(|before| before.checked_sub(newest_ms));
+        Self {
+            partition,
+            oldest_ms,
+            waited_ms,
+        }
+    }
+}
+
 /// A refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
@@ -294,7 +316,8 @@ impl Shares {
     /// Shuts at the bounds; opens below a part of them, once nobody is refused any more.
     fn gate(&mut self, view: View) {
         let now = view.now;
-        let reach = self.reach(view);
+        let queue_s = self.queue_s(view);
+        let reach = self.reach(view, queue_s);
         let Some(kept) = self.shut else {
             if reach >= 1.0 {
                 self.shut = Some(KEPT + JITTER * self.jitter());
@@ -302,7 +325,7 @@ impl Shares {
             }
             return;
         };
-        self.granted = match self.queue_s(view) {
+        self.granted = match queue_s {
             Some(long_s) => {
                 let wanted_s = GRANT_STANDING.as_secs_f64() * kept;
                 (1.0 - (long_s - wanted_s) / ADJUST_S).max(LEAST)
@@ -317,10 +340,9 @@ impl Shares {
     }
 
     /// The backlog in parts of the bounds.
-    fn reach(&self, view: View) -> f64 {
+    fn reach(&self, view: View, queue_s: Option<f64>) -> f64 {
         let bound = wide(view.limit_bytes) / 100.0 * f64::from(GRANT_BACKLOG_PERCENT);
         let filled = wide(view.backlog_bytes) / bound.max(1.0);
-        let queue_s = self.queue_s(view);
         let stood = queue_s.unwrap_or(0.0) / GRANT_STANDING.as_secs_f64();
         // What is old and stands behind nothing is on its way: an insert takes long, and fewer events make it no faster.
         let age = match view.oldest_ms {

@@ -225,13 +225,7 @@ impl World {
             range.rows.last().expect("some"),
         );
         let before = self.committed_ms.replace(self.now);
-        let committed = Committed {
-            partition: 0,
-            oldest_ms: first.2,
-            waited_ms: before
-                .filter(|_| range.full)
-                .and_then(|before| before.checked_sub(last.2)),
-        };
+        let committed = Committed::after(before, 0, (first.2, last.2), range.full);
         self.shares.committed(all, &of, committed, self.now);
     }
 

@@ -99,6 +99,22 @@ impl Stand {
         println!("{verdict}");
         verdict
     }
+
+    /// The same, and how many tokens were given up.
+    async fn verdict_and_bumps(&mut self) -> (Verdict, f64) {
+        let verdict = self.verdict().await;
+        let bumps = "sluice_token_generation_bumps_total";
+        (verdict, self.deployment.metric(Part::Normalizer, bumps, "").await)
+    }
+}
+
+/// With it a token without rows is given up; without it they are lost.
+fn verification_is_needed((with, bumps): (Verdict, f64), (without, none): (Verdict, f64)) {
+    assert!(
+        bumps >= 1.0 && none == 0.0,
+        "{bumps} tokens given up, without verification {none}"
+    );
+    is_needed(&with, &without, |total| total.lost);
 }
 
 /// Clean with all safeties; without this one the oracle finds what `breach` counts.
@@ -121,31 +137,15 @@ async fn without_verification_rows_that_clickhouse_lost_are_found_lost() {
             .lose_rows_of_a_token(&mut stand.deployment, &stand.oracle)
             .await;
         stand.bring_up(Part::SinkWriter).await;
-        let verdict = stand.verdict().await;
-        let bumps = "sluice_token_generation_bumps_total";
-        (
-            verdict,
-            stand.deployment.metric(Part::Normalizer, bumps, "").await,
-        )
+        stand.verdict_and_bumps().await
     };
-    let ((with, bumps), (without, none)) = (scenario(&[]).await, scenario(&[Safety::Verify]).await);
-    assert!(
-        bumps >= 1.0 && none == 0.0,
-        "{bumps} tokens given up, without verification {none}"
-    );
-    is_needed(&with, &without, |total| total.lost);
+    verification_is_needed(scenario(&[]).await, scenario(&[Safety::Verify]).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clickhouse_killed_between_its_record_and_the_part_loses_nothing_but_without_verification() {
     let _turn = TURNS.acquire().await.expect("never closed");
-    let ((with, bumps), (without, none)) =
-        (torn::scenario(&[]).await, torn::scenario(&[Safety::Verify]).await);
-    assert!(
-        bumps >= 1.0 && none == 0.0,
-        "{bumps} tokens given up, without verification {none}"
-    );
-    is_needed(&with, &without, |total| total.lost);
+    verification_is_needed(torn::scenario(&[]).await, torn::scenario(&[Safety::Verify]).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

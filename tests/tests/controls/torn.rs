@@ -3,8 +3,8 @@
 
 use super::{DEADLINE, Stand};
 use sluice_common::failpoint::Safety;
+use sluice_tests::eventually;
 use sluice_tests::oracle::{drained, verdict::Verdict};
-use sluice_tests::{Part, eventually};
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
 
@@ -26,10 +26,7 @@ pub async fn scenario(off: &[Safety]) -> (Verdict, f64) {
         let back = async || stand.deployment.clickhouse().query("SELECT 1").await.ok();
         eventually("ClickHouse back", DEADLINE, back).await;
     }
-    let verdict = stand.verdict().await;
-    let bumps = "sluice_token_generation_bumps_total";
-    let bumps = stand.deployment.metric(Part::Normalizer, bumps, "").await;
-    (verdict, bumps)
+    stand.verdict_and_bumps().await
 }
 
 /// Has ClickHouse killed as it is about to rename anything: the kernel never does.

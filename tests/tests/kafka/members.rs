@@ -87,6 +87,7 @@ async fn a_kafka_log_in_a_storm_of_rebalances_keeps_each_event_once() {
         if turn % SETTLED == 0 {
             settled(&deployment).await;
         } else {
+            // When the next change comes is drawn: the group is not to have settled.
             tokio::time::sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
         }
         oracle.weigh(&deployment);
