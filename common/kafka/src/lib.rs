@@ -12,8 +12,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use sluice_common::config::{Kafka, Loaded};
-use sluice_common::secret::Secret;
+use sluice_common::config::{Brokers, Consume, Kafka, Loaded, Login};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,6 +22,9 @@ const SAID_FOR: Duration = Duration::from_secs(60);
 /// Longest pause before a broker that was lost is tried again, give or take a half. It doubles from 100 ms with each
 /// connection that did not last: by librdkafka's own 10 s, a broker that has come back would be left waiting for so long.
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// How long a consumer that has fetched as much as it may fetches nothing more. By librdkafka's own second, a reader that
+/// has taken all of it waits for most of that second.
+const FETCH_PAUSE: Duration = Duration::from_millis(10);
 /// Longest part of that which is told.
 const MAX_SAID_CHARS: usize = 300;
 
@@ -30,9 +32,8 @@ const MAX_SAID_CHARS: usize = 300;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub kafka: Kafka,
-    pub sasl: Option<(String, Secret)>,
-    /// Where tokens are fetched, and for what.
-    pub token: Option<(String, Option<String>)>,
+    /// Who we are there.
+    pub login: Option<Login>,
     /// librdkafka's names of the files of TLS, and where they are.
     pub files: Vec<(&'static str, PathBuf)>,
 }
@@ -41,7 +42,25 @@ impl Target {
     /// That of a config; none where it names no brokers.
     #[must_use]
     pub fn of(loaded: &Loaded) -> Option<Self> {
-        let kafka = loaded.config.kafka.clone();
+        Self::new(loaded, loaded.config.kafka.clone())
+    }
+
+    /// That of a source: the config's, or one of its own.
+    #[must_use]
+    pub fn of_source(loaded: &Loaded, consume: &Consume) -> Option<Self> {
+        let Some(Brokers { brokers, tls, sasl }) = consume.kafka.clone() else {
+            return Self::of(loaded);
+        };
+        let own = Kafka {
+            brokers,
+            tls,
+            sasl,
+            ..Kafka::default()
+        };
+        Self::new(loaded, own)
+    }
+
+    fn new(loaded: &Loaded, kafka: Kafka) -> Option<Self> {
         let tls = kafka.tls.clone().unwrap_or_default();
         let token_ca = kafka.sasl.as_ref().and_then(|sasl| sasl.token_ca.clone());
         let files = [
@@ -54,8 +73,7 @@ impl Target {
             .into_iter()
             .filter_map(|(key, path)| Some((key, loaded.data_dir.join(path?))));
         (!kafka.brokers.is_empty()).then(|| Self {
-            sasl: loaded.kafka_sasl.clone(),
-            token: loaded.kafka_token.clone(),
+            login: loaded.login(kafka.sasl.as_ref()).cloned(),
             files: files.collect(),
             kafka,
         })
@@ -64,7 +82,7 @@ impl Target {
     /// librdkafka's config of a client of these brokers, to which its kind adds its own.
     #[must_use]
     pub fn client(&self) -> ClientConfig {
-        let protocol = match (self.kafka.tls.is_some(), self.sasl.is_some()) {
+        let protocol = match (self.kafka.tls.is_some(), self.login.is_some()) {
             (false, false) => "plaintext",
             (true, false) => "ssl",
             (false, true) => "sasl_plaintext",
@@ -80,25 +98,42 @@ impl Target {
         for (key, path) in &self.files {
             config.set(*key, path.display().to_string());
         }
-        if let (Some((user, password)), Some(sasl)) = (&self.sasl, &self.kafka.sasl) {
+        if let (Some(login), Some(sasl)) = (&self.login, &self.kafka.sasl) {
             config.set("sasl.mechanism", sasl.mechanism.name());
-            match &self.token {
+            match &login.token {
                 None => {
-                    config.set("sasl.username", user);
-                    config.set("sasl.password", password.expose());
+                    config.set("sasl.username", &login.name);
+                    config.set("sasl.password", login.secret.expose());
                 }
                 Some((url, scope)) => {
                     // It fetches them, and others in time, on a thread of its own.
                     config.set("sasl.oauthbearer.method", "oidc");
                     config.set("sasl.oauthbearer.token.endpoint.url", url);
-                    config.set("sasl.oauthbearer.client.id", user);
-                    config.set("sasl.oauthbearer.client.secret", password.expose());
+                    config.set("sasl.oauthbearer.client.id", &login.name);
+                    config.set("sasl.oauthbearer.client.secret", login.secret.expose());
                     if let Some(scope) = scope {
                         config.set("sasl.oauthbearer.scope", scope);
                     }
                 }
             }
         }
+        config
+    }
+
+    /// That of one that reads, in which no offset moves by itself: one that is not in its topic is told, never set to
+    /// another.
+    #[must_use]
+    pub fn consumer(&self) -> ClientConfig {
+        let mut config = self.client();
+        for (key, value) in [
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "error"),
+            ("isolation.level", "read_committed"),
+        ] {
+            config.set(key, value);
+        }
+        config.set("fetch.queue.backoff.ms", FETCH_PAUSE.as_millis().to_string());
         config
     }
 }

@@ -13,7 +13,8 @@ use std::time::Duration;
 /// Room for librdkafka's sentences.
 const SENTENCE_BYTES: usize = 256;
 
-/// The id that the brokers gave the topic when it was made: another one of the same name has another. Blocks.
+/// The id that the brokers gave the topic when it was made: another one of the same name has another, here or with other
+/// brokers. None where they give none: Kafka 3.1 and later do. Blocks.
 ///
 /// # Errors
 /// A sentence where the brokers do not say.
@@ -21,7 +22,7 @@ pub fn topic_id<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     patience: Duration,
-) -> Result<u128, String> {
+) -> Result<Option<u128>, String> {
     let name = CString::new(topic).map_err(|error| error.to_string())?;
     let ms = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     #[expect(
@@ -64,7 +65,7 @@ pub fn topic_id<C: ClientContext>(
 ///
 /// # Safety
 /// `event` is a live event of that kind.
-unsafe fn told(event: *mut native::rd_kafka_event_t) -> Result<u128, String> {
+unsafe fn told(event: *mut native::rd_kafka_event_t) -> Result<Option<u128>, String> {
     // SAFETY: the event is live, and owns everything that is read here.
     unsafe {
         if native::rd_kafka_event_error(event) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -89,14 +90,12 @@ unsafe fn told(event: *mut native::rd_kafka_event_t) -> Result<u128, String> {
         }
         let id = native::rd_kafka_TopicDescription_topic_id(topic);
         if id.is_null() {
-            return Err("the brokers give topics no ids: Kafka 3.1 and later do".into());
+            return Ok(None);
         }
         let high = native::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
         let low = native::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
-        match u128::from(high) << 64 | u128::from(low) {
-            0 => Err("the brokers give topics no ids: Kafka 3.1 and later do".into()),
-            id => Ok(id),
-        }
+        let id = u128::from(high) << 64 | u128::from(low);
+        Ok((id != 0).then_some(id))
     }
 }
 

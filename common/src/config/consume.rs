@@ -1,8 +1,8 @@
 //! The Kafka topics that a dataset is fed from.
 
 use super::kafka::topic_problem;
-use super::{Config, Expiry};
-use crate::ids::TenantId;
+use super::{Brokers, Config, Expiry, brokers};
+use crate::ids::{Name, TenantId};
 use crate::limits::{MAX_SOURCE_TOPICS, MAX_SOURCES};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ pub struct Consume {
     /// Where the group begins in a topic that it has not read yet.
     #[serde(default)]
     pub from: Beginning,
+    /// The Kafka that has them; default: the one under `kafka`.
+    pub kafka: Option<Brokers>,
 }
 
 /// Where a topic is read from that its group has not read yet.
@@ -65,12 +67,26 @@ impl std::fmt::Display for Beginning {
 }
 
 impl Consume {
+    /// Whether its topics are of another Kafka than ours, as far as the brokers' names tell.
+    #[must_use]
+    pub fn is_elsewhere(&self, config: &Config) -> bool {
+        let same = |own: &String| config.kafka.brokers.contains(own);
+        self.kafka
+            .as_ref()
+            .is_some_and(|kafka| !kafka.brokers.iter().any(same))
+    }
+
     /// The consumer group of these topics of a dataset.
     #[must_use]
     pub fn group(&self, dataset: &str) -> String {
         let default = || format!("sluice.{dataset}.{}", self.tenant);
         self.group.clone().unwrap_or_else(default)
     }
+}
+
+/// How sentences about the Kafka of a dataset's `consume` begin.
+pub(super) fn place(dataset: &Name) -> String {
+    format!("datasets: {dataset}: consume: kafka")
 }
 
 /// What may be wrong with these keys, each a sentence that names its place.
@@ -81,10 +97,19 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
         for consume in &dataset.consume {
             all += 1;
             let mut add = |text: String| found.push(format!("datasets: {}: consume: {text}", dataset.name));
-            if config.kafka.brokers.is_empty() {
-                add("it needs `kafka.brokers`, the Kafka to read from".into());
+            match &consume.kafka {
+                None if config.kafka.brokers.is_empty() => {
+                    add("it needs `kafka.brokers`, the Kafka to read from".into());
+                }
+                Some(kafka) if kafka.brokers.is_empty() => add("kafka.brokers: name one at least".into()),
+                None | Some(_) => {}
             }
             check(consume, &mut add);
+            if let Some(Brokers { brokers, tls, sasl }) = &consume.kafka {
+                let way = (brokers.as_slice(), tls.as_ref(), sasl.as_ref());
+                brokers::problems(&place(&dataset.name), way, found);
+            }
+            let mut add = |text: String| found.push(format!("datasets: {}: consume: {text}", dataset.name));
             let group = consume.group(dataset.name.as_str());
             if let Some(other) = groups.insert(group.clone(), dataset.name.to_string()) {
                 add(format!(
@@ -93,6 +118,9 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
                 ));
             }
             let letters = config.dead_letters.topic.as_ref();
+            if consume.is_elsewhere(config) {
+                continue;
+            }
             if letters.is_some_and(|topic| consume.topics.contains(topic)) {
                 add("it reads the topic of dead letters: what is rejected would come back for ever".into());
             }
@@ -153,6 +181,9 @@ mod tests {
             "[{topics: [a, b.c], tenant: acme}]",
             "[{topics: [a], tenant: acme, from: latest}, {topics: [a], tenant: other, from: earliest}]",
             "[{topics: [a], tenant: acme, group: mine, from: \"2026-11-21T07:00:00Z\"}]",
+            "[{topics: [a], tenant: acme}, {topics: [a], tenant: acme, group: b, kafka: {brokers: [\"b:9092\"], tls: {}}}]",
+            // Of another Kafka it is another topic.
+            "[{topics: [clean, dead], tenant: acme, kafka: {brokers: [\"b:9092\"]}}]",
         ] {
             assert_eq!(told(fine), "in force");
         }
@@ -167,6 +198,33 @@ mod tests {
             ("[{topics: [a], tenant: acme, group: \"\"}]", "group: 1 to"),
             ("[{topics: [clean], tenant: acme}]", "would go round for ever"),
             ("[{topics: [dead], tenant: acme}]", "would come back for ever"),
+            (
+                "[{topics: [clean], tenant: acme, kafka: {brokers: [\"b:9092\", \"a:9092\"]}}]",
+                "would go round for ever",
+            ),
+            (
+                "[{topics: [a], tenant: acme, kafka: {brokers: []}}]",
+                "kafka.brokers: name one at least",
+            ),
+            ("[{topics: [a], tenant: acme, kafka: {}}]", "brokers"),
+            (
+                "[{topics: [a], tenant: acme, kafka: {brokers: [b]}}]",
+                "consume: kafka.brokers: \"b\" must be host:port",
+            ),
+            (
+                "[{topics: [a], tenant: acme, kafka: {brokers: [\"b:1\"], sasl: {mechanism: plain, username: u}}}]",
+                "consume: kafka.sasl: mechanism plain needs `password`",
+            ),
+            (
+                "[{topics: [a], tenant: acme, kafka: {brokers: [\"b:1\"], sasl: {mechanism: plain, username: u, \
+                 password: \"file:not/there\"}}}]",
+                "consume: kafka.sasl.password: cannot read /not/there",
+            ),
+            (
+                "[{topics: [a], tenant: acme, kafka: {brokers: [\"b:1\"], sasl: {mechanism: oauthbearer, token_url: \
+                 \"http://x/\", client_id: c, client_secret: s}}}]",
+                "consume: kafka.sasl.token_url: the client's secret",
+            ),
             (
                 "[{topics: [a], tenant: acme}, {topics: [b], tenant: acme}]",
                 "\"sluice.d.acme\" has topics of dataset d already",

@@ -1,6 +1,6 @@
 //! Reading the file: parse, check, resolve. All that is wrong is told at once, each with its line.
 
-use super::kafka::{self, Sasl};
+use super::brokers::{self, Login, Sasl};
 use super::place::{Located, Place, locate};
 use super::text::BadReference;
 use super::tree::Node;
@@ -26,10 +26,8 @@ pub struct Loaded {
     pub clickhouse_failover: Vec<String>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<Secret>,
-    /// Name and password of `kafka.sasl`, or id and secret.
-    pub kafka_sasl: Option<(String, Secret)>,
-    /// Where its tokens are fetched, and for what.
-    pub kafka_token: Option<(String, Option<String>)>,
+    /// Who we are at each Kafka that asks, by what the config says of it.
+    pub kafka_logins: Vec<(Sasl, Login)>,
     /// This normalizer's name in the group that shares the log.
     pub log_instance: Option<String>,
     /// What was read.
@@ -168,6 +166,26 @@ impl References<'_> {
         self.noted(key, resolved)
     }
 
+    fn login(&mut self, at: &str, sasl: &Sasl) -> Option<Login> {
+        let (name, secret) = sasl.keys();
+        let key = |key: &str| format!("{at}.sasl.{key}");
+        let name = self.plain(&key(name), sasl.name());
+        let secret = self.secret(&key(secret), sasl.secret());
+        let token_url = self.plain(&key("token_url"), sasl.token_url.as_ref());
+        let scope = self.plain(&key("scope"), sasl.scope.as_ref());
+        if let Some(sentence) = token_url
+            .as_deref()
+            .and_then(|url| brokers::token_problem(at, url))
+        {
+            self.problems.push(locate(self.tree, &sentence).into());
+        }
+        Some(Login {
+            name: name?,
+            secret: secret?,
+            token: token_url.map(|url| (url, scope)),
+        })
+    }
+
     fn noted<T>(&mut self, key: &str, resolved: Result<T, BadReference>) -> Option<T> {
         let note = |error: BadReference| locate(self.tree, &format!("{key}: {error}"));
         resolved
@@ -250,19 +268,12 @@ impl Loaded {
             .collect();
         let clickhouse_user = references.plain("clickhouse.user", ch.user.as_ref());
         let clickhouse_password = references.secret("clickhouse.password", ch.password.as_ref());
-        let sasl = config.kafka.sasl.as_ref();
-        let (name, secret) = Sasl::keys(sasl);
-        let kafka_user = references.plain(name, sasl.and_then(Sasl::name));
-        let kafka_password = references.secret(secret, sasl.and_then(Sasl::secret));
-        let token_url = references.plain(
-            "kafka.sasl.token_url",
-            sasl.and_then(|sasl| sasl.token_url.as_ref()),
-        );
-        let scope = references.plain("kafka.sasl.scope", sasl.and_then(|sasl| sasl.scope.as_ref()));
-        let log_instance = references.plain("log.instance", config.log.instance.as_ref());
-        if let Some(sentence) = token_url.as_deref().and_then(kafka::token_problem) {
-            references.problems.push(locate(&source.tree, &sentence).into());
+        let mut kafka_logins = Vec::new();
+        for (at, sasl) in config.logins() {
+            let login = references.login(&at, sasl);
+            kafka_logins.extend(login.map(|login| (sasl.clone(), login)));
         }
+        let log_instance = references.plain("log.instance", config.log.instance.as_ref());
         for sentence in servers::problems(ch, clickhouse_url.as_deref(), &clickhouse_failover) {
             references.problems.push(locate(&source.tree, &sentence).into());
         }
@@ -277,8 +288,7 @@ impl Loaded {
             clickhouse_failover,
             clickhouse_user,
             clickhouse_password,
-            kafka_sasl: kafka_user.zip(kafka_password),
-            kafka_token: token_url.map(|url| (url, scope)),
+            kafka_logins,
             log_instance,
             config,
             data_dir: data_dir.to_owned(),

@@ -2,6 +2,7 @@
 //!
 //! What a key means stands beside it. Unknown keys are errors.
 
+pub mod brokers;
 pub mod consume;
 mod dataset;
 pub mod diff;
@@ -28,6 +29,7 @@ mod type_text;
 mod validate;
 pub mod zone;
 
+pub use brokers::{Brokers, KafkaTls, Login, Sasl, SaslMechanism};
 pub use consume::{Beginning, Consume};
 pub use dataset::{Batch, Dataset, DedupKey, EpochUnit, Field, RequiredIf, TimeBounds, Unit, UnknownFields};
 pub use expiry::Expiry;
@@ -401,6 +403,17 @@ fn default_datasets() -> Vec<Dataset> {
 }
 
 impl Config {
+    /// What the config says of who we are at each Kafka, with the place where it does.
+    pub(crate) fn logins(&self) -> impl Iterator<Item = (String, &Sasl)> {
+        let ours = self.kafka.sasl.iter().map(|sasl| ("kafka".to_owned(), sasl));
+        let others = self.datasets.iter().flat_map(|dataset| {
+            let kafkas = dataset.consume.iter().filter_map(|consume| consume.kafka.as_ref());
+            let all = kafkas.filter_map(|kafka| kafka.sasl.as_ref());
+            all.map(|sasl| (consume::place(&dataset.name), sasl))
+        });
+        ours.chain(others)
+    }
+
     /// The widest dedup window that any record can ask for.
     #[must_use]
     pub fn max_window_ms(&self) -> u64 {

@@ -15,6 +15,8 @@ pub const HEADER_BYTES: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     pub topic: String,
+    /// What tells the topic from others of its name.
+    pub id: String,
     pub partition: i32,
     /// The upper half of the offsets.
     pub high: u32,
@@ -22,8 +24,12 @@ pub struct Origin {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The topic last: it may hold anything but a slash.
-        write!(f, "kafka/{}/{}/{}", self.partition, self.high, self.topic)
+        // A topic's name has no slash; what is last may have any.
+        write!(
+            f,
+            "kafka/{}/{}/{}/{}",
+            self.partition, self.high, self.topic, self.id
+        )
     }
 }
 
@@ -31,11 +37,12 @@ impl Origin {
     /// The one that was written.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.strip_prefix("kafka/")?.splitn(3, '/');
+        let mut parts = text.strip_prefix("kafka/")?.splitn(4, '/');
         Some(Self {
             partition: parts.next()?.parse().ok()?,
             high: parts.next()?.parse().ok()?,
             topic: parts.next()?.to_owned(),
+            id: parts.next()?.to_owned(),
         })
     }
 
@@ -110,9 +117,9 @@ mod tests {
         }
 
         #[test]
-        fn an_origin_reads_back_as_it_is_written(topic in "[a-zA-Z0-9._-]{1,249}", partition in 0..i32::MAX, offset: u64) {
+        fn an_origin_reads_back_as_it_is_written(topic in "[a-zA-Z0-9._-]{1,249}", id in "[a-zA-Z0-9._/-]{1,40}", partition in 0..i32::MAX, offset: u64) {
             let (high, place) = halves(offset);
-            let origin = Origin { topic, partition, high };
+            let origin = Origin { topic, id, partition, high };
             prop_assert_eq!(origin.offset(place), offset);
             prop_assert_eq!(Origin::parse(&origin.to_string()), Some(origin));
         }
@@ -120,7 +127,14 @@ mod tests {
 
     #[test]
     fn other_keys_are_no_origins() {
-        for text in ["", "kafka/", "kafka/1/2", "kafka/x/2/t", "kafka1/2/t"] {
+        for text in [
+            "",
+            "kafka/",
+            "kafka/1/2",
+            "kafka/1/2/t",
+            "kafka/x/2/t/i",
+            "kafka1/2/t/i",
+        ] {
             assert_eq!(Origin::parse(text), None, "{text}");
         }
     }

@@ -84,11 +84,17 @@ impl Gathering {
         self.open.is_empty()
     }
 
-    /// Takes a message; one without a value has none that could be an event, and is rejected as such.
+    /// Takes a message; one without a value has none that could be an event, and is rejected as such. `id` says what
+    /// tells its topic from others of its name.
     ///
     /// # Errors
     /// A sentence, where a message cannot be: Kafka's offsets begin at 0, and its messages are smaller than 2 GiB.
-    pub fn take(&mut self, (topic, partition, offset): (&str, i32, i64), value: &[u8]) -> Result<(), String> {
+    pub fn take(
+        &mut self,
+        (topic, partition, offset): (&str, i32, i64),
+        value: &[u8],
+        id: impl FnOnce(&str) -> Option<String>,
+    ) -> Result<(), String> {
         let wrong =
             || format!("topic {topic}, partition {partition}: a message at offset {offset} cannot be");
         let (high, place) = halves(u64::try_from(offset).map_err(|_| wrong())?);
@@ -100,10 +106,11 @@ impl Gathering {
         let at = match self.open.iter().rposition(is_its) {
             Some(at) => at,
             None => {
-                let topic = topic.to_owned();
+                let id = id(topic).ok_or_else(|| format!("topic {topic} has no id yet, and a message"))?;
                 self.open.push(Open {
                     origin: Origin {
-                        topic,
+                        topic: topic.to_owned(),
+                        id,
                         partition,
                         high,
                     },
@@ -149,6 +156,11 @@ mod tests {
     use super::*;
     use sluice_common::wire::messages::message;
 
+    #[expect(clippy::unnecessary_wraps, reason = "what is asked for")]
+    fn id(topic: &str) -> Option<String> {
+        Some(format!("id of {topic}"))
+    }
+
     fn read(body: &[u8]) -> Vec<(u32, &[u8])> {
         let (mut at, mut found) = (0, Vec::new());
         while let Some((place, range)) = message(body, at) {
@@ -170,7 +182,7 @@ mod tests {
             ("b", 0, edge + 1, "zz"),
         ] {
             gathering
-                .take((topic, partition, offset), value.as_bytes())
+                .take((topic, partition, offset), value.as_bytes(), id)
                 .expect("a message");
         }
         gathering.keep(|topic, partition| (topic, partition) != ("a", 1));
@@ -182,9 +194,9 @@ mod tests {
         assert_eq!(
             told,
             [
-                ("kafka/0/0/a".to_owned(), 2, 10),
-                ("kafka/0/0/b".to_owned(), 1, edge + 1),
-                ("kafka/0/1/b".to_owned(), 1, edge + 2),
+                ("kafka/0/0/a/id of a".to_owned(), 2, 10),
+                ("kafka/0/0/b/id of b".to_owned(), 1, edge + 1),
+                ("kafka/0/1/b/id of b".to_owned(), 1, edge + 2),
             ]
         );
         let batch = &batches[0];
@@ -199,10 +211,11 @@ mod tests {
         let mut gathering = Gathering::default();
         assert!(gathering.is_empty());
         let value = vec![0; SOURCE_BATCH_BYTES / 2];
-        gathering.take(("a", 0, 0), &value).expect("a message");
+        gathering.take(("a", 0, 0), &value, id).expect("a message");
         assert!(!gathering.is_full());
-        gathering.take(("a", 0, 1), &value).expect("a message");
+        gathering.take(("a", 0, 1), &value, id).expect("a message");
         assert!(gathering.is_full());
-        assert!(Gathering::default().take(("a", 0, -1), b"").is_err());
+        assert!(Gathering::default().take(("a", 0, -1), b"", id).is_err());
+        assert!(Gathering::default().take(("a", 0, 1), b"", |_| None).is_err());
     }
 }

@@ -2,6 +2,7 @@
 //! they are, and where each is read from: [`partitions`].
 
 mod partitions;
+mod signature;
 
 use super::Spec;
 use super::batch::{Batch, Gathering, Next};
@@ -15,6 +16,7 @@ use rdkafka::message::{Message as _, OwnedMessage};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use signature::TopicId;
 use sluice_common::ids::Name;
 use sluice_common::limits::{SOURCE_BATCH_MESSAGES, SOURCE_FETCH_BYTES, SOURCE_LINGER, SOURCE_QUEUE_BYTES};
 use sluice_common::metrics::Metrics;
@@ -77,6 +79,8 @@ struct Context {
 struct State {
     /// Partitions that are ours.
     ours: BTreeMap<At, Place>,
+    /// What tells their topics from others of the same names.
+    ids: BTreeMap<String, TopicId>,
     /// Why some of them are not read.
     stopped: BTreeMap<At, String>,
     /// Why the consumer is of no use.
@@ -200,6 +204,11 @@ impl Context {
         state.told.insert(reason, Instant::now());
     }
 
+    fn id(&self, topic: &str) -> Option<String> {
+        let state = self.state.lock();
+        Some(state.ids.get(topic)?.to_string())
+    }
+
     fn is_ours(&self, topic: &str, partition: i32) -> bool {
         let (state, at) = (self.state.lock(), (topic.to_owned(), partition));
         state.ours.contains_key(&at) && !state.stopped.contains_key(&at)
@@ -221,15 +230,10 @@ impl Consumer {
     pub fn new(spec: &Spec, shared: &Shared, metrics: &Metrics) -> Result<Self, String> {
         let ms = |duration: Duration| duration.as_millis().to_string();
         let kib = (SOURCE_QUEUE_BYTES / 1_024).to_string();
-        let mut config = spec.target.client();
+        let mut config = spec.target.consumer();
         for (key, value) in [
             ("group.id", spec.group()),
             ("partition.assignment.strategy", "cooperative-sticky".into()),
-            ("enable.auto.commit", "false".into()),
-            ("enable.auto.offset.store", "false".into()),
-            // An offset that is not in the topic is told, never set to another.
-            ("auto.offset.reset", "error".into()),
-            ("isolation.level", "read_committed".into()),
             ("queued.max.messages.kbytes", kib),
             ("queued.min.messages", SOURCE_BATCH_MESSAGES.to_string()),
             ("fetch.max.bytes", SOURCE_FETCH_BYTES.to_string()),
@@ -266,6 +270,7 @@ impl Consumer {
             gathering.take(
                 (held.topic(), held.partition(), held.offset()),
                 held.payload().unwrap_or_default(),
+                |topic| self.base.context().id(topic),
             )?;
         }
         let mut until = Instant::now() + if gathering.is_empty() { POLL } else { SOURCE_LINGER };
@@ -277,7 +282,8 @@ impl Consumer {
                         until = Instant::now() + SOURCE_LINGER;
                     }
                     let at = (message.topic(), message.partition(), message.offset());
-                    gathering.take(at, message.payload().unwrap_or_default())?;
+                    let id = |topic: &str| self.base.context().id(topic);
+                    gathering.take(at, message.payload().unwrap_or_default(), id)?;
                 }
                 Some(Err(error)) => self.failed(&error)?,
                 None if left.is_zero() => break,

@@ -3,16 +3,19 @@
 //! # Design note
 //! *What is promised.* A message's offset is committed to its consumer group only once its event is durable in the
 //! log, or its rejection is. So each message is read at least once; and as it is identified by its dataset's key or,
-//! without one, by topic, partition and offset ([`Origin`](sluice_common::wire::messages::Origin)), dedup drops what
-//! is read again within the window. What is rejected leaves a dead letter: there is no client to be told.
+//! without one, by the topic's id, partition and offset ([`Origin`](sluice_common::wire::messages::Origin)), dedup drops
+//! what is read again within the window. The id is the one that the brokers gave the topic: a topic of the same name, of
+//! other brokers or made anew, has other messages at the same offsets. Where they give none (before Kafka 3.1) it is
+//! their cluster's. What is rejected leaves a dead letter: there is no client to be told.
 //!
 //! *How.* Each `consume` of the config has a thread and a consumer of its own: one in trouble holds up no other. The
 //! thread gathers what came into a batch a partition ([`batch`]), hands the batches to intake ([`feed`]), waits until
 //! all are durable, and commits ([`consumer`]). There is nothing between the brokers and the log that could be lost.
 //! While intake takes nothing (the log is full, a table's shelf is) the partitions are paused and the group is kept.
 //!
-//! *Ownership* is the consumer group's. Offsets are signed with the log's id: only that log knows what was read before,
-//! so a Sluice with another log does not go on with them. Within a log, what a member that lost a partition still appends
+//! *Ownership* is the consumer group's. Offsets are signed with the log's id and the topic's: only that log knows what was
+//! read before, so a Sluice with another log does not go on with them, and an offset of a topic that is no more is none
+//! of the one that has its name now. Within a log, what a member that lost a partition still appends
 //! is read again by its new owner, and dropped.
 //!
 //! *Never a silent reset.* A group's first offsets are committed before the first message is read; after that a
@@ -37,8 +40,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
-/// Begins what offsets are signed with; then comes the log's id.
-const SIGNED: &str = "sluice log ";
 /// How long intake is waited for before the group is told that we are still there.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is told from then on.
@@ -61,26 +62,20 @@ impl Spec {
     /// Those of a config.
     #[must_use]
     pub fn all(loaded: &Loaded, log: LogId) -> Vec<Self> {
-        let Some(target) = Target::of(loaded) else {
-            return Vec::new();
-        };
         let tenants = &loaded.config.tenants;
         let weight = |consume: &Consume| tenants.iter().find(|one| one.id == consume.tenant);
         let datasets = loaded.config.datasets.iter();
         let all = datasets.flat_map(|dataset| dataset.consume.iter().map(move |consume| (dataset, consume)));
-        all.map(|(dataset, consume)| Self {
-            target: target.clone(),
-            dataset: dataset.name.clone(),
-            consume: consume.clone(),
-            weight: weight(consume).map(|tenant| tenant.weight).unwrap_or_default(),
-            log,
+        all.filter_map(|(dataset, consume)| {
+            Some(Self {
+                target: Target::of_source(loaded, consume)?,
+                dataset: dataset.name.clone(),
+                consume: consume.clone(),
+                weight: weight(consume).map(|tenant| tenant.weight).unwrap_or_default(),
+                log,
+            })
         })
         .collect()
-    }
-
-    /// What its offsets are signed with.
-    fn signature(&self) -> String {
-        format!("{SIGNED}{}", self.log)
     }
 
     fn group(&self) -> String {

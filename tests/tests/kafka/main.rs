@@ -2,6 +2,7 @@
 //! does not take it holds up nobody else.
 
 mod broker;
+mod clusters;
 mod dead_letters;
 mod kills;
 mod log;

@@ -109,14 +109,9 @@ impl LogClients {
 
     /// One that reads partitions that it names itself. It may ask for the group's offsets, and commits none.
     pub(super) fn reader(&self) -> ClientConfig {
-        let mut config = self.target.client();
+        let mut config = self.target.consumer();
         for (key, value) in [
             ("group.id", self.group.clone()),
-            ("enable.auto.commit", "false".into()),
-            ("enable.auto.offset.store", "false".into()),
-            // An offset that is not in the topic is told, never set to another.
-            ("auto.offset.reset", "error".into()),
-            ("isolation.level", "read_committed".into()),
             (
                 "queued.max.messages.kbytes",
                 (KAFKA_FETCH_BYTES / 1_024).to_string(),

@@ -161,6 +161,7 @@ pub(super) fn log_id(clients: &LogClients, asking: &BaseConsumer<LastWords>) -> 
     let cluster = asking.client().fetch_cluster_id(ASK_DEADLINE);
     let cluster = cluster.ok_or_else(|| "the brokers do not say which cluster they are".to_owned())?;
     let id = topic_id(asking.client(), topic, ASK_DEADLINE).map_err(|reason| format!("{topic}: {reason}"))?;
+    let id = id.ok_or_else(|| format!("{topic}: the brokers give topics no ids: Kafka 3.1 and later do"))?;
     let id = xxh3_64(format!("{cluster}/{id:032x}").as_bytes());
     Ok(LogId(id.max(1)))
 }

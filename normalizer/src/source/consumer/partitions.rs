@@ -1,13 +1,13 @@
 //! Partitions that come and go: where each is read from, why one is not read, and what is committed of it.
 
-use super::super::SIGNED;
+use super::signature::{Signature, TopicId};
 use super::{At, Context, Found, Place};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sluice_common::config::Beginning;
 use sluice_kafka::told;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What brokers have for one question.
@@ -64,6 +64,7 @@ impl Context {
     /// Where each is read from; and why not, where it is not.
     fn places(&self, base: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<Vec<Found>, String> {
         let committed = self.committed(base, list.clone())?;
+        self.identify(base, list)?;
         let (mut places, mut fresh) = (Vec::new(), TopicPartitionList::new());
         let mut begun = BTreeMap::new();
         for one in committed.elements() {
@@ -88,7 +89,7 @@ impl Context {
             // One whose leader is away is told by its brokers: it is not known to be lost.
             let (low, high) = range.unwrap_or((offset, offset));
             let why = self
-                .of_another_log(&at, one.metadata())
+                .of_another(&at, one.metadata())
                 .or_else(|| self.lost(&at, offset, (low, high)));
             places.push((at, Place::at(offset, high), why));
         }
@@ -135,26 +136,60 @@ impl Context {
         if list.count() == 0 {
             return Ok(());
         }
-        let signature = self.spec.signature();
         for (topic, partition) in list.to_topic_map().into_keys() {
-            if let Some(mut one) = list.find_partition(&topic, partition) {
-                one.set_metadata(signature.as_str());
-            }
+            let (Some(signature), Some(mut one)) =
+                (self.signature(&topic), list.find_partition(&topic, partition))
+            else {
+                continue;
+            };
+            one.set_metadata(signature.to_string());
         }
         base.commit(&list, mode)
     }
 
-    /// Why a partition is not read whose offset another log's Sluice has committed: what was read twice would be stored
-    /// twice, since each log knows its own keys only.
-    fn of_another_log(&self, at: &At, signed: &str) -> Option<String> {
-        let is_other = signed.starts_with(SIGNED) && signed != self.spec.signature();
+    fn signature(&self, topic: &str) -> Option<Signature> {
+        Some(Signature {
+            log: self.spec.log.to_string(),
+            topic: Some(self.state.lock().ids.get(topic)?.clone()),
+        })
+    }
+
+    /// Asks which topics they are.
+    fn identify(&self, base: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), String> {
+        let topics: BTreeSet<String> = list.to_topic_map().into_keys().map(|(topic, _)| topic).collect();
+        for topic in topics {
+            let id = TopicId::ask(base.client(), &topic, ASK_DEADLINE);
+            let id =
+                id.map_err(|reason| format!("{topic}: the brokers do not tell which topic it is: {reason}"))?;
+            let mut state = self.state.lock();
+            // What was read of the one before and is not in the log yet must not be taken for this one's.
+            if state.ids.get(&topic).is_some_and(|before| *before != id) {
+                return Err(format!("{topic} is another topic than before: it was made anew"));
+            }
+            state.ids.insert(topic, id);
+        }
+        Ok(())
+    }
+
+    /// Why a partition is not read whose offset another log's Sluice has committed (what was read twice would be stored
+    /// twice, since each log knows its own keys only), or is of another topic, whose messages these are not.
+    fn of_another(&self, at: &At, signed: &str) -> Option<String> {
+        let (signed, own) = (Signature::parse(signed)?, self.signature(&at.0)?);
         let (group, (topic, partition)) = (self.spec.group(), at);
-        is_other.then(|| {
-            format!(
+        if signed.log != own.log {
+            return Some(format!(
                 "partition {partition} of topic {topic} is not read: the group's offset was committed by another log \
                  ({signed}). Give each Sluice a `group` of its own; or, where that log is no more, take out `consume`, \
                  set the offset with `kafka-consumer-groups.sh --group {group} --topic {topic}:{partition} \
                  --reset-offsets --to-current`, and put it in again"
+            ));
+        }
+        let is_other = matches!((signed.topic, own.topic), (Some(then), Some(now)) if then.is_not(&now));
+        is_other.then(|| {
+            format!(
+                "partition {partition} of topic {topic} is not read: the group's offset is of another topic of this name. \
+                 It was made anew: take out `consume`, set the offset with `kafka-consumer-groups.sh --group {group} \
+                 --topic {topic}:{partition} --reset-offsets --to-earliest`, and put it in again"
             )
         })
     }

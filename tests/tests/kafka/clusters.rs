@@ -1,0 +1,158 @@
+//! A dataset that is fed from topics of one name: of two Kafkas, and made anew. Each message is one row, though nothing
+//! but its topic tells it from another.
+
+use sluice_tests::kafka::{Kafka, USER};
+use sluice_tests::service::executable;
+use sluice_tests::{Deployment, Part, Plan, Shape, eventually, finally};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Messages that others are equal to: in a dataset without a key only where each lies tells them apart.
+fn lines(count: u64) -> impl Iterator<Item = (String, String)> {
+    (0..count).map(|n| (n.to_string(), format!("{{\"n\": {}}}", n % 10)))
+}
+
+/// A dataset without a key, fed from `lines` of our own Kafka, and of these others, each with its group.
+fn config(ours: &Kafka, others: &[(&str, String)]) -> String {
+    let mut consume = "{topics: [lines], tenant: t0, group: readers}".to_owned();
+    for (group, kafka) in others {
+        let _ = write!(
+            consume,
+            ", {{topics: [lines], tenant: t0, group: {group}, kafka: {{{kafka}}}}}"
+        );
+    }
+    format!(
+        "kafka: {{brokers: [\"{}\"]}}\ndatasets:\n- {{name: lines, fields: [{{name: n, type: uint32, required: true}}], \
+         batch: {{max_age: 200ms}}, consume: [{consume}]}}\n",
+        ours.brokers()
+    )
+}
+
+async fn rows(deployment: &Deployment, expected: u64) {
+    finally(&format!("{expected} rows"), SOON, async || {
+        let told = deployment
+            .clickhouse()
+            .query("SELECT count() FROM telemetry.lines")
+            .await;
+        match told {
+            Ok(told) if told.trim() == expected.to_string() => Ok(()),
+            other => Err(format!("{other:?}\n{}", deployment.last_words())),
+        }
+    })
+    .await;
+}
+
+/// Waits until a group has so many messages behind it.
+async fn committed(kafka: &Kafka, group: &str, messages: u64) {
+    eventually("all is committed", SOON, async || {
+        let offsets = kafka.offsets(group).await;
+        (offsets.values().sum::<u64>() == messages).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topics_of_one_name_in_two_clusters_feed_a_dataset_each_message_once() {
+    let (ours, mut theirs) = tokio::join!(Kafka::start(), Kafka::start());
+    for kafka in [&ours, &theirs] {
+        kafka.topic("lines", 2, &[]).await;
+        kafka.write("lines", lines(100)).await;
+    }
+    let (ca, (user, password)) = (theirs.file("ca.crt").display().to_string(), USER);
+    let way = |password: &str| {
+        format!(
+            "brokers: [\"{}\"], tls: {{ca: {ca}}}, sasl: {{mechanism: scram-sha-512, username: {user}, password: {password}}}",
+            theirs.sasl_brokers()
+        )
+    };
+    let extra = config(&ours, &[("theirs", way("another"))]);
+    let mut deployment = Plan::new(Shape::AllInOne).extra(&extra).start().await;
+    // Who we are there is not who we are here: a wrong password holds up no other source.
+    rows(&deployment, 100).await;
+    let extra = config(&ours, &[("theirs", way(password))]);
+    deployment.reload(&extra).await;
+    rows(&deployment, 200).await;
+    committed(&theirs, "theirs", 100).await;
+    assert!(
+        ours.offsets("theirs").await.is_empty(),
+        "each group is where its topics are"
+    );
+    deployment.kill(Part::Up);
+    for kafka in [&ours, &theirs] {
+        kafka.write("lines", lines(50)).await;
+    }
+    deployment.bring_up(Part::Up).await.expect("ready");
+    rows(&deployment, 300).await;
+    // One that is away holds up the other one's messages as little.
+    theirs.kill();
+    ours.write("lines", lines(10)).await;
+    rows(&deployment, 310).await;
+    theirs.bring_up().await;
+    theirs.write("lines", lines(10)).await;
+    rows(&deployment, 320).await;
+    let told = std::fs::read_to_string(deployment.log_file(Part::Up)).expect("a log");
+    assert!(!told.contains(password), "a password is told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topics_that_are_made_anew_while_nobody_reads_repeat_offsets_and_no_message_is_taken_for_another()
+ {
+    let kafka = Kafka::start().await;
+    kafka.topic("lines", 2, &[]).await;
+    kafka.write("lines", lines(100)).await;
+    let extra = config(&kafka, &[]);
+    let mut deployment = Plan::new(Shape::AllInOne).extra(&extra).start().await;
+    rows(&deployment, 100).await;
+    assert!(deployment.terminate(Part::Up), "it ends with 0");
+    kafka.delete_topic("lines").await;
+    kafka.topic("lines", 2, &[]).await;
+    // More than before: the group's offsets, did they count, would be in the topic.
+    kafka.write("lines", lines(150)).await;
+    deployment.bring_up(Part::Up).await.expect("ready");
+    rows(&deployment, 250).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topics_elsewhere_are_looked_at_by_check() {
+    let (ours, theirs) = tokio::join!(Kafka::start(), Kafka::start());
+    ours.topic("lines", 2, &[]).await;
+    theirs.topic("lines", 3, &[]).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let check = |brokers: &str| {
+        let path = dir.path().join("sluice.yaml");
+        let extra = config(&ours, &[("theirs", format!("brokers: [\"{brokers}\"]"))]);
+        std::fs::write(&path, extra).expect("written");
+        let output = std::process::Command::new(executable("ingestctl"))
+            .args(["check", "--output", "json", "--config"])
+            .arg(&path)
+            .arg("--data-dir")
+            .arg(dir.path())
+            .output()
+            .expect("it runs");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let findings = told["findings"].as_array().expect("a list").clone();
+        move |what: &str| {
+            let one = findings.iter().find(|one| one["what"] == what);
+            let one = one.unwrap_or_else(|| panic!("{what}: {findings:?}"));
+            format!(
+                "{}: {}",
+                one["level"].as_str().expect("text"),
+                one["message"].as_str().expect("text")
+            )
+        }
+    };
+    let finding = check(&theirs.brokers());
+    assert_eq!(
+        finding("topic lines"),
+        "good: dataset lines is fed from it; 2 partitions"
+    );
+    assert_eq!(
+        finding(&format!("topic lines at {}", theirs.brokers())),
+        "good: dataset lines is fed from it; 3 partitions"
+    );
+    let finding = check("127.0.0.1:1");
+    assert!(finding("topic lines").starts_with("good"));
+    assert!(finding("kafka at 127.0.0.1:1").starts_with("unusable: no broker answers"));
+}
