@@ -132,7 +132,7 @@ impl Sasl {
     }
 }
 
-/// How we show who we are.
+/// How we show who we are; `oauthbearer`: by a token of OAuth 2.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SaslMechanism {
     #[serde(rename = "plain")]
@@ -141,7 +141,6 @@ pub enum SaslMechanism {
     ScramSha256,
     #[serde(rename = "scram-sha-512")]
     ScramSha512,
-    /// By a token of OAuth 2.0.
     #[serde(rename = "oauthbearer")]
     OauthBearer,
 }

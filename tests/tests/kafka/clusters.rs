@@ -30,6 +30,15 @@ fn config(ours: &Kafka, others: &[(&str, String)]) -> String {
     )
 }
 
+async fn stored(deployment: &Deployment) -> Result<u64, String> {
+    let told = deployment
+        .clickhouse()
+        .query("SELECT count() FROM telemetry.lines")
+        .await;
+    let told = told.map_err(|error| error.to_string())?;
+    told.trim().parse().map_err(|_| told)
+}
+
 async fn rows(deployment: &Deployment, expected: u64) {
     finally(&format!("{expected} rows"), SOON, async || {
         let told = deployment
@@ -111,6 +120,52 @@ async fn kafka_topics_that_are_made_anew_while_nobody_reads_repeat_offsets_and_n
     // More than before: the group's offsets, did they count, would be in the topic.
     kafka.write("lines", lines(150)).await;
     deployment.bring_up(Part::Up).await.expect("ready");
+    rows(&deployment, 250).await;
+}
+
+/// Nobody tells the reader, which has offsets of the one before in hand. Brokers forget them with the topic; where the
+/// reader commits them once more they are none of the new one's, though they would be in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topics_that_are_made_anew_under_a_reader_are_read_whole_or_not_at_all() {
+    let kafka = Kafka::start().await;
+    kafka.topic("lines", 2, &[]).await;
+    kafka.write("lines", lines(100)).await;
+    let extra = config(&kafka, &[]);
+    let deployment = Plan::new(Shape::AllInOne).extra(&extra).start().await;
+    rows(&deployment, 100).await;
+    kafka.delete_topic("lines").await;
+    kafka.topic("lines", 2, &[]).await;
+    kafka.write("lines", lines(150)).await;
+    let told =
+        |deployment: &Deployment| std::fs::read_to_string(deployment.log_file(Part::Up)).expect("a log");
+    let stops = finally("it is read whole, or told", SOON, async || {
+        if told(&deployment).contains("the group's offset is of another topic of this name") {
+            return Ok(true);
+        }
+        match stored(&deployment).await {
+            Ok(250) => Ok(false),
+            other => Err(format!("{other:?}\n{}", deployment.last_words())),
+        }
+    })
+    .await;
+    if stops {
+        assert_eq!(stored(&deployment).await, Ok(100), "not at all");
+        // As the message says.
+        deployment
+            .reload(&extra.replace(
+                "consume: [{topics: [lines], tenant: t0, group: readers}]",
+                "consume: []",
+            ))
+            .await;
+        eventually("the group is empty", SOON, async || {
+            told(&deployment)
+                .contains("left its consumer group")
+                .then_some(())
+        })
+        .await;
+        kafka.rewind("readers", "lines").await;
+        deployment.reload(&extra).await;
+    }
     rows(&deployment, 250).await;
 }
 
