@@ -68,9 +68,9 @@ instructions: setup ## hold what each stage takes in instructions to bench/instr
 	$(CIBIN)/sluice-bench instructions --percent 10 $(if $(W),--write)
 
 .PHONY: torture
-torture: setup ## kills, full disks, refused rows, broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there)
+torture: setup ## kills, full disks, refused rows, broken networks under load for SECS=n seconds (SEED=s again, ROUND=k from there, LOG=kafka)
 	cargo build $(PROFILE) --workspace --bins
-	$(CIBIN)/sluice-torture --secs $(SECS) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
+	$(CIBIN)/sluice-torture --secs $(SECS) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND)) $(if $(LOG),--log $(LOG))
 
 .PHONY: mutants
 mutants: ## switch off what each rule is kept by, and see its tests fail: T=R7, or T=word of the list, for some

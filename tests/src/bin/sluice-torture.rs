@@ -18,6 +18,16 @@ struct Args {
     /// Begin with this round.
     #[arg(long, default_value_t = 1)]
     round: u64,
+    /// Which log there is.
+    #[arg(long, value_enum, default_value = "embedded")]
+    log: Log,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Log {
+    Embedded,
+    /// A topic of a broker that has its faults as well.
+    Kafka,
 }
 
 #[tokio::main]
@@ -27,8 +37,10 @@ async fn main() -> ExitCode {
         time: Duration::from_secs(args.secs),
         seed: args.seed.unwrap_or_else(rand::random),
         first: args.round,
+        kafka: args.log == Log::Kafka,
     };
-    println!("SEED={} make torture SECS={}", options.seed, args.secs);
+    let log = if options.kafka { "LOG=kafka " } else { "" };
+    println!("{log}SEED={} make torture SECS={}", options.seed, args.secs);
     let bar = bar(args.secs);
     let rounds = torture::run(options, |line| {
         if bar.is_hidden() {

@@ -30,6 +30,11 @@ const FULL_MS: Range<u64> = 100..2_500;
 const SPARES: [u64; 4] = [0, 64 << 10, 1 << 20, 9 << 20];
 /// How long something lasts in a long round: past the time-out of a call, and of an insert.
 const LONG: Duration = Duration::from_secs(70);
+/// Faults of the broker in a round with a log in Kafka, and how long it is away, in ms.
+const BROKER_FAULTS: Range<usize> = 2..6;
+const BROKER_MS: Range<u64> = 0..3_000;
+/// Draws what a log in Kafka adds to a round, so that the rest of it is as with the log on disk.
+const KAFKA_SEED: u64 = 0x6b61_666b_6100;
 /// What still passes before a connection is cut, in bytes.
 const CUT_BYTES: Range<u64> = 0..60_000;
 /// Largest requests, and of how many events some are refused beside them: of most ranges fewer than make it the table
@@ -77,10 +82,31 @@ pub enum Fault {
         time: Duration,
     },
     Full(Full),
+    /// The broker of a log in Kafka is killed, and back after so long; or it stands still for so long.
+    Broker {
+        time: Duration,
+        stands: bool,
+    },
     /// A constraint is put on a table: ClickHouse refuses some rows from now on.
     Refuse(Refusal),
     /// It is lifted: from now on most of the dead letters are tried again, whatever else happens.
     Lift(Refusal),
+}
+
+impl Fault {
+    /// The one process that it strikes.
+    fn part(&mut self) -> Option<&mut Part> {
+        match self {
+            Self::Kill { part, .. } | Self::Stop { part, .. } | Self::Restart { part } => Some(part),
+            Self::Network(network) => network.kills.as_mut(),
+            Self::Full(full) => full.kills.as_mut(),
+            Self::KillAll { .. }
+            | Self::Table { .. }
+            | Self::Broker { .. }
+            | Self::Refuse(_)
+            | Self::Lift(_) => None,
+        }
+    }
 }
 
 /// A proxy out of order for a while.
@@ -124,8 +150,10 @@ pub struct Draw {
     pub shape: Shape,
     /// A proxy on each hop; else the all-in-one has a ClickHouse of its own.
     pub proxied: bool,
-    /// Two edges and two sink-writers.
+    /// Two edges and two sink-writers; with a log in Kafka two normalizers as well.
     pub twins: bool,
+    /// The log is a Kafka topic.
+    pub kafka: bool,
     /// Segments and buckets are small: they roll, seal and merge within the round.
     pub small_files: bool,
     pub disk: Option<Disk>,
@@ -160,6 +188,7 @@ impl Draw {
             shape,
             proxied,
             twins: three && rng.random_bool(0.4),
+            kafka: false,
             small_files: rng.random_bool(0.7),
             disk: disk(proxied, rng),
             tenants: rng.random_range(2..=5),
@@ -172,6 +201,34 @@ impl Draw {
             draw.refuse(of, rng);
         }
         draw
+    }
+
+    /// The same with a log in Kafka, whose broker has its faults among the others.
+    #[must_use]
+    pub fn with_kafka(mut self) -> Self {
+        let mut rng = StdRng::seed_from_u64(self.seed ^ KAFKA_SEED);
+        let rng = &mut rng;
+        self.kafka = true;
+        if self.twins {
+            let second = |part: &mut Part| {
+                if *part == Part::Normalizer && rng.random() {
+                    *part = Part::SecondNormalizer;
+                }
+            };
+            self.faults
+                .iter_mut()
+                .filter_map(|(_, fault)| fault.part())
+                .for_each(second);
+        }
+        for _ in 0..rng.random_range(BROKER_FAULTS) {
+            let at = rng.random_range(0..=self.faults.len());
+            let fault = Fault::Broker {
+                time: ms(rng, BROKER_MS),
+                stands: rng.random_bool(0.2),
+            };
+            self.faults.insert(at, (ms(rng, PAUSE_MS), fault));
+        }
+        self
     }
 
     /// The same with a fault at its end that outlasts the time-outs: something stands still, or answers are held.

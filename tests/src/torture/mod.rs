@@ -31,6 +31,8 @@ pub struct Options {
     pub seed: u64,
     /// The first round, from 1.
     pub first: u64,
+    /// The log is a Kafka topic, and its broker has faults too.
+    pub kafka: bool,
 }
 
 /// What came of it.
@@ -61,7 +63,11 @@ pub async fn run(options: Options, mut say: impl FnMut(&str)) -> Outcome {
         if number.is_multiple_of(LONG_EVERY) {
             draw = draw.long();
         }
-        let replay = format!("SEED={} ROUND={number} make torture SECS=1", options.seed);
+        let mut replay = format!("SEED={} ROUND={number} make torture SECS=1", options.seed);
+        if options.kafka {
+            draw = draw.with_kafka();
+            replay.insert_str(0, "LOG=kafka ");
+        }
         match caught(round::play(&draw)).await {
             Ok((figures, mut verdict)) => {
                 verdict.replay.clone_from(&replay);

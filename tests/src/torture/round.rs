@@ -3,6 +3,7 @@
 use super::draw::{Disk, Draw, Fault, Full, Network};
 use super::figures::Figures;
 use super::letters::Retries;
+use crate::kafka::Kafka;
 use crate::oracle::request::DATASETS;
 use crate::oracle::verdict::Verdict;
 use crate::oracle::{self, Oracle, Refusal};
@@ -28,6 +29,8 @@ struct Round {
     oracle: Oracle,
     figures: Figures,
     retries: Option<Retries>,
+    /// Last, so that it outlives who needs it.
+    kafka: Option<Kafka>,
 }
 
 /// Plays a round to its end; what it did, and the verdict.
@@ -35,7 +38,11 @@ struct Round {
 /// # Panics
 /// Where a part does not get ready, is not asked to end in vain, or nothing drains.
 pub async fn play(draw: &Draw) -> (Figures, Verdict) {
-    let deployment = plan(draw).start().await;
+    let kafka = match draw.kafka {
+        true => Some(Kafka::start().await),
+        false => None,
+    };
+    let deployment = plan(draw, kafka.as_ref()).start().await;
     let mut oracle = Oracle::new(&deployment, draw.seed);
     oracle.style = draw.style.clone();
     let mut round = Round {
@@ -43,6 +50,7 @@ pub async fn play(draw: &Draw) -> (Figures, Verdict) {
         oracle,
         figures: Figures::default(),
         retries: None,
+        kafka,
     };
     round.figures.twins = u64::from(draw.twins);
     let load = round.oracle.load(&round.deployment);
@@ -62,23 +70,34 @@ pub async fn play(draw: &Draw) -> (Figures, Verdict) {
     (round.figures, verdict)
 }
 
-fn plan(draw: &Draw) -> Plan {
+fn plan(draw: &Draw, kafka: Option<&Kafka>) -> Plan {
+    let log = match (kafka, draw.disk) {
+        (Some(kafka), _) => kafka_log(kafka),
+        (None, Some(Disk::Data)) => LOG.to_owned(),
+        (None, Some(Disk::ClickHouse) | None) => String::new(),
+    };
     let mut plan = Plan::new(draw.shape)
         .tenants(draw.tenants)
         .small_files(draw.small_files)
         .twins(draw.twins)
-        .extra(oracle::CONFIG);
+        .extra(&format!("{log}{}", oracle::CONFIG));
+    if kafka.is_some() && draw.twins {
+        plan = plan.twin_normalizers();
+    }
     if draw.proxied {
         plan = hops(draw.shape).iter().fold(plan, |plan, hop| plan.proxied(*hop));
         plan = plan.clickhouse(PARK_AFTER);
     }
     match draw.disk {
-        Some(Disk::Data) => plan
-            .data_volume(VOLUME_BYTES)
-            .extra(&format!("{LOG}{}", oracle::CONFIG)),
+        Some(Disk::Data) => plan.data_volume(VOLUME_BYTES),
         Some(Disk::ClickHouse) => plan.clickhouse_volume(VOLUME_BYTES),
         None => plan,
     }
+}
+
+fn kafka_log(kafka: &Kafka) -> String {
+    let brokers = kafka.brokers();
+    format!("kafka: {{brokers: [\"{brokers}\"]}}\nlog: {{kind: kafka, topic: torture}}\n")
 }
 
 fn hops(shape: Shape) -> &'static [Hop] {
@@ -116,9 +135,30 @@ impl Round {
             Fault::Network(network) => self.network(network).await,
             Fault::Table { dataset, time } => self.table(DATASETS[*dataset], *time).await,
             Fault::Full(full) => self.full(full).await,
+            Fault::Broker { time, stands } => self.broker(*time, *stands).await,
             Fault::Refuse(refusal) => self.refuse(*refusal).await,
             Fault::Lift(refusal) => self.lift(*refusal).await,
         }
+    }
+
+    /// Takes the broker away, and brings it back.
+    async fn broker(&mut self, time: Duration, stands: bool) {
+        let kafka = self.kafka.as_mut().expect("the log is Kafka's");
+        match stands {
+            true => {
+                self.figures.stops += 1;
+                kafka.signal(Signal::STOP);
+                tokio::time::sleep(time).await;
+                kafka.signal(Signal::CONT);
+            }
+            false => {
+                *self.figures.kills.entry("Kafka".to_owned()).or_default() += 1;
+                kafka.kill();
+                tokio::time::sleep(time).await;
+                kafka.bring_up().await;
+            }
+        }
+        self.until_ready(self.deployment.parts()[0], Instant::now()).await;
     }
 
     /// Fills a volume, and gives the room back.
