@@ -5,7 +5,7 @@
 
 mod native;
 
-pub use native::{certainly_not_there, may_end, member_id, topic_id};
+pub use native::{TopicIds, certainly_not_there, may_end, member_id, topic_ids};
 
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
@@ -23,8 +23,8 @@ const SAID_FOR: Duration = Duration::from_secs(60);
 /// connection that did not last: by librdkafka's own 10 s, a broker that has come back would be left waiting for so long.
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 /// How long a consumer that has fetched as much as it may fetches nothing more. By librdkafka's own second, a reader that
-/// has taken all of it waits for most of that second.
-const FETCH_PAUSE: Duration = Duration::from_millis(10);
+/// has taken all of it waits for most of that second; and one that stands still is woken as often as this.
+const FETCH_PAUSE: Duration = Duration::from_millis(50);
 /// Longest part of that which is told.
 const MAX_SAID_CHARS: usize = 300;
 

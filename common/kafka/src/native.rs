@@ -3,9 +3,11 @@
 
 use rdkafka::bindings as native;
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
 use sluice_common::failpoint::Point;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::time::Duration;
@@ -13,29 +15,33 @@ use std::time::Duration;
 /// Room for librdkafka's sentences.
 const SENTENCE_BYTES: usize = 256;
 
-/// The id that the brokers gave the topic when it was made: another one of the same name has another, here or with other
-/// brokers. None where they give none: Kafka 3.1 and later do. Blocks.
+/// What brokers say of topics, by name: an id, or none where they give none (Kafka 2.8 and later do), or why they do not say.
+pub type TopicIds = BTreeMap<String, Result<Option<u128>, RDKafkaErrorCode>>;
+
+/// The ids that the brokers gave topics when they were made: another one of the same name has another, here or with other
+/// brokers. Blocks.
 ///
 /// # Errors
-/// A sentence where the brokers do not say.
-pub fn topic_id<C: ClientContext>(
+/// A sentence where the brokers do not answer.
+pub fn topic_ids<C: ClientContext>(
     client: &Client<C>,
-    topic: &str,
+    topics: &[&str],
     patience: Duration,
-) -> Result<Option<u128>, String> {
-    let name = CString::new(topic).map_err(|error| error.to_string())?;
+) -> Result<TopicIds, String> {
+    let names: Result<Vec<CString>, _> = topics.iter().map(|topic| CString::new(*topic)).collect();
+    let names = names.map_err(|error| error.to_string())?;
+    let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let ms = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     #[expect(
         unsafe_code,
         reason = "the binding has no DescribeTopics; each handle is destroyed once, after its last use, and none is null \
                   but where it is looked at"
     )]
-    // SAFETY: `client` outlives the calls; the name's pointer is read by `of_topic_names` alone, which copies it; what
+    // SAFETY: `client` outlives the calls; the names' pointers are read by `of_topic_names` alone, which copies them; what
     // the event owns is read before it is destroyed.
     unsafe {
         let handle = client.native_ptr();
-        let mut names: [*const c_char; 1] = [name.as_ptr()];
-        let topics = native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+        let topics = native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
         let options = native::rd_kafka_AdminOptions_new(
             handle,
             native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
@@ -60,12 +66,12 @@ pub fn topic_id<C: ClientContext>(
     }
 }
 
-#[expect(unsafe_code, reason = "see `topic_id`")]
-/// The id in the answer of DescribeTopics.
+#[expect(unsafe_code, reason = "see `topic_ids`")]
+/// The ids in the answer of DescribeTopics.
 ///
 /// # Safety
 /// `event` is a live event of that kind.
-unsafe fn told(event: *mut native::rd_kafka_event_t) -> Result<Option<u128>, String> {
+unsafe fn told(event: *mut native::rd_kafka_event_t) -> Result<TopicIds, String> {
     // SAFETY: the event is live, and owns everything that is read here.
     unsafe {
         if native::rd_kafka_event_error(event) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -78,15 +84,33 @@ unsafe fn told(event: *mut native::rd_kafka_event_t) -> Result<Option<u128>, Str
         } else {
             native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count)
         };
-        if topics.is_null() || count != 1 {
+        if topics.is_null() {
             return Err("the brokers answer another question".into());
         }
-        let topic = *topics;
+        let mut ids = TopicIds::new();
+        for nth in 0..count {
+            let topic = *topics.add(nth);
+            ids.insert(
+                sentence(native::rd_kafka_TopicDescription_name(topic)),
+                id_of(topic),
+            );
+        }
+        Ok(ids)
+    }
+}
+
+#[expect(unsafe_code, reason = "see `topic_ids`")]
+/// # Safety
+/// `topic` is of a live answer.
+unsafe fn id_of(topic: *const native::rd_kafka_TopicDescription_t) -> Result<Option<u128>, RDKafkaErrorCode> {
+    // SAFETY: as asked.
+    unsafe {
         let error = native::rd_kafka_TopicDescription_error(topic);
-        if !error.is_null()
-            && native::rd_kafka_error_code(error) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
-        {
-            return Err(sentence(native::rd_kafka_error_string(error)));
+        if !error.is_null() {
+            let code = native::rd_kafka_error_code(error);
+            if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return Err(code.into());
+            }
         }
         let id = native::rd_kafka_TopicDescription_topic_id(topic);
         if id.is_null() {
@@ -99,7 +123,7 @@ unsafe fn told(event: *mut native::rd_kafka_event_t) -> Result<Option<u128>, Str
     }
 }
 
-#[expect(unsafe_code, reason = "see `topic_id`")]
+#[expect(unsafe_code, reason = "see `topic_ids`")]
 /// # Safety
 /// `text` is null or a C string that lives as long as the call.
 unsafe fn sentence(text: *const c_char) -> String {

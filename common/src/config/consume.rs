@@ -70,10 +70,15 @@ impl Consume {
     /// Whether its topics are of another Kafka than ours, as far as the brokers' names tell.
     #[must_use]
     pub fn is_elsewhere(&self, config: &Config) -> bool {
-        let same = |own: &String| config.kafka.brokers.contains(own);
-        self.kafka
-            .as_ref()
-            .is_some_and(|kafka| !kafka.brokers.iter().any(same))
+        let is_ours = |broker: &String| {
+            config
+                .kafka
+                .brokers
+                .iter()
+                .any(|own| own.eq_ignore_ascii_case(broker))
+        };
+        let kafka = self.kafka.as_ref();
+        kafka.is_some_and(|kafka| !kafka.brokers.iter().any(is_ours))
     }
 
     /// The consumer group of these topics of a dataset.
@@ -85,8 +90,8 @@ impl Consume {
 }
 
 /// How sentences about the Kafka of a dataset's `consume` begin.
-pub(super) fn place(dataset: &Name) -> String {
-    format!("datasets: {dataset}: consume: kafka")
+pub(super) fn place(dataset: &Name, nth: usize) -> String {
+    format!("datasets: {dataset}: consume[{nth}].kafka")
 }
 
 /// What may be wrong with these keys, each a sentence that names its place.
@@ -94,9 +99,10 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
     let mut groups: BTreeMap<String, String> = BTreeMap::new();
     let mut all = 0;
     for dataset in &config.datasets {
-        for consume in &dataset.consume {
+        for (nth, consume) in dataset.consume.iter().enumerate() {
             all += 1;
-            let mut add = |text: String| found.push(format!("datasets: {}: consume: {text}", dataset.name));
+            let mut add =
+                |text: String| found.push(format!("datasets: {}: consume[{nth}]: {text}", dataset.name));
             match &consume.kafka {
                 None if config.kafka.brokers.is_empty() => {
                     add("it needs `kafka.brokers`, the Kafka to read from".into());
@@ -107,14 +113,15 @@ pub(super) fn problems(config: &Config, found: &mut Vec<String>) {
             check(consume, &mut add);
             if let Some(Brokers { brokers, tls, sasl }) = &consume.kafka {
                 let way = (brokers.as_slice(), tls.as_ref(), sasl.as_ref());
-                brokers::problems(&place(&dataset.name), way, found);
+                brokers::problems(&place(&dataset.name, nth), way, found);
             }
-            let mut add = |text: String| found.push(format!("datasets: {}: consume: {text}", dataset.name));
+            let mut add =
+                |text: String| found.push(format!("datasets: {}: consume[{nth}]: {text}", dataset.name));
             let group = consume.group(dataset.name.as_str());
             if let Some(other) = groups.insert(group.clone(), dataset.name.to_string()) {
                 add(format!(
-                    "the consumer group {group:?} has topics of dataset {other} already: give each its own `group`, or \
-                     list all topics in one"
+                    "the consumer group {group:?} has topics of dataset {other} already: give each its own `group`; topics \
+                     of one Kafka and tenant may be listed in one"
                 ));
             }
             let letters = config.dead_letters.topic.as_ref();
@@ -209,21 +216,21 @@ mod tests {
             ("[{topics: [a], tenant: acme, kafka: {}}]", "brokers"),
             (
                 "[{topics: [a], tenant: acme, kafka: {brokers: [b]}}]",
-                "consume: kafka.brokers: \"b\" must be host:port",
+                "consume[0].kafka.brokers: \"b\" must be host:port",
             ),
             (
                 "[{topics: [a], tenant: acme, kafka: {brokers: [\"b:1\"], sasl: {mechanism: plain, username: u}}}]",
-                "consume: kafka.sasl: mechanism plain needs `password`",
+                "consume[0].kafka.sasl: mechanism plain needs `password`",
             ),
             (
                 "[{topics: [a], tenant: acme, kafka: {brokers: [\"b:1\"], sasl: {mechanism: plain, username: u, \
                  password: \"file:not/there\"}}}]",
-                "consume: kafka.sasl.password: cannot read /not/there",
+                "consume[0].kafka.sasl.password: cannot read /not/there",
             ),
             (
                 "[{topics: [a], tenant: acme, kafka: {brokers: [\"b:1\"], sasl: {mechanism: oauthbearer, token_url: \
                  \"http://x/\", client_id: c, client_secret: s}}}]",
-                "consume: kafka.sasl.token_url: the client's secret",
+                "consume[0].kafka.sasl.token_url: the client's secret",
             ),
             (
                 "[{topics: [a], tenant: acme}, {topics: [b], tenant: acme}]",

@@ -407,12 +407,10 @@ impl Config {
     pub(crate) fn logins(&self) -> impl Iterator<Item = (String, &Sasl)> {
         let ours = self.kafka.sasl.iter().map(|sasl| ("kafka".to_owned(), sasl));
         let others = self.datasets.iter().flat_map(|dataset| {
-            let kafkas = dataset
-                .consume
-                .iter()
-                .filter_map(|consume| consume.kafka.as_ref());
-            let all = kafkas.filter_map(|kafka| kafka.sasl.as_ref());
-            all.map(|sasl| (consume::place(&dataset.name), sasl))
+            let all = dataset.consume.iter().enumerate();
+            let kafkas = all.filter_map(|(nth, consume)| Some((nth, consume.kafka.as_ref()?)));
+            let sasls = kafkas.filter_map(|(nth, kafka)| Some((nth, kafka.sasl.as_ref()?)));
+            sasls.map(|(nth, sasl)| (consume::place(&dataset.name, nth), sasl))
         });
         ours.chain(others)
     }

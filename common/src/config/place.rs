@@ -88,15 +88,27 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Follows `a.b.c` as far as it leads.
+    /// Follows `a.b[1].c` as far as it leads.
     fn keys(mut self, dotted: &str) -> Self {
         for key in dotted.split('.') {
+            let (key, nth) = match key.strip_suffix(']').and_then(|key| key.split_once('[')) {
+                Some((key, nth)) => (key, nth.parse::<usize>().ok()),
+                None => (key, None),
+            };
             let Some(entry) = self.node.member(key) else { break };
             self = Self {
                 node: &entry.node,
                 place: self.place.at(Step::Key(key.to_owned())),
                 line: entry.line,
             };
+            let item = nth.and_then(|nth| self.node.items().iter().find(|item| item.index == nth));
+            if let Some(item) = item {
+                self = Self {
+                    node: &item.node,
+                    place: self.place.at(Step::Index(item.index)),
+                    line: item.node.line,
+                };
+            }
         }
         self
     }

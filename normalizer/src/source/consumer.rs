@@ -46,6 +46,9 @@ type At = (String, i32);
 /// A partition, where it is read from, and why it is not read.
 type Found = (At, Place, Option<String>);
 
+/// What told topics from others of their names when an earlier consumer of this source had them.
+pub(super) type Known = Arc<Mutex<BTreeMap<String, TopicId>>>;
+
 /// By dataset, group, topic and partition.
 type Lags = BTreeMap<(Name, String, String, i32), i64>;
 
@@ -72,6 +75,7 @@ struct Context {
     spec: Spec,
     shared: Shared,
     metrics: Metrics,
+    known: Known,
     state: Mutex<State>,
 }
 
@@ -227,7 +231,7 @@ impl Consumer {
     ///
     /// # Errors
     /// A sentence where librdkafka refuses the config, a file of TLS for one.
-    pub fn new(spec: &Spec, shared: &Shared, metrics: &Metrics) -> Result<Self, String> {
+    pub fn new(spec: &Spec, shared: &Shared, metrics: &Metrics, known: &Known) -> Result<Self, String> {
         let ms = |duration: Duration| duration.as_millis().to_string();
         let kib = (SOURCE_QUEUE_BYTES / 1_024).to_string();
         let mut config = spec.target.consumer();
@@ -247,6 +251,7 @@ impl Consumer {
             spec: spec.clone(),
             shared: shared.clone(),
             metrics: metrics.clone(),
+            known: Arc::clone(known),
             state: Mutex::default(),
         };
         let base: BaseConsumer<Context> = made(&config, context)?;
@@ -295,10 +300,14 @@ impl Consumer {
         // A partition may have gone while others' messages came.
         let context = self.base.context();
         gathering.keep(|topic, partition| context.is_ours(topic, partition));
-        if gathering.is_empty() {
+        let batches = gathering.close();
+        if batches.is_empty() {
             self.commit_again();
+        } else {
+            let topics = batches.iter().map(|batch| batch.origin().topic.as_str());
+            context.identify(self.base.client(), &topics.collect())?;
         }
-        Ok(gathering.close())
+        Ok(batches)
     }
 
     /// How far partitions grow that are not read: nothing is fetched of them that would tell.

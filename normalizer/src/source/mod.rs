@@ -5,7 +5,7 @@
 //! log, or its rejection is. So each message is read at least once; and as it is identified by its dataset's key or,
 //! without one, by the topic's id, partition and offset ([`Origin`](sluice_common::wire::messages::Origin)), dedup drops
 //! what is read again within the window. The id is the one that the brokers gave the topic: a topic of the same name, of
-//! other brokers or made anew, has other messages at the same offsets. Where they give none (before Kafka 3.1) it is
+//! other brokers or made anew, has other messages at the same offsets. Where they give none (before Kafka 2.8) it is
 //! their cluster's. What is rejected leaves a dead letter: there is no client to be told.
 //!
 //! *How.* Each `consume` of the config has a thread and a consumer of its own: one in trouble holds up no other. The
@@ -26,7 +26,7 @@ mod consumer;
 mod feed;
 
 use crate::service::IntakeService;
-use consumer::{Consumer, Shared};
+use consumer::{Consumer, Known, Shared};
 use feed::Feed;
 use parking_lot::Mutex;
 use sluice_common::config::{Consume, Loaded, Weight};
@@ -80,6 +80,10 @@ impl Spec {
 
     fn group(&self) -> String {
         self.consume.group(self.dataset.as_str())
+    }
+
+    fn brokers(&self) -> String {
+        self.target.kafka.brokers.join(",")
     }
 }
 
@@ -145,6 +149,7 @@ impl Sources {
             spec: spec.clone(),
             shared: self.0.shared.clone(),
             metrics: self.0.service.metrics.clone(),
+            known: Known::default(),
             runtime: self.0.runtime.clone(),
             stop: stop.clone(),
         };
@@ -187,6 +192,7 @@ struct Source {
     feed: Feed,
     shared: Shared,
     metrics: Metrics,
+    known: Known,
     runtime: Handle,
     stop: Stop,
 }
@@ -216,7 +222,7 @@ impl Source {
     /// # Errors
     /// Why the consumer is of no use any more.
     fn consume(&self) -> Result<(), String> {
-        let mut consumer = Consumer::new(&self.spec, &self.shared, &self.metrics)?;
+        let mut consumer = Consumer::new(&self.spec, &self.shared, &self.metrics, &self.known)?;
         while !self.stop.is_cancelled() {
             let batches = consumer.gather()?;
             if batches.is_empty() {
@@ -248,8 +254,8 @@ impl Source {
 /// Something that somebody has to look at.
 fn alarm(metrics: &Metrics, spec: &Spec, reason: &str) {
     metrics.add(Counter::Alarms, 1, &[("reason", "source")]);
-    let (dataset, group) = (&spec.dataset, spec.group());
-    tracing::error!(%dataset, group, reason, "events cannot be read from Kafka; it is tried again: mend the cause");
+    let (dataset, group, brokers) = (&spec.dataset, spec.group(), spec.brokers());
+    tracing::error!(%dataset, group, brokers, reason, "events cannot be read from Kafka; it is tried again: mend the cause");
 }
 
 fn show(metrics: &Metrics, shared: &Shared) {

@@ -14,8 +14,8 @@ fn lines(count: u64) -> impl Iterator<Item = (String, String)> {
     (0..count).map(|n| (n.to_string(), format!("{{\"n\": {}}}", n % 10)))
 }
 
-/// A dataset without a key, fed from `lines` of our own Kafka, and of these others, each with its group.
-fn config(ours: &Kafka, others: &[(&str, String)]) -> String {
+/// Fed from `lines` of our own Kafka, and of these others, each with its group.
+fn consume(others: &[(&str, String)]) -> String {
     let mut consume = "{topics: [lines], tenant: t0, group: readers}".to_owned();
     for (group, kafka) in others {
         let _ = write!(
@@ -23,11 +23,21 @@ fn config(ours: &Kafka, others: &[(&str, String)]) -> String {
             ", {{topics: [lines], tenant: t0, group: {group}, kafka: {{{kafka}}}}}"
         );
     }
+    format!("consume: [{consume}]")
+}
+
+/// A dataset without a key that is.
+fn config(ours: &Kafka, others: &[(&str, String)]) -> String {
     format!(
         "kafka: {{brokers: [\"{}\"]}}\ndatasets:\n- {{name: lines, fields: [{{name: n, type: uint32, required: true}}], \
-         batch: {{max_age: 200ms}}, consume: [{consume}]}}\n",
-        ours.brokers()
+         batch: {{max_age: 200ms}}, {}}}\n",
+        ours.brokers(),
+        consume(others)
     )
+}
+
+fn told(deployment: &Deployment) -> String {
+    std::fs::read_to_string(deployment.log_file(Part::Up)).expect("a log")
 }
 
 async fn stored(deployment: &Deployment) -> Result<u64, String> {
@@ -101,8 +111,7 @@ async fn kafka_topics_of_one_name_in_two_clusters_feed_a_dataset_each_message_on
     theirs.bring_up().await;
     theirs.write("lines", lines(10)).await;
     rows(&deployment, 320).await;
-    let told = std::fs::read_to_string(deployment.log_file(Part::Up)).expect("a log");
-    assert!(!told.contains(password), "a password is told");
+    assert!(!told(&deployment).contains(password), "a password is told");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,50 +132,63 @@ async fn kafka_topics_that_are_made_anew_while_nobody_reads_repeat_offsets_and_n
     rows(&deployment, 250).await;
 }
 
-/// Nobody tells the reader, which has offsets of the one before in hand. Brokers forget them with the topic; where the
-/// reader commits them once more they are none of the new one's, though they would be in it.
+/// Brokers forget the offsets with the topic; where the reader commits them once more they are none of the new one's,
+/// though they would be in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_topics_that_are_made_anew_under_a_reader_are_read_whole_or_not_at_all() {
+    made_anew_under_a_reader(100).await;
+}
+
+/// Where the reader stands at 0 it goes on in the new one as if nothing had happened.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topics_that_are_made_anew_while_they_are_empty_are_read_whole_or_not_at_all() {
+    made_anew_under_a_reader(0).await;
+}
+
+/// Nobody tells the reader of a topic of so many messages.
+async fn made_anew_under_a_reader(before: u64) {
     let kafka = Kafka::start().await;
     kafka.topic("lines", 2, &[]).await;
-    kafka.write("lines", lines(100)).await;
+    kafka.write("lines", lines(before)).await;
     let extra = config(&kafka, &[]);
     let deployment = Plan::new(Shape::AllInOne).extra(&extra).start().await;
-    rows(&deployment, 100).await;
+    rows(&deployment, before).await;
+    eventually("the group has begun", SOON, async || {
+        (kafka.offsets("readers").await.len() == 2).then_some(())
+    })
+    .await;
     kafka.delete_topic("lines").await;
     kafka.topic("lines", 2, &[]).await;
     kafka.write("lines", lines(150)).await;
-    let told =
-        |deployment: &Deployment| std::fs::read_to_string(deployment.log_file(Part::Up)).expect("a log");
     let stops = finally("it is read whole, or told", SOON, async || {
         if told(&deployment).contains("the group's offset is of another topic of this name") {
             return Ok(true);
         }
         match stored(&deployment).await {
-            Ok(250) => Ok(false),
+            Ok(stored) if stored == before + 150 => Ok(false),
             other => Err(format!("{other:?}\n{}", deployment.last_words())),
         }
     })
     .await;
     if stops {
-        assert_eq!(stored(&deployment).await, Ok(100), "not at all");
-        // As the message says.
-        deployment
-            .reload(&extra.replace(
-                "consume: [{topics: [lines], tenant: t0, group: readers}]",
-                "consume: []",
-            ))
-            .await;
-        eventually("the group is empty", SOON, async || {
-            told(&deployment)
-                .contains("left its consumer group")
-                .then_some(())
-        })
-        .await;
-        kafka.rewind("readers", "lines").await;
-        deployment.reload(&extra).await;
+        assert_eq!(stored(&deployment).await, Ok(before), "not at all");
     }
-    rows(&deployment, 250).await;
+    // As the message says; and where all of it was read already, it is known.
+    deployment
+        .reload(&extra.replace(&consume(&[]), "consume: []"))
+        .await;
+    eventually("the group is empty", SOON, async || {
+        told(&deployment)
+            .contains("left its consumer group")
+            .then_some(())
+    })
+    .await;
+    kafka.rewind("readers", "lines").await;
+    deployment.reload(&extra).await;
+    kafka.write("lines", lines(10)).await;
+    rows(&deployment, before + 160).await;
+    committed(&kafka, "readers", 160).await;
+    rows(&deployment, before + 160).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sluice_common::ids::LogId;
-use sluice_kafka::{LastWords, told, topic_id};
+use sluice_kafka::{LastWords, told, topic_ids};
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -160,7 +160,12 @@ pub(super) fn log_id(clients: &LogClients, asking: &BaseConsumer<LastWords>) -> 
     let topic = &clients.topic;
     let cluster = asking.client().fetch_cluster_id(ASK_DEADLINE);
     let cluster = cluster.ok_or_else(|| "the brokers do not say which cluster they are".to_owned())?;
-    let id = topic_id(asking.client(), topic, ASK_DEADLINE).map_err(|reason| format!("{topic}: {reason}"))?;
+    let told =
+        topic_ids(asking.client(), &[topic], ASK_DEADLINE).map_err(|reason| format!("{topic}: {reason}"))?;
+    let id = told
+        .get(topic)
+        .ok_or_else(|| format!("{topic}: the brokers answer another question"))?;
+    let id = id.map_err(|code| format!("{topic}: {code}"))?;
     let id = id.ok_or_else(|| format!("{topic}: the brokers give topics no ids: Kafka 3.1 and later do"))?;
     let id = xxh3_64(format!("{cluster}/{id:032x}").as_bytes());
     Ok(LogId(id.max(1)))

@@ -2,6 +2,7 @@
 
 use super::signature::{Signature, TopicId};
 use super::{At, Context, Found, Place};
+use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -51,6 +52,7 @@ impl Context {
             state.ours.insert(at, place);
         }
         let partitions = state.ours.len();
+        self.known.lock().extend(state.ids.clone());
         drop(state);
         tracing::info!(
             group = self.spec.group(),
@@ -64,7 +66,11 @@ impl Context {
     /// Where each is read from; and why not, where it is not.
     fn places(&self, base: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<Vec<Found>, String> {
         let committed = self.committed(base, list.clone())?;
-        self.identify(base, list)?;
+        let topics = list.to_topic_map();
+        self.identify(
+            base.client(),
+            &topics.keys().map(|(topic, _)| topic.as_str()).collect(),
+        )?;
         let (mut places, mut fresh) = (Vec::new(), TopicPartitionList::new());
         let mut begun = BTreeMap::new();
         for one in committed.elements() {
@@ -77,8 +83,9 @@ impl Context {
                     Some(begun) => *begun,
                     None => *begun.entry(at.0.clone()).or_insert(self.has_begun(base, &at.0)?),
                 };
-                // A new partition of a topic that is read already: nothing of it was there before.
-                let offset = match begun {
+                // A new partition of a topic that is read already, or a topic made anew, with which brokers forget the
+                // group's offsets: nothing of it was there before.
+                let offset = match begun || self.was_made_anew(&at.0) {
                     true => range.0,
                     false => self.beginning(base, &at, range)?,
                 };
@@ -154,42 +161,56 @@ impl Context {
         })
     }
 
-    /// Asks which topics they are.
-    fn identify(&self, base: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), String> {
-        let topics: BTreeSet<String> = list.to_topic_map().into_keys().map(|(topic, _)| topic).collect();
-        for topic in topics {
-            let id = TopicId::ask(base.client(), &topic, ASK_DEADLINE);
-            let id =
-                id.map_err(|reason| format!("{topic}: the brokers do not tell which topic it is: {reason}"))?;
-            let mut state = self.state.lock();
-            // What was read of the one before and is not in the log yet must not be taken for this one's.
-            if state.ids.get(&topic).is_some_and(|before| *before != id) {
-                return Err(format!("{topic} is another topic than before: it was made anew"));
+    /// Asks which topics these are. After a fetch it says of what was fetched whose it is: a topic that still has its id,
+    /// or is gone, has been none but itself until then.
+    ///
+    /// # Errors
+    /// Where one was made anew: what was read of the one before and is not in the log yet must not be taken for this one's.
+    pub(super) fn identify(&self, client: &Client<Self>, topics: &BTreeSet<&str>) -> Result<(), String> {
+        let topics: Vec<&str> = topics.iter().copied().collect();
+        let told = TopicId::ask(client, &topics, ASK_DEADLINE);
+        let told = told.map_err(|reason| format!("the brokers do not tell which topic it is: {reason}"))?;
+        let mut state = self.state.lock();
+        for (topic, id) in told {
+            match (state.ids.get(&topic), id) {
+                (Some(before), Some(now)) if before.is_not(&now) => {
+                    return Err(format!("{topic} is another topic than before: it was made anew"));
+                }
+                (None, Some(id)) => {
+                    state.ids.insert(topic, id);
+                }
+                (Some(_), _) | (None, None) => {}
             }
-            state.ids.insert(topic, id);
         }
         Ok(())
+    }
+
+    /// Whether an earlier consumer of this process read another topic of that name.
+    fn was_made_anew(&self, topic: &str) -> bool {
+        let (known, state) = (self.known.lock(), self.state.lock());
+        matches!((known.get(topic), state.ids.get(topic)), (Some(then), Some(now)) if then.is_not(now))
     }
 
     /// Why a partition is not read whose offset another log's Sluice has committed (what was read twice would be stored
     /// twice, since each log knows its own keys only), or is of another topic, whose messages these are not.
     fn of_another(&self, at: &At, signed: &str) -> Option<String> {
         let (signed, own) = (Signature::parse(signed)?, self.signature(&at.0)?);
-        let (group, (topic, partition)) = (self.spec.group(), at);
+        let (group, brokers, (topic, partition)) = (self.spec.group(), self.spec.brokers(), at);
         if signed.log != own.log {
             return Some(format!(
                 "partition {partition} of topic {topic} is not read: the group's offset was committed by another log \
                  ({signed}). Give each Sluice a `group` of its own; or, where that log is no more, take out `consume`, \
-                 set the offset with `kafka-consumer-groups.sh --group {group} --topic {topic}:{partition} \
-                 --reset-offsets --to-current`, and put it in again"
+                 set the offset with `kafka-consumer-groups.sh --bootstrap-server {brokers} --group {group} --topic \
+                 {topic}:{partition} --reset-offsets --to-current --execute`, and put it in again"
             ));
         }
         let is_other = matches!((signed.topic, own.topic), (Some(then), Some(now)) if then.is_not(&now));
         is_other.then(|| {
             format!(
                 "partition {partition} of topic {topic} is not read: the group's offset is of another topic of this name. \
-                 It was made anew: take out `consume`, set the offset with `kafka-consumer-groups.sh --group {group} \
-                 --topic {topic}:{partition} --reset-offsets --to-earliest`, and put it in again"
+                 It was made anew: take out `consume`, set the offset with `kafka-consumer-groups.sh --bootstrap-server \
+                 {brokers} --group {group} --topic {topic}:{partition} --reset-offsets --to-earliest --execute`, and put \
+                 it in again"
             )
         })
     }
@@ -217,13 +238,13 @@ impl Context {
     /// but an operator can say what is right then.
     fn lost(&self, at: &At, offset: i64, (low, high): (i64, i64)) -> Option<String> {
         let is_lost = !(low..=high).contains(&offset);
-        let (group, (topic, partition)) = (self.spec.group(), at);
+        let (group, brokers, (topic, partition)) = (self.spec.group(), self.spec.brokers(), at);
         is_lost.then(|| {
             format!(
                 "partition {partition} of topic {topic} is not read: the group's offset is {offset}, and the topic has \
                  {low} to {high}. Messages were deleted before they were read, or it was made anew: take out `consume`, \
-                 set the offset with `kafka-consumer-groups.sh --group {group} --topic {topic}:{partition} \
-                 --reset-offsets`, and put it in again"
+                 set the offset with `kafka-consumer-groups.sh --bootstrap-server {brokers} --group {group} --topic \
+                 {topic}:{partition} --reset-offsets --to-earliest --execute`, and put it in again"
             )
         })
     }

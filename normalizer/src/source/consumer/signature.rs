@@ -1,7 +1,9 @@
 //! What a group's offsets are signed with: whose they are, and of which topic.
 
 use rdkafka::client::{Client, ClientContext};
-use sluice_kafka::topic_id;
+use rdkafka::error::RDKafkaErrorCode;
+use sluice_kafka::topic_ids;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -14,30 +16,36 @@ const CLUSTER: &str = "cluster ";
 
 /// What tells a topic from others of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum TopicId {
+pub enum TopicId {
     /// The brokers gave it when they made the topic.
     Own(String),
-    /// Brokers before Kafka 3.1 give topics none: the cluster's stands for it.
+    /// Brokers before Kafka 2.8 give topics none: the cluster's stands for it.
     Cluster(String),
 }
 
 impl TopicId {
-    /// Blocks.
+    /// Asks for those of topics; none of one that is not there. Blocks.
     ///
     /// # Errors
     /// A sentence where the brokers do not say: no other id may be taken for it meanwhile.
     pub fn ask<C: ClientContext>(
         client: &Client<C>,
-        topic: &str,
+        topics: &[&str],
         patience: Duration,
-    ) -> Result<Self, String> {
-        if let Some(id) = topic_id(client, topic, patience)? {
-            return Ok(Self::Own(format!("{id:032x}")));
-        }
-        let cluster = client.fetch_cluster_id(patience);
-        cluster
-            .map(Self::Cluster)
-            .ok_or_else(|| "neither topic nor cluster has an id".into())
+    ) -> Result<BTreeMap<String, Option<Self>>, String> {
+        let told = topic_ids(client, topics, patience)?;
+        let cluster = || -> Result<Self, String> {
+            let id = client.fetch_cluster_id(patience);
+            id.map(Self::Cluster)
+                .ok_or_else(|| "neither topic nor cluster has an id".into())
+        };
+        let one = |(topic, id): (String, Result<Option<u128>, RDKafkaErrorCode>)| match id {
+            Ok(Some(id)) => Ok((topic, Some(Self::Own(format!("{id:032x}"))))),
+            Ok(None) => Ok((topic, Some(cluster()?))),
+            Err(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok((topic, None)),
+            Err(code) => Err(format!("{topic}: {code}")),
+        };
+        told.into_iter().map(one).collect()
     }
 
     /// Whether they are two topics. Brokers that give ids since their upgrade tell nothing of the time before.
