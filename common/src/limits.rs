@@ -138,7 +138,7 @@ pub const LOG_QUEUE_BYTES: usize = 128 * MIB;
 pub const LOG_QUEUE_MESSAGES: usize = 100_000;
 /// A record that the brokers did not take by then is not waited for; whether it is there may be unknown.
 pub const KAFKA_APPEND_DEADLINE: Duration = Duration::from_secs(30);
-/// A normalizer that the brokers have not heard of for so long has lost its partitions.
+/// A normalizer that the brokers have not heard of for so long has lost its partitions, of the log and of sources.
 pub const KAFKA_SESSION: Duration = Duration::from_secs(10);
 /// Frames that are read ahead of each partition that is worked on; what a client of Kafka's fetches at once is as much.
 pub const KAFKA_TAIL_BYTES: usize = 8 * MIB;

@@ -18,7 +18,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use signature::TopicId;
 use sluice_common::ids::Name;
-use sluice_common::limits::{SOURCE_BATCH_MESSAGES, SOURCE_FETCH_BYTES, SOURCE_LINGER, SOURCE_QUEUE_BYTES};
+use sluice_common::limits::{
+    KAFKA_SESSION, SOURCE_BATCH_MESSAGES, SOURCE_FETCH_BYTES, SOURCE_LINGER, SOURCE_QUEUE_BYTES,
+};
 use sluice_common::metrics::Metrics;
 use sluice_kafka::{LastWords, made, told};
 use std::collections::BTreeMap;
@@ -238,6 +240,8 @@ impl Consumer {
         for (key, value) in [
             ("group.id", spec.group()),
             ("partition.assignment.strategy", "cooperative-sticky".into()),
+            ("session.timeout.ms", ms(KAFKA_SESSION)),
+            ("heartbeat.interval.ms", ms(KAFKA_SESSION / 4)),
             ("queued.max.messages.kbytes", kib),
             ("queued.min.messages", SOURCE_BATCH_MESSAGES.to_string()),
             ("fetch.max.bytes", SOURCE_FETCH_BYTES.to_string()),
