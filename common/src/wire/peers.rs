@@ -4,12 +4,14 @@ use crate::limits::{ABSENT_REST, RESOLVE_EVERY};
 use crate::tls::client::{ClientTls, Dialer};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::Uri;
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +25,41 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 pub(super) struct Peers {
     tls: Option<ClientTls>,
     /// By URL of the config, in its order.
-    known: ArcSwap<Vec<Vec<Arc<Peer>>>>,
+    known: ArcSwap<Vec<Known>>,
+}
+
+/// What is known of one URL.
+#[derive(Debug, Clone)]
+struct Known {
+    /// What its name led to when that was last told; none before.
+    addresses: BTreeSet<IpAddr>,
+    peers: Vec<Arc<Peer>>,
+}
+
+/// Who tells the addresses of names, and how often it is asked.
+#[derive(Clone)]
+pub(super) struct Names {
+    pub(super) lookup: Lookup,
+    pub(super) every: Duration,
+}
+
+/// Of a host and a port.
+pub(super) type Lookup =
+    Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
+
+impl Names {
+    /// As this machine resolves them.
+    pub(super) fn of_this_machine() -> Self {
+        Self {
+            lookup: Arc::new(|host, port| {
+                Box::pin(async move {
+                    let found = tokio::net::lookup_host((host, port)).await?;
+                    Ok(found.map(|address| address.ip()).collect())
+                })
+            }),
+            every: RESOLVE_EVERY,
+        }
+    }
 }
 
 /// One of them.
@@ -84,70 +120,78 @@ impl Peer {
 }
 
 impl Peers {
-    /// Those of the config. Names are looked up as long as the answer lives.
-    pub(super) fn new(urls: &[String], tls: Option<ClientTls>, looks_up: bool) -> Arc<Self> {
-        let by_name = urls.iter().map(|url| vec![Peer::new(url, None, tls.clone())]);
+    /// Those of the config. With `names`, names are looked up as long as the answer lives.
+    pub(super) fn new(urls: &[String], tls: Option<ClientTls>, names: Option<Names>) -> Arc<Self> {
+        let by_name = urls.iter().map(|url| Known {
+            addresses: BTreeSet::new(),
+            peers: vec![Peer::new(url, None, tls.clone())],
+        });
         let peers = Arc::new(Self {
             known: ArcSwap::from_pointee(by_name.collect()),
             tls,
         });
-        let names: Vec<(usize, String, u16)> = urls
+        let hosts: Vec<(usize, String, u16)> = urls
             .iter()
             .enumerate()
             .filter_map(|(at, url)| name_of(url).map(|(host, port)| (at, host, port)))
             .collect();
-        if looks_up && !names.is_empty() && tokio::runtime::Handle::try_current().is_ok() {
+        if let Some(names) = names.filter(|_| !hosts.is_empty())
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
             let known = Arc::downgrade(&peers);
             tokio::spawn(async move {
                 while let Some(peers) = known.upgrade() {
-                    for (at, host, port) in &names {
-                        match tokio::net::lookup_host((host.as_str(), *port)).await {
-                            Ok(found) => peers.found(*at, &of_one_family(found.map(|address| address.ip()))),
+                    for (at, host, port) in &hosts {
+                        match (names.lookup)(host.clone(), *port).await {
+                            Ok(found) => peers.found(*at, of_one_family(found.into_iter())),
                             // What was known stays.
                             Err(error) => tracing::debug!(host, %error, "a peer's name is not known now"),
                         }
                     }
                     drop(peers);
-                    tokio::time::sleep(RESOLVE_EVERY).await;
+                    tokio::time::sleep(names.every).await;
                 }
             });
         }
         peers
     }
 
-    /// A name has these addresses. Connections to those that it had stay.
-    fn found(&self, at: usize, addresses: &BTreeSet<IpAddr>) {
+    /// A name has these addresses. Connections to those that it had stay, but where it had one alone.
+    fn found(&self, at: usize, addresses: BTreeSet<IpAddr>) {
         let known = self.known.load_full();
         let Some(former) = known.get(at) else { return };
-        let had: BTreeSet<IpAddr> = former.iter().filter_map(|peer| peer.address).collect();
-        let Some(url) = former.first().map(|peer| peer.url.clone()) else {
+        let Some(url) = former.peers.first().map(|peer| peer.url.clone()) else {
             return;
         };
-        // One address is whatever the name leads to: it is asked at each connection.
-        let now: Vec<Arc<Peer>> = match addresses.len() {
-            0 => return,
-            1 if had.is_empty() => return,
-            1 => vec![Peer::new(&url, None, self.tls.clone())],
-            _ if had == *addresses => return,
-            _ => {
-                let one = |address: &IpAddr| {
-                    let kept = former.iter().find(|peer| peer.address == Some(*address));
-                    let new = || Peer::new(&url, Some(*address), self.tls.clone());
-                    kept.map_or_else(new, Arc::clone)
-                };
-                addresses.iter().map(one).collect()
+        if addresses.is_empty() || addresses == former.addresses {
+            return;
+        }
+        let kept = |address: &IpAddr| {
+            let mut peers = former.peers.iter();
+            peers.find(|peer| peer.address == Some(*address)).map(Arc::clone)
+        };
+        let new = |address| Peer::new(&url, address, self.tls.clone());
+        let one = addresses.first().filter(|_| addresses.len() == 1);
+        let peers = match one {
+            // One address is whatever the name leads to: it is asked at each connection.
+            Some(_) if former.addresses.is_empty() => former.peers.clone(),
+            // One that is another than before is connected to anew: whoever was there before may live on.
+            Some(one) => vec![kept(one).unwrap_or_else(|| new(None))],
+            None => {
+                let each = |one: &IpAddr| kept(one).unwrap_or_else(|| new(Some(*one)));
+                addresses.iter().map(each).collect()
             }
         };
         tracing::info!(url, ?addresses, "a peer's name has these addresses now");
         let mut all = Vec::clone(&known);
-        all[at] = now;
+        all[at] = Known { addresses, peers };
         self.known.store(Arc::new(all));
     }
 
     /// All of them, from one on; those at which nobody listened lately come last.
     pub(super) fn in_turn(&self, turn: usize) -> Vec<Arc<Peer>> {
         let known = self.known.load();
-        let mut all: Vec<Arc<Peer>> = known.iter().flatten().cloned().collect();
+        let mut all: Vec<Arc<Peer>> = known.iter().flat_map(|one| &one.peers).cloned().collect();
         if !all.is_empty() {
             let first = turn % all.len();
             all.rotate_left(first);
@@ -188,34 +232,49 @@ mod tests {
     #[test]
     fn peers_come_in_turn_and_those_that_rest_last() {
         let urls = ["http://127.0.0.1:1/", "http://127.0.0.1:2", "http://127.0.0.1:3"].map(str::to_owned);
-        let peers = Peers::new(&urls, None, false);
+        let peers = Peers::new(&urls, None, None);
         assert_eq!(named(&peers, 1), ["127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:1"]);
         peers.in_turn(1)[0].rest();
         assert_eq!(named(&peers, 1), ["127.0.0.1:3", "127.0.0.1:1", "127.0.0.1:2"]);
-        assert!(Peers::new(&[], None, false).in_turn(7).is_empty());
+        assert!(Peers::new(&[], None, None).in_turn(7).is_empty());
     }
 
     #[test]
     fn a_name_is_as_many_peers_as_it_has_addresses_and_those_that_stay_keep_their_connections() {
         let urls = ["http://one:1", "http://10.0.0.9:2"].map(str::to_owned);
-        let peers = Peers::new(&urls, None, false);
-        peers.found(0, &addresses(&["10.0.0.1"]));
+        let peers = Peers::new(&urls, None, None);
+        peers.found(0, addresses(&["10.0.0.1"]));
         assert_eq!(named(&peers, 0), ["one:1", "10.0.0.9:2"]);
-        peers.found(0, &addresses(&["10.0.0.1", "10.0.0.2"]));
+        peers.found(0, addresses(&["10.0.0.1", "10.0.0.2"]));
         assert_eq!(
             named(&peers, 0),
             ["one:1 (10.0.0.1)", "one:1 (10.0.0.2)", "10.0.0.9:2"]
         );
         let second = Arc::clone(&peers.in_turn(0)[1]);
-        peers.found(0, &BTreeSet::new());
-        peers.found(0, &addresses(&["10.0.0.2", "10.0.0.3"]));
+        peers.found(0, BTreeSet::new());
+        peers.found(0, addresses(&["10.0.0.2", "10.0.0.3"]));
         assert_eq!(
             named(&peers, 0),
             ["one:1 (10.0.0.2)", "one:1 (10.0.0.3)", "10.0.0.9:2"]
         );
         assert!(Arc::ptr_eq(&second, &peers.in_turn(0)[0]));
-        peers.found(0, &addresses(&["10.0.0.4"]));
+        peers.found(0, addresses(&["10.0.0.2"]));
+        assert_eq!(named(&peers, 0), ["one:1 (10.0.0.2)", "10.0.0.9:2"]);
+        assert!(Arc::ptr_eq(&second, &peers.in_turn(0)[0]));
+        peers.found(0, addresses(&["10.0.0.4"]));
         assert_eq!(named(&peers, 0), ["one:1", "10.0.0.9:2"]);
+    }
+
+    #[test]
+    fn a_name_s_only_address_is_asked_for_at_each_connection_and_another_one_has_connections_of_its_own() {
+        let peers = Peers::new(&["http://one:1".to_owned()], None, None);
+        let first = Arc::clone(&peers.in_turn(0)[0]);
+        peers.found(0, addresses(&["10.0.0.1"]));
+        peers.found(0, addresses(&["10.0.0.1"]));
+        assert!(Arc::ptr_eq(&first, &peers.in_turn(0)[0]), "nothing has changed");
+        peers.found(0, addresses(&["10.0.0.2"]));
+        assert_eq!(named(&peers, 0), ["one:1"]);
+        assert!(!Arc::ptr_eq(&first, &peers.in_turn(0)[0]));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How a call travels between processes: HTTP/2 with prior knowledge, one POST a call, JSON answers,
 //! a shared token or mutual TLS where it is configured. No hop sends a call twice by itself (R13).
 
-use super::peers::{Peer, Peers};
+use super::peers::{Names, Peer, Peers};
 use crate::limits::MAX_INNER_ANSWER_BYTES;
 use crate::secret::Secret;
 use crate::tls::client::ClientTls;
@@ -96,13 +96,13 @@ impl PeerClient {
     /// as many peers, looked up again every few seconds.
     #[must_use]
     pub fn new(peers: &[String], token: Option<Secret>, tls: Option<ClientTls>) -> Self {
-        Self::of(Peers::new(peers, tls, true), token)
+        Self::of(Peers::new(peers, tls, Some(Names::of_this_machine())), token)
     }
 
     /// The same where a name is one peer, whatever its addresses: two would not know of each other's calls.
     #[must_use]
     pub fn of_one(peer: &str, token: Option<Secret>, tls: Option<ClientTls>) -> Self {
-        Self::of(Peers::new(&[peer.to_owned()], tls, false), token)
+        Self::of(Peers::new(&[peer.to_owned()], tls, None), token)
     }
 
     fn of(peers: Arc<Peers>, token: Option<Secret>) -> Self {
@@ -276,91 +276,4 @@ fn answer<R: Answer>(reply: R) -> Response {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde::Deserialize;
-    use tokio::io::AsyncReadExt as _;
-    use tokio::net::TcpListener;
-
-    #[derive(Debug)]
-    struct Ping;
-
-    #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-    enum Pong {
-        Well,
-        Failed { maybe_sent: bool },
-    }
-
-    impl From<Failure> for Pong {
-        fn from(failure: Failure) -> Self {
-            let maybe_sent = failure.maybe_sent;
-            Self::Failed { maybe_sent }
-        }
-    }
-
-    impl Answer for Pong {
-        fn status(&self) -> StatusCode {
-            StatusCode::OK
-        }
-    }
-
-    impl Call for Ping {
-        const PATH: &'static str = "/ping";
-        const MAX_BODY_BYTES: usize = 16;
-        type Reply = Pong;
-
-        fn timeout(&self) -> Duration {
-            Duration::from_secs(5)
-        }
-
-        fn trace(&self) -> TraceContext {
-            TraceContext::default()
-        }
-
-        fn into_parts(self, _: &mut HeaderMap) -> Bytes {
-            Bytes::from_static(b"ping")
-        }
-
-        fn from_parts(_: &HeaderMap, _: Duration, _: Bytes) -> Result<Self, BadMessage> {
-            Ok(Self)
-        }
-    }
-
-    async fn listener() -> (TcpListener, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        (listener, url)
-    }
-
-    #[tokio::test]
-    async fn a_call_that_nobody_saw_goes_to_the_next_peer_and_one_that_may_have_been_taken_to_none() {
-        let calls = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&calls);
-        let seam: Seam<Ping> = BoxCloneSyncService::new(tower::service_fn(move |_: Ping| {
-            counted.fetch_add(1, Ordering::Relaxed);
-            async { Ok(Pong::Well) }
-        }));
-        let (live, live_url) = listener().await;
-        tokio::spawn(async move { axum::serve(live, receive(seam, None)).await });
-        let (gone, gone_url) = listener().await;
-        drop(gone);
-        let client = PeerClient::new(&[gone_url.clone(), live_url.clone()], None, None).seam::<Ping>();
-        for _ in 0..10 {
-            assert_eq!(client.clone().oneshot(Ping).await, Ok(Pong::Well));
-        }
-        assert_eq!(calls.load(Ordering::Relaxed), 10);
-        let client = PeerClient::new(&[gone_url.clone(), gone_url], None, None).seam::<Ping>();
-        let failed = Pong::Failed { maybe_sent: false };
-        assert_eq!(client.oneshot(Ping).await, Ok(failed));
-        // It reads what it is sent, and goes away.
-        let (reads, reads_url) = listener().await;
-        tokio::spawn(async move {
-            let (mut stream, _) = reads.accept().await?;
-            stream.read(&mut [0; 1024]).await
-        });
-        let client = PeerClient::new(&[reads_url, live_url], None, None).seam::<Ping>();
-        let failed = Pong::Failed { maybe_sent: true };
-        assert_eq!(client.oneshot(Ping).await, Ok(failed));
-        assert_eq!(calls.load(Ordering::Relaxed), 10);
-    }
-}
+mod tests;
