@@ -148,17 +148,17 @@ impl Deployment {
         extra: &str,
         prepare: impl FnOnce(&Path),
     ) -> Self {
-        let deployment = Self::prepared(Plan::new(shape).tenants(tenants).extra(extra)).await;
-        prepare(deployment.path());
-        deployment.brought_up().await
+        let plan = Plan::new(shape).tenants(tenants).extra(extra);
+        plan.start_prepared(prepare).await
     }
 
-    pub(crate) async fn of(plan: Plan) -> Self {
+    pub(crate) async fn of(plan: Plan, prepare: impl FnOnce(&Path)) -> Self {
         let small_files = plan.small_files;
         let deployment = Self::prepared(plan).await;
         if small_files {
             shrink_files(deployment.path());
         }
+        prepare(deployment.path());
         deployment.brought_up().await
     }
 

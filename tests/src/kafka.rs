@@ -21,6 +21,7 @@ pub const USER: (&str, &str) = ("sluice", "a-secret-of-the-tests");
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Stands for the value of a message that has none.
 pub const NO_VALUE: &str = "no-value";
+const CONSUMER: &str = "org.apache.kafka.tools.consumer.ConsoleConsumer";
 const GROUPS: &str = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
 /// A reader that is told nothing for so long has read everything: longer than a busy machine needs to join.
 const IDLE: &str = "8000";
@@ -259,9 +260,7 @@ impl Kafka {
         ];
         args.extend(["--timeout-ms", IDLE]);
         SHOWN.iter().for_each(|shown| args.extend(["--property", shown]));
-        let told = self
-            .tool("org.apache.kafka.tools.consumer.ConsoleConsumer", &args)
-            .await;
+        let told = self.tool(CONSUMER, &args).await;
         let mut messages: Vec<Message> = told.lines().map(Message::parse).collect();
         messages.sort_by_key(|one| (one.partition, one.offset));
         messages
@@ -314,6 +313,36 @@ impl Kafka {
             Some(((topic.to_owned(), partition), offset))
         };
         told.lines().filter_map(line).collect()
+    }
+
+    /// How often the members of a group were given partitions anew. Nobody may commit meanwhile.
+    ///
+    /// # Panics
+    /// Where the broker does not say.
+    pub async fn generation(&self, group: &str) -> u64 {
+        let brokers = self.brokers();
+        let args = [
+            "--bootstrap-server",
+            &brokers,
+            "--topic",
+            "__consumer_offsets",
+            "--from-beginning",
+            "--formatter",
+            "org.apache.kafka.tools.consumer.GroupMetadataMessageFormatter",
+            "--timeout-ms",
+            IDLE,
+        ];
+        let told = self.tool(CONSUMER, &args).await;
+        // One after the other, with nothing between.
+        let told: Vec<Value> = serde_json::Deserializer::from_str(&told)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .expect("JSON");
+        let of_group = told.iter().filter(|one| one["key"]["data"]["group"] == group);
+        let last = of_group
+            .filter_map(|one| one["value"]["data"]["generation"].as_u64())
+            .next_back();
+        last.unwrap_or_else(|| panic!("no group {group}: {told:?}"))
     }
 
     /// Sets a group's offsets to where a topic begins.

@@ -1,6 +1,7 @@
 //! What is to be started: its shape, and what is in it.
 
 use crate::Deployment;
+use std::path::Path;
 
 /// The tenants of a deployment that does not say how many: `t0`, `t1`, `t2`.
 pub(crate) const TENANTS: usize = 3;
@@ -163,7 +164,15 @@ impl Plan {
     /// # Panics
     /// Where a part does not get ready, or a volume cannot be mounted.
     pub async fn start(self) -> Deployment {
-        Deployment::of(self).await
+        self.start_prepared(|_| {}).await
+    }
+
+    /// The same; `prepare` is given the directory of everything before the first process starts.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub async fn start_prepared(self, prepare: impl FnOnce(&Path)) -> Deployment {
+        Deployment::of(self, prepare).await
     }
 
     /// Whether ClickHouse is a process beside Sluice.

@@ -9,6 +9,7 @@ mod log;
 mod members;
 mod outage;
 mod producer;
+mod seats;
 mod security;
 mod source;
 mod topics;
