@@ -240,6 +240,7 @@ impl Consumer {
         for (key, value) in [
             ("group.id", spec.group()),
             ("partition.assignment.strategy", "cooperative-sticky".into()),
+            // By librdkafka's own 45 s, what a killed normalizer read would be left waiting for so long.
             ("session.timeout.ms", ms(KAFKA_SESSION)),
             ("heartbeat.interval.ms", ms(KAFKA_SESSION / 4)),
             ("queued.max.messages.kbytes", kib),
