@@ -11,6 +11,7 @@ mod outage;
 mod producer;
 mod seats;
 mod security;
+mod shared_source;
 mod source;
 mod topics;
 
