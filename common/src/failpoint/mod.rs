@@ -25,6 +25,7 @@
 //! | `log.synced` | synced, and nobody knows | a failed sync: the process ends |
 //! | `log.answered` | readers see it, callers wait for their answer | lost answers |
 //! | `produce.send`, `produce.sent` | around the handing over of a record to the producer of a log in Kafka | the producer has a fatal error: it sends nothing more |
+//! | `beside.send`, `beside.sent` | the same of a message to a topic beside that log | the same |
 //! | `spare.write` | the next segment is about to be made | a failed write |
 //! | `segment.rename` | a segment is whole, and has no name | the roll fails |
 //! | `segment.renamed` | it has its name, the directory is not synced | a failed sync: the process ends |
@@ -121,6 +122,8 @@ named! {
         LogAnswered = "log.answered",
         ProduceSend = "produce.send",
         ProduceSent = "produce.sent",
+        BesideSend = "beside.send",
+        BesideSent = "beside.sent",
         SpareWrite = "spare.write",
         SegmentRename = "segment.rename",
         SegmentRenamed = "segment.renamed",

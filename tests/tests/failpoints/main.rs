@@ -122,7 +122,7 @@ fn scenario(point: Point) -> Scenario {
         }
         Point::PublishSend | Point::PublishAnswered => Scenario::Publish,
         Point::SourceRead | Point::SourceDurable => Scenario::Source,
-        Point::ProduceSend | Point::ProduceSent => Scenario::Producer,
+        Point::ProduceSend | Point::ProduceSent | Point::BesideSend | Point::BesideSent => Scenario::Producer,
     }
 }
 
@@ -143,6 +143,8 @@ fn part(point: Point) -> Part {
         | Point::LogAnswered
         | Point::ProduceSend
         | Point::ProduceSent
+        | Point::BesideSend
+        | Point::BesideSent
         | Point::SpareWrite
         | Point::SegmentRename
         | Point::SegmentRenamed
@@ -211,6 +213,8 @@ fn ends(point: Point) -> bool {
         | Point::LogAnswered
         | Point::ProduceSend
         | Point::ProduceSent
+        | Point::BesideSend
+        | Point::BesideSent
         | Point::SpareWrite
         | Point::SegmentRename
         | Point::SegmentUnlink

@@ -74,7 +74,7 @@ async fn a_kafka_log_s_named_member_that_is_killed_has_its_partitions_back_and_t
 
 /// Events of two days: 64 of which every other one is refused, and 512 with four refused ones. The first are told apart
 /// long before the others are. `name` begins their ids.
-fn events_of_two_days(name: &str) -> (Value, usize) {
+pub(super) fn events_of_two_days(name: &str) -> (Value, usize) {
     let event = |n: u64, ms: u64| json!({"event_id": format!("{name}{n}"), "timestamp": ms, "size_kib": n});
     let now = now_ms();
     let early = (0..64).map(|n| event(n, now - DAY_MS));
@@ -82,17 +82,17 @@ fn events_of_two_days(name: &str) -> (Value, usize) {
     (json!(early.chain(late).collect::<Vec<_>>()), 64 + 512)
 }
 
-const REFUSED: &str = "ALTER TABLE telemetry.events ADD CONSTRAINT odd CHECK \
+pub(super) const REFUSED: &str = "ALTER TABLE telemetry.events ADD CONSTRAINT odd CHECK \
     intDiv(size_bytes, 1024) % if(size_bytes < 1024000, 2, 128) != 1";
 /// Each event is a row or a letter: how many there are, how many different ones, and how many letters.
-const FATES: &str = "SELECT count(), uniqExact(id), countIf(letter) FROM (\
+pub(super) const FATES: &str = "SELECT count(), uniqExact(id), countIf(letter) FROM (\
     SELECT event_id AS id, 0 AS letter FROM telemetry.events UNION ALL \
     SELECT JSONExtractString(payload, 'event_id'), 1 FROM telemetry.dead_letters) FORMAT TSV";
-const EARLY_REFUSED: usize = 32;
-const ALL_REFUSED: usize = 32 + 4;
+pub(super) const EARLY_REFUSED: usize = 32;
+pub(super) const ALL_REFUSED: usize = 32 + 4;
 
 /// How many refused rows each progress names that was too long for an offset's metadata.
-async fn long_progress(kafka: &Kafka) -> Vec<usize> {
+pub(super) async fn long_progress(kafka: &Kafka) -> Vec<usize> {
     let told = kafka.read("events-log.state").await;
     let long = told.iter().filter(|one| one.key.as_deref() == Some("progress"));
     let dead = long.map(|one| {

@@ -6,8 +6,9 @@ use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use sluice_common::failpoint::Point;
 use sluice_common::limits::KAFKA_APPEND_DEADLINE;
-use sluice_kafka::{LastWords, made, told};
+use sluice_kafka::{LastWords, made, may_end, told};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -130,7 +131,9 @@ impl Batch<'_> {
             record = record.payload(value);
         }
         loop {
+            may_end(producer.client(), Point::BesideSend);
             let Err((error, again)) = producer.send(record) else {
+                may_end(producer.client(), Point::BesideSent);
                 self.under_way += 1;
                 return Ok(());
             };
