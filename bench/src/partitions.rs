@@ -13,6 +13,7 @@ use ingestctl::http::Http;
 use ingestctl::output::TextTable;
 use serde::Serialize;
 use sluice_common::clock::{Clock as _, SystemClock};
+use sluice_common::config::{Loaded, Period};
 use sluice_common::process::Failure;
 use sluice_tests::kafka::Kafka;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,10 @@ pub struct PartitionsArgs {
     events_per_request: u32,
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     connections: u32,
+    /// `batch.max_age` for each partition, so that ranges of several hold as many events as those of one: 500ms makes it 2 s
+    /// with four. Without it, it is the default with any number.
+    #[arg(long)]
+    max_age_each: Option<Period>,
     /// Events a second that are offered; without it, as many as are taken.
     #[arg(long)]
     rate: Option<u32>,
@@ -125,13 +130,17 @@ impl PartitionsArgs {
     }
 
     async fn one(&self, log: Option<u16>, round: u32, kafka: &Kafka) -> Result<Measured, Failure> {
-        let extra = log.map_or_else(String::new, |partitions| {
-            format!(
+        let extra = log.map_or(Ok(String::new()), |partitions| -> Result<String, Failure> {
+            let datasets = match self.max_age_each {
+                Some(each) => aged(each.ms() * u64::from(partitions))?,
+                None => String::new(),
+            };
+            Ok(format!(
                 "kafka: {{brokers: [\"{}\"]}}\nlog: {{kind: kafka, topic: log-{partitions}-{round}, group: group-{partitions}-{round}, \
-                 partitions: {partitions}}}\n",
+                 partitions: {partitions}}}\n{datasets}",
                 kafka.brokers()
-            )
-        });
+            ))
+        })?;
         let mut system =
             System::start_with(Some(self.shape), &[Tenant::free(TENANT)], &self.dir, &extra).await?;
         let used = || kafka.pid().map(usage::of_tree).unwrap_or_default().cpu;
@@ -162,6 +171,16 @@ impl PartitionsArgs {
             rebuild,
         })
     }
+}
+
+/// The default config's datasets, whose ranges grow so old.
+fn aged(ms: u64) -> Result<String, Failure> {
+    let loaded = Loaded::read(None, Path::new("."))?;
+    let mut datasets = loaded.config.datasets;
+    for dataset in &mut datasets {
+        dataset.batch.max_age = Period::millis(ms);
+    }
+    Ok(format!("datasets: {}\n", serde_json::to_string(&datasets)?))
 }
 
 /// How much longer it takes, for each million of keys, until an event is stored after a restart without dedup's state than
