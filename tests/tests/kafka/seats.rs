@@ -1,5 +1,5 @@
-//! Who has a partition of a log in Kafka, and with what progress: a member with a name of its own that was killed has its
-//! partitions back, and what is too long for an offset's metadata is gone on with by another normalizer.
+//! Who has a partition of a log in Kafka, and with what progress: a member with a name of its own that was killed, or
+//! ended in order, has its partitions back, and what is too long for an offset's metadata is gone on with by another normalizer.
 
 use super::log::{config, style};
 use serde_json::{Value, json};
@@ -9,6 +9,7 @@ use sluice_tests::kafka::{Kafka, WORKED_ON, partitions, works_on};
 use sluice_tests::oracle::{self, Oracle};
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, now_ms};
 use std::path::Path;
+use tokio::task::block_in_place;
 
 const DAY_MS: u64 = 24 * 3_600 * 1_000;
 /// What of an offset's metadata brokers take.
@@ -35,7 +36,8 @@ async fn named(kafka: &Kafka) -> Deployment {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kafka_log_s_named_member_that_is_killed_has_its_partitions_back_and_the_group_does_not_notice() {
+async fn a_kafka_log_s_named_member_that_starts_again_has_its_partitions_back_and_the_group_does_not_notice()
+{
     let seed = oracle::seed("kafka log named members");
     let kafka = Kafka::start().await;
     let mut deployment = named(&kafka).await;
@@ -47,19 +49,27 @@ async fn a_kafka_log_s_named_member_that_is_killed_has_its_partitions_back_and_t
     oracle.style = style();
     let load = oracle.load(&deployment);
     let (one, two) = (Part::Normalizer, Part::SecondNormalizer);
-    for (killed, other) in [(two, one), (one, two)] {
-        let had = partitions(&deployment, killed).await;
-        let (before, others) = (given(&deployment, killed), given(&deployment, other));
+    for (gone, other, in_order) in [
+        (two, one, false),
+        (one, two, true),
+        (one, two, false),
+        (two, one, true),
+    ] {
+        let had = partitions(&deployment, gone).await;
+        let (before, others) = (given(&deployment, gone), given(&deployment, other));
         eventually("events are acknowledged", WORKED_ON, async || {
             oracle.probe(&deployment).await.then_some(())
         })
         .await;
         oracle.weigh(&deployment);
-        deployment.kill(killed);
-        deployment.bring_up(killed).await.expect("ready");
-        works_on(&deployment, killed, 2).await;
-        assert_eq!(partitions(&deployment, killed).await, had, "its own");
-        assert_eq!(given(&deployment, killed), before + 2, "each came once");
+        match in_order {
+            true => assert!(block_in_place(|| deployment.terminate(gone)), "it ends with 0"),
+            false => deployment.kill(gone),
+        }
+        deployment.bring_up(gone).await.expect("ready");
+        works_on(&deployment, gone, 2).await;
+        assert_eq!(partitions(&deployment, gone).await, had, "its own");
+        assert_eq!(given(&deployment, gone), before + 2, "each came once");
         assert_eq!(given(&deployment, other), others, "nothing came to the other");
         assert_eq!(partitions(&deployment, other).await.len(), 2, "and nothing went");
     }

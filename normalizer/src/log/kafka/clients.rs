@@ -61,6 +61,11 @@ impl LogClients {
         })
     }
 
+    /// Whether our seat in the group has a name of its own.
+    pub(super) fn is_named(&self) -> bool {
+        self.instance.is_some()
+    }
+
     /// The topic beside the log's that is kept for ever.
     pub(super) fn state_topic(&self) -> String {
         format!("{}.state", self.topic)

@@ -337,7 +337,7 @@ impl Drop for Member {
 }
 
 impl Inner {
-    /// Answers the group until it is told to stop; then gives all partitions back.
+    /// Answers the group until it is told to stop; then ends our work on all partitions.
     fn poll(&self, stop: &Stop) {
         while !stop.is_cancelled() {
             self.answer();
@@ -351,7 +351,23 @@ impl Inner {
                 }
             }
         }
-        self.give_back();
+        if !(self.clients.is_named() && self.close()) {
+            self.give_back();
+        }
+    }
+
+    /// A member with a name of its own does not leave (KIP-345): where it is there again before its session has ended it
+    /// has its partitions back, and nobody makes their dedup state anew meanwhile.
+    fn close(&self) -> bool {
+        if let Err(error) = self.consumer.close_queue() {
+            tracing::warn!(%error, "our seat in the group cannot be kept: it is given back");
+            return false;
+        }
+        let until = Instant::now() + LEAVE_DEADLINE + POLL;
+        while !self.consumer.closed() && Instant::now() < until {
+            self.answer();
+        }
+        true
     }
 
     fn give_back(&self) {
