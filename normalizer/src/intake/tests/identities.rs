@@ -184,11 +184,11 @@ fn a_message_is_identified_by_where_it_lies_however_requests_are_cut() {
     let intake = dataset(UNKEYED);
     let keys = |origin: &str, list: &[(u32, &str)]| messages(&intake, origin, list).pending.remove(0).keys;
     let (one, two) = (r#"{"v":1}"#, r#"{"v":1,"x":2}"#);
-    let whole = keys("kafka/0/0/t", &[(7, one), (8, one), (10, two)]);
-    assert_eq!(whole[0], keys("kafka/0/0/t", &[(7, one)])[0]);
-    assert_eq!(whole[1..], keys("kafka/0/0/t", &[(8, one), (10, two)]));
+    let whole = keys("kafka/0/0/t/i", &[(7, one), (8, one), (10, two)]);
+    assert_eq!(whole[0], keys("kafka/0/0/t/i", &[(7, one)])[0]);
+    assert_eq!(whole[1..], keys("kafka/0/0/t/i", &[(8, one), (10, two)]));
     let mut all = whole;
-    for origin in ["kafka/1/0/t", "kafka/0/1/t", "kafka/0/0/u"] {
+    for origin in ["kafka/1/0/t/i", "kafka/0/1/t/i", "kafka/0/0/u/i", "kafka/0/0/t/another"] {
         all.extend(keys(origin, &[(7, one), (8, one)]));
     }
     let count = all.len();
@@ -201,14 +201,14 @@ fn a_message_is_identified_by_where_it_lies_however_requests_are_cut() {
     let client = pending(&intake, event, |_| {});
     assert_eq!(
         client.keys[0],
-        messages(&intake, "kafka/0/0/t", &[(7, event)]).pending[0].keys[0]
+        messages(&intake, "kafka/0/0/t/i", &[(7, event)]).pending[0].keys[0]
     );
 }
 
 #[test]
 fn a_message_that_is_no_event_is_told_apart_from_its_neighbours_and_leaves_a_copy() {
     let intake = dataset(UNKEYED);
-    let high = "kafka/3/1/orders";
+    let high = "kafka/3/1/orders/i";
     let list = [
         (4, r#"{"v":1}"#),
         (5, "{\n"),
