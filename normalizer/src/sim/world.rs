@@ -15,7 +15,7 @@ use crate::parked::shelf::Shelf;
 use crate::progress::store::Store;
 use crate::pump::Pump;
 use parking_lot::{Mutex, MutexGuard};
-pub use process::{open, open_log_of, parts};
+pub use process::{SEGMENT_BYTES, open, open_log_of, parts};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use sluice_common::clock::{ManualClock, SharedClock};

@@ -188,7 +188,12 @@ fn a_message_is_identified_by_where_it_lies_however_requests_are_cut() {
     assert_eq!(whole[0], keys("kafka/0/0/t/i", &[(7, one)])[0]);
     assert_eq!(whole[1..], keys("kafka/0/0/t/i", &[(8, one), (10, two)]));
     let mut all = whole;
-    for origin in ["kafka/1/0/t/i", "kafka/0/1/t/i", "kafka/0/0/u/i", "kafka/0/0/t/another"] {
+    for origin in [
+        "kafka/1/0/t/i",
+        "kafka/0/1/t/i",
+        "kafka/0/0/u/i",
+        "kafka/0/0/t/another",
+    ] {
         all.extend(keys(origin, &[(7, one), (8, one)]));
     }
     let count = all.len();

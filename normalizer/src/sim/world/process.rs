@@ -26,6 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const PARK_AFTER: Duration = Duration::from_secs(20);
+/// Of the log.
+pub const SEGMENT_BYTES: u64 = 8 << 10;
 
 /// All that a process keeps below `root`, which it makes where there is none.
 pub fn open(disk: &Disk, root: &Path, clock: &SharedClock) -> Result<State, String> {
@@ -36,7 +38,7 @@ pub fn open(disk: &Disk, root: &Path, clock: &SharedClock) -> Result<State, Stri
 pub fn open_log_of(max_bytes: u64, disk: &Disk, root: &Path, clock: &SharedClock) -> Result<State, String> {
     let data = root.join("data");
     let log = LogOptions {
-        segment_bytes: 8 << 10,
+        segment_bytes: SEGMENT_BYTES,
         reserve_bytes: Some(0),
         ..LogOptions::new(data.join("log"), max_bytes, 0)
     };
