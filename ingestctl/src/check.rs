@@ -100,7 +100,7 @@ impl CheckArgs {
             production::look(loaded, self.config.is_some(), findings);
         }
         certificates(loaded, findings);
-        kafka::look(loaded, findings).await;
+        kafka::find(loaded, findings).await;
         let url = self.clickhouse_url.as_ref().or(loaded.clickhouse_url.as_ref());
         match url {
             Some(url) => server::look(loaded, url, self.production, findings).await,

@@ -150,24 +150,41 @@ pub fn made<C: ClientContext, T: FromClientConfigAndContext<C>>(
     made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))
 }
 
-/// How many partitions topics have, in their order; of each that is not there, or may not be seen, why. Blocks.
+/// A topic as the brokers tell of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub partitions: usize,
+    /// What tells it from others of its name; none where they give none.
+    pub id: Option<u128>,
+}
+
+/// Topics in their order; of each that is not there, or may not be seen, why. Blocks.
 ///
 /// # Errors
 /// A sentence where no broker answers in time.
-pub fn partitions(
+pub fn look(
     target: &Target,
     topics: &[String],
     patience: Duration,
-) -> Result<Vec<Result<usize, String>>, String> {
+) -> Result<Vec<Result<Seen, String>>, String> {
     let client: BaseConsumer<LastWords> = made(&target.client(), LastWords::default())?;
-    let ask = |topic: &String| -> Result<Result<usize, String>, String> {
+    let id = |topic: &str| {
+        topic_ids(client.client(), &[topic], patience)
+            .ok()?
+            .remove(topic)?
+            .ok()?
+    };
+    let ask = |topic: &String| -> Result<Result<Seen, String>, String> {
         let told = client.fetch_metadata(Some(topic), patience);
         // What a connection said comes with events, which nobody else takes here.
         client.poll(Duration::ZERO);
         let told = told.map_err(|error| client.context().why(&error))?;
         let found = told.topics().iter().find(|one| one.name() == topic);
         Ok(match found.map(|one| (one.error(), one.partitions().len())) {
-            Some((None, partitions)) if partitions > 0 => Ok(partitions),
+            Some((None, partitions)) if partitions > 0 => Ok(Seen {
+                partitions,
+                id: id(topic),
+            }),
             Some((Some(error), _)) => Err(RDKafkaErrorCode::from(error).to_string()),
             Some((None, _)) | None => Err(RDKafkaErrorCode::UnknownTopicOrPartition.to_string()),
         })

@@ -191,45 +191,65 @@ async fn made_anew_under_a_reader(before: u64) {
     rows(&deployment, before + 160).await;
 }
 
+/// What `ingestctl check` says of a config, by what it is about.
+fn findings(extra: &str) -> Vec<(String, String)> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("sluice.yaml");
+    std::fs::write(&path, extra).expect("written");
+    let output = std::process::Command::new(executable("ingestctl"))
+        .args(["check", "--output", "json", "--config"])
+        .arg(&path)
+        .arg("--data-dir")
+        .arg(dir.path())
+        .output()
+        .expect("it runs");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = |one: &serde_json::Value, key: &str| one[key].as_str().expect("text").to_owned();
+    let finding = |one| {
+        (
+            text(one, "what"),
+            format!("{}: {}", text(one, "level"), text(one, "message")),
+        )
+    };
+    told["findings"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(finding)
+        .collect()
+}
+
+/// All that is said of one thing.
+fn of(findings: &[(String, String)], what: &str) -> Vec<String> {
+    let its = findings.iter().filter(|(of, _)| of == what);
+    its.map(|(_, told)| told.clone()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_topics_elsewhere_are_looked_at_by_check() {
     let (ours, theirs) = tokio::join!(Kafka::start(), Kafka::start());
     ours.topic("lines", 2, &[]).await;
     theirs.topic("lines", 3, &[]).await;
-    let dir = tempfile::tempdir().expect("a directory");
-    let check = |brokers: &str| {
-        let path = dir.path().join("sluice.yaml");
-        let extra = config(&ours, &[("theirs", format!("brokers: [\"{brokers}\"]"))]);
-        std::fs::write(&path, extra).expect("written");
-        let output = std::process::Command::new(executable("ingestctl"))
-            .args(["check", "--output", "json", "--config"])
-            .arg(&path)
-            .arg("--data-dir")
-            .arg(dir.path())
-            .output()
-            .expect("it runs");
-        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let findings = told["findings"].as_array().expect("a list").clone();
-        move |what: &str| {
-            let one = findings.iter().find(|one| one["what"] == what);
-            let one = one.unwrap_or_else(|| panic!("{what}: {findings:?}"));
-            format!(
-                "{}: {}",
-                one["level"].as_str().expect("text"),
-                one["message"].as_str().expect("text")
-            )
-        }
-    };
-    let finding = check(&theirs.brokers());
-    assert_eq!(
-        finding("topic lines"),
-        "good: dataset lines is fed from it; 2 partitions"
+    let with = |kafka: String| config(&ours, &[("theirs", kafka)]);
+    let fed = "good: dataset lines is fed from it";
+    let found = findings(&with(format!("brokers: [\"{}\"]", theirs.brokers())));
+    assert_eq!(of(&found, "topic lines"), [format!("{fed}; 2 partitions")]);
+    let elsewhere = format!("topic lines at {}", theirs.brokers());
+    assert_eq!(of(&found, &elsewhere), [format!("{fed}; 3 partitions")]);
+    let found = findings(&with("brokers: [\"127.0.0.1:1\"]".to_owned()));
+    assert_eq!(of(&found, "topic lines").len(), 1);
+    assert!(of(&found, "kafka at 127.0.0.1:1")[0].starts_with("unusable: no broker answers"));
+    // Another listener of our own: addresses do not say so, the topic's id does.
+    let (listener, ca) = (ours.open_brokers(), ours.file("ca.crt").display().to_string());
+    ours.topic("clean", 1, &[]).await;
+    let round = format!(
+        "kafka: {{brokers: [\"{}\"]}}\ndatasets:\n- {{name: lines, fields: [{{name: n, type: uint32, required: true}}], \
+         publish: {{topic: clean}}, consume: [{{topics: [clean], tenant: t0, kafka: {{brokers: [\"{listener}\"], tls: {{ca: {ca}}}}}}}]}}\n",
+        ours.brokers()
     );
-    assert_eq!(
-        finding(&format!("topic lines at {}", theirs.brokers())),
-        "good: dataset lines is fed from it; 3 partitions"
+    let found = of(&findings(&round), &format!("topic clean at {listener}"));
+    assert!(
+        found[1].starts_with("unusable: it is the same topic"),
+        "{found:?}"
     );
-    let finding = check("127.0.0.1:1");
-    assert!(finding("topic lines").starts_with("good"));
-    assert!(finding("kafka at 127.0.0.1:1").starts_with("unusable: no broker answers"));
 }
