@@ -13,6 +13,7 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel}
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use sluice_common::config::{Brokers, Consume, Kafka, Loaded, Login};
+use sluice_common::limits::KAFKA_SESSION;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -138,6 +139,17 @@ impl Target {
     }
 }
 
+/// Has a client be a member of its group, whose partitions are others' soon after it has died: by librdkafka's own 45 s,
+/// what a killed normalizer worked on would be left waiting for so long.
+pub fn seat(config: &mut ClientConfig) {
+    config.set("partition.assignment.strategy", "cooperative-sticky");
+    config.set("session.timeout.ms", KAFKA_SESSION.as_millis().to_string());
+    config.set(
+        "heartbeat.interval.ms",
+        (KAFKA_SESSION / 4).as_millis().to_string(),
+    );
+}
+
 /// A client of some kind.
 ///
 /// # Errors
@@ -168,12 +180,9 @@ pub fn look(
     patience: Duration,
 ) -> Result<Vec<Result<Seen, String>>, String> {
     let client: BaseConsumer<LastWords> = made(&target.client(), LastWords::default())?;
-    let id = |topic: &str| {
-        topic_ids(client.client(), &[topic], patience)
-            .ok()?
-            .remove(topic)?
-            .ok()?
-    };
+    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+    // Without an answer nothing tells them apart; whether they are there is asked for below.
+    let ids = topic_ids(client.client(), &names, patience).unwrap_or_default();
     let ask = |topic: &String| -> Result<Result<Seen, String>, String> {
         let told = client.fetch_metadata(Some(topic), patience);
         // What a connection said comes with events, which nobody else takes here.
@@ -183,7 +192,7 @@ pub fn look(
         Ok(match found.map(|one| (one.error(), one.partitions().len())) {
             Some((None, partitions)) if partitions > 0 => Ok(Seen {
                 partitions,
-                id: id(topic),
+                id: ids.get(topic).copied().and_then(Result::ok).flatten(),
             }),
             Some((Some(error), _)) => Err(RDKafkaErrorCode::from(error).to_string()),
             Some((None, _)) | None => Err(RDKafkaErrorCode::UnknownTopicOrPartition.to_string()),

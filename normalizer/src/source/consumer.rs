@@ -18,11 +18,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use signature::TopicId;
 use sluice_common::ids::Name;
-use sluice_common::limits::{
-    KAFKA_SESSION, SOURCE_BATCH_MESSAGES, SOURCE_FETCH_BYTES, SOURCE_LINGER, SOURCE_QUEUE_BYTES,
-};
+use sluice_common::limits::{SOURCE_BATCH_MESSAGES, SOURCE_FETCH_BYTES, SOURCE_LINGER, SOURCE_QUEUE_BYTES};
 use sluice_common::metrics::Metrics;
-use sluice_kafka::{LastWords, made, told};
+use sluice_kafka::{LastWords, made, seat, told};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -237,12 +235,9 @@ impl Consumer {
         let ms = |duration: Duration| duration.as_millis().to_string();
         let kib = (SOURCE_QUEUE_BYTES / 1_024).to_string();
         let mut config = spec.target.consumer();
+        seat(&mut config);
         for (key, value) in [
             ("group.id", spec.group()),
-            ("partition.assignment.strategy", "cooperative-sticky".into()),
-            // By librdkafka's own 45 s, what a killed normalizer read would be left waiting for so long.
-            ("session.timeout.ms", ms(KAFKA_SESSION)),
-            ("heartbeat.interval.ms", ms(KAFKA_SESSION / 4)),
             ("queued.max.messages.kbytes", kib),
             ("queued.min.messages", SOURCE_BATCH_MESSAGES.to_string()),
             ("fetch.max.bytes", SOURCE_FETCH_BYTES.to_string()),

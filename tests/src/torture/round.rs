@@ -148,12 +148,14 @@ impl Round {
             true => {
                 self.figures.stops += 1;
                 kafka.signal(Signal::STOP);
+                // The fault lasts so long.
                 tokio::time::sleep(time).await;
                 kafka.signal(Signal::CONT);
             }
             false => {
                 *self.figures.kills.entry("Kafka".to_owned()).or_default() += 1;
                 kafka.kill();
+                // So does this one.
                 tokio::time::sleep(time).await;
                 kafka.bring_up().await;
             }

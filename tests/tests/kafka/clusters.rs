@@ -1,8 +1,8 @@
 //! A dataset that is fed from topics of one name: of two Kafkas, and made anew. Each message is one row, though nothing
 //! but its topic tells it from another.
 
+use super::checked;
 use sluice_tests::kafka::{Kafka, USER};
-use sluice_tests::service::executable;
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, finally};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -51,12 +51,8 @@ async fn stored(deployment: &Deployment) -> Result<u64, String> {
 
 async fn rows(deployment: &Deployment, expected: u64) {
     finally(&format!("{expected} rows"), SOON, async || {
-        let told = deployment
-            .clickhouse()
-            .query("SELECT count() FROM telemetry.lines")
-            .await;
-        match told {
-            Ok(told) if told.trim() == expected.to_string() => Ok(()),
+        match stored(deployment).await {
+            Ok(stored) if stored == expected => Ok(()),
             other => Err(format!("{other:?}\n{}", deployment.last_words())),
         }
     })
@@ -193,17 +189,7 @@ async fn made_anew_under_a_reader(before: u64) {
 
 /// What `ingestctl check` says of a config, by what it is about.
 fn findings(extra: &str) -> Vec<(String, String)> {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("sluice.yaml");
-    std::fs::write(&path, extra).expect("written");
-    let output = std::process::Command::new(executable("ingestctl"))
-        .args(["check", "--output", "json", "--config"])
-        .arg(&path)
-        .arg("--data-dir")
-        .arg(dir.path())
-        .output()
-        .expect("it runs");
-    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let (_, told) = checked(extra);
     let text = |one: &serde_json::Value, key: &str| one[key].as_str().expect("text").to_owned();
     let finding = |one| {
         (

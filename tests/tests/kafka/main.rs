@@ -18,6 +18,7 @@ mod topics;
 use serde_json::{Value, json};
 use sluice_tests::kafka::{Kafka, Message};
 use sluice_tests::oracle;
+use sluice_tests::service::executable;
 use sluice_tests::{Deployment, Part, Plan, Shape, finally, now_ms};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -53,6 +54,22 @@ fn config(kafka: &str) -> String {
 /// That of a broker without TLS or passwords.
 fn plain(kafka: &Kafka) -> String {
     config(&format!("brokers: [\"{}\"]", kafka.brokers()))
+}
+
+/// What `ingestctl check` ends with for a config, and what it says.
+fn checked(config: &str) -> (Option<i32>, Value) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("sluice.yaml");
+    std::fs::write(&path, config).expect("written");
+    let output = std::process::Command::new(executable("ingestctl"))
+        .args(["check", "--output", "json", "--config"])
+        .arg(&path)
+        .arg("--data-dir")
+        .arg(dir.path())
+        .output()
+        .expect("it runs");
+    let told = serde_json::from_slice(&output.stdout).expect("JSON");
+    (output.status.code(), told)
 }
 
 /// A broker with both topics, and a Sluice that publishes to them.

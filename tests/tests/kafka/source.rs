@@ -1,5 +1,6 @@
 //! Topics that datasets are fed from: every message is one row or one dead letter, whatever is killed.
 
+use super::checked;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -7,7 +8,6 @@ use sluice_common::failpoint::Point;
 use sluice_tests::balance::books_balance;
 use sluice_tests::failpoints::{Action, Case, Failpoints};
 use sluice_tests::kafka::{Kafka, NO_VALUE, USER};
-use sluice_tests::service::executable;
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, finally, now_ms, oracle};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -436,20 +436,7 @@ async fn kafka_topics_are_looked_at_by_check() {
     let kafka = Kafka::start().await;
     kafka.topic("lines", 2, &[]).await;
     kafka.topic("orders.eu", 3, &[]).await;
-    let dir = tempfile::tempdir().expect("a directory");
-    let check = |brokers: String| {
-        let path = dir.path().join("sluice.yaml");
-        std::fs::write(&path, config(&format!("brokers: [\"{brokers}\"]"))).expect("written");
-        let output = std::process::Command::new(executable("ingestctl"))
-            .args(["check", "--output", "json", "--config"])
-            .arg(&path)
-            .arg("--data-dir")
-            .arg(dir.path())
-            .output()
-            .expect("it runs");
-        let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        (output.status.code(), told)
-    };
+    let check = |brokers: String| checked(&config(&format!("brokers: [\"{brokers}\"]")));
     let (code, told) = check(kafka.brokers());
     assert_eq!(code, Some(1), "a topic is missing: {told}");
     let finding = |topic: &str| {

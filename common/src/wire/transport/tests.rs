@@ -177,6 +177,7 @@ impl Told {
         let enough = self.asked.load(Ordering::Relaxed) + 3;
         let asked = async {
             while self.asked.load(Ordering::Relaxed) < enough {
+                // It is looked again, until the deadline below.
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

@@ -5,11 +5,9 @@ use rdkafka::admin::AdminClient;
 use rdkafka::consumer::BaseConsumer;
 use sluice_common::config::{Loaded, LogKind};
 use sluice_common::failpoint::{self, Bound};
-use sluice_common::limits::{
-    KAFKA_APPEND_DEADLINE, KAFKA_FETCH_BYTES, KAFKA_SESSION, LOG_QUEUE_BYTES, LOG_QUEUE_MESSAGES,
-};
+use sluice_common::limits::{KAFKA_APPEND_DEADLINE, KAFKA_FETCH_BYTES, LOG_QUEUE_BYTES, LOG_QUEUE_MESSAGES};
 use sluice_common::record::MAX_FRAME_BYTES;
-use sluice_kafka::{LastWords, Target, made};
+use sluice_kafka::{LastWords, Target, made, seat};
 use std::time::Duration;
 
 /// How long brokers have for one question.
@@ -133,13 +131,7 @@ impl LogClients {
     /// Our seat in the group.
     pub(super) fn member(&self) -> ClientConfig {
         let mut config = self.reader();
-        for (key, value) in [
-            ("partition.assignment.strategy", "cooperative-sticky".into()),
-            ("session.timeout.ms", ms(KAFKA_SESSION)),
-            ("heartbeat.interval.ms", ms(KAFKA_SESSION / 4)),
-        ] {
-            config.set(key, value);
-        }
+        seat(&mut config);
         if let Some(instance) = &self.instance {
             config.set("group.instance.id", instance);
         }

@@ -195,24 +195,26 @@ impl Context {
     /// twice, since each log knows its own keys only), or is of another topic, whose messages these are not.
     fn of_another(&self, at: &At, signed: &str) -> Option<String> {
         let (signed, own) = (Signature::parse(signed)?, self.signature(&at.0)?);
-        let (group, brokers, (topic, partition)) = (self.spec.group(), self.spec.brokers(), at);
         if signed.log != own.log {
-            return Some(format!(
-                "partition {partition} of topic {topic} is not read: the group's offset was committed by another log \
-                 ({signed}). Give each Sluice a `group` of its own; or, where that log is no more, take out `consume`, \
-                 set the offset with `kafka-consumer-groups.sh --bootstrap-server {brokers} --group {group} --topic \
-                 {topic}:{partition} --reset-offsets --to-current --execute`, and put it in again"
-            ));
+            let reason = format!(
+                "the group's offset was committed by another log ({signed}). Give each Sluice a `group` of its own; or, \
+                 where that log is no more,"
+            );
+            return Some(self.not_read(at, &reason, "--to-current"));
         }
         let is_other = matches!((signed.topic, own.topic), (Some(then), Some(now)) if then.is_not(&now));
-        is_other.then(|| {
-            format!(
-                "partition {partition} of topic {topic} is not read: the group's offset is of another topic of this name. \
-                 It was made anew: take out `consume`, set the offset with `kafka-consumer-groups.sh --bootstrap-server \
-                 {brokers} --group {group} --topic {topic}:{partition} --reset-offsets --to-earliest --execute`, and put \
-                 it in again"
-            )
-        })
+        let reason = "the group's offset is of another topic of this name. It was made anew:";
+        is_other.then(|| self.not_read(at, reason, "--to-earliest"))
+    }
+
+    /// Says why a partition is not read, and how to have it read again.
+    fn not_read(&self, (topic, partition): &At, reason: &str, to: &str) -> String {
+        let (group, brokers) = (self.spec.group(), self.spec.brokers());
+        format!(
+            "partition {partition} of topic {topic} is not read: {reason} take out `consume`, set the offset with \
+             `kafka-consumer-groups.sh --bootstrap-server {brokers} --group {group} --topic {topic}:{partition} \
+             --reset-offsets {to} --execute`, and put it in again"
+        )
     }
 
     fn beginning(&self, base: &BaseConsumer<Self>, at: &At, (low, high): (i64, i64)) -> Result<i64, String> {
@@ -238,14 +240,12 @@ impl Context {
     /// but an operator can say what is right then.
     fn lost(&self, at: &At, offset: i64, (low, high): (i64, i64)) -> Option<String> {
         let is_lost = !(low..=high).contains(&offset);
-        let (group, brokers, (topic, partition)) = (self.spec.group(), self.spec.brokers(), at);
         is_lost.then(|| {
-            format!(
-                "partition {partition} of topic {topic} is not read: the group's offset is {offset}, and the topic has \
-                 {low} to {high}. Messages were deleted before they were read, or it was made anew: take out `consume`, \
-                 set the offset with `kafka-consumer-groups.sh --bootstrap-server {brokers} --group {group} --topic \
-                 {topic}:{partition} --reset-offsets --to-earliest --execute`, and put it in again"
-            )
+            let reason = format!(
+                "the group's offset is {offset}, and the topic has {low} to {high}. Messages were deleted before they were \
+                 read, or it was made anew:"
+            );
+            self.not_read(at, &reason, "--to-earliest")
         })
     }
 
