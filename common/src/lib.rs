@@ -18,6 +18,7 @@ pub mod limits;
 pub mod metered;
 pub mod metrics;
 pub mod moment;
+pub mod packed;
 pub mod process;
 pub mod record;
 pub mod reload;

@@ -9,7 +9,7 @@
 //!  0  u32  magic "SLR1"
 //!  4  u32  frame length, this header and the padding to 8 bytes included
 //!  8  u32  CRC-32C of bytes 12..frame length
-//! 12  u16  layout version (1)
+//! 12  u16  layout version: 1, or 2 where the body is packed
 //! 14  u16  flags: bit 0 = fingerprints present
 //! 16  u64  log id (R1)
 //! 24  u64  offset
@@ -18,7 +18,7 @@
 //! 48  u32  rows
 //! 52  u32  meta length            (JSON of RecordMeta)
 //! 56  u32  request spans          (count, 56 bytes each)
-//! 60  u32  body length            (one Arrow IPC stream: schema, dictionaries, one batch)
+//! 60  u32  body length            (one Arrow IPC stream: schema, dictionaries, one batch; as it is, or packed: `packed`)
 //! 64  u32  column bytes: the rows' size in memory, before compression
 //! 68  u32  zero
 //! 72  meta | spans | keys (16 each) | fingerprints (4 each, if flagged) | body | zero padding
@@ -29,6 +29,7 @@
 use crate::clock::UnixMs;
 use crate::ids::{LogId, Name, Offset, RequestId, TenantId};
 use crate::limits::{MAX_RECORD_BYTES, MAX_RECORD_ROWS};
+use crate::packed::is_packed;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,8 @@ pub const TYPE_MARK: &str = "sluice.type";
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SLR1");
 const VERSION: u16 = 1;
+/// Of records whose body is packed, which releases before it do not know.
+const PACKED_VERSION: u16 = 2;
 const FLAG_FINGERPRINTS: u16 = 1;
 
 /// What makes an event the same event (R3). The discriminants reach disk as names; they are frozen.
@@ -120,8 +123,8 @@ pub struct RecordContent {
     pub fingerprints: Vec<u32>,
     /// Bytes of the columns in memory: what the rows cost whoever decodes them.
     pub column_bytes: u32,
-    /// One Arrow IPC stream with one batch of `keys.len()` rows; nothing where there are none: the record
-    /// then only says which requests were rejected whole.
+    /// One Arrow IPC stream with one batch of `keys.len()` rows, which may be packed; nothing where there are none: the
+    /// record then only says which requests were rejected whole.
     pub body: Bytes,
 }
 
@@ -229,7 +232,12 @@ impl RecordContent {
         out.extend_from_slice(&MAGIC.to_le_bytes());
         out.extend_from_slice(&as_u32(frame).to_le_bytes());
         out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        let version = if is_packed(&self.body) {
+            PACKED_VERSION
+        } else {
+            VERSION
+        };
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&flags.to_le_bytes());
         for word in [place.log.0, place.offset, place.append_ms, place.durable_below] {
             out.extend_from_slice(&word.to_le_bytes());
@@ -267,7 +275,7 @@ fn check(frame: &[u8]) -> Result<(), BadRecord> {
         return Err(BadRecord::Checksum { expected, found });
     }
     match u16::from_le_bytes([frame[12], frame[13]]) {
-        VERSION => Ok(()),
+        VERSION | PACKED_VERSION => Ok(()),
         other => Err(BadRecord::Version(other)),
     }
 }
@@ -413,7 +421,7 @@ impl Record {
         prints.chunks_exact(4).map(|print| u32_at(print, 0))
     }
 
-    /// The Arrow IPC stream; empty where the record has no rows.
+    /// The Arrow IPC stream, which may be packed; empty where the record has no rows.
     #[must_use]
     pub fn body(&self) -> Bytes {
         self.frame.slice(self.layout.body..self.layout.end)
@@ -638,4 +646,20 @@ mod tests {
     }
 
     const GOLDEN: u32 = 1_633_820_932;
+
+    #[test]
+    fn a_packed_body_has_a_layout_version_that_earlier_releases_refuse() {
+        for (body, version) in [(vec![0xFF; 4], 1), (b"SLZ4".to_vec(), 2)] {
+            let mut out = Vec::new();
+            content(vec![1], false, body.clone()).write(place(), &mut out);
+            assert_eq!(u16::from_le_bytes([out[12], out[13]]), version);
+            assert_eq!(Record::read(&out.into()).expect("a record").body(), body);
+        }
+        let mut later = Vec::new();
+        content(vec![1], false, Vec::new()).write(place(), &mut later);
+        later[12] = 3;
+        let crc = crc32c::crc32c(&later[12..]);
+        later[8..12].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Record::read(&later.into()).err(), Some(BadRecord::Version(3)));
+    }
 }

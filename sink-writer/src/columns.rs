@@ -1,4 +1,4 @@
-//! A record's columns, out of its Arrow IPC stream.
+//! A record's columns, out of its Arrow IPC stream, which may be packed.
 //!
 //! Records come from a log, but over a socket too, and a normalizer may go wrong. Arrow's readers make room
 //! for whatever length they are told before they look whether it is there, and assert where parts do not add
@@ -19,6 +19,7 @@ use arrow_ipc::{DateUnit, Endianness, Field, Message, Precision, Type};
 use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
 use bytes::Bytes;
 use sluice_common::limits::MAX_CALL_COLUMN_BYTES;
+use sluice_common::packed::{BadPacked, is_packed, unpack, unpacked_bytes};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -45,32 +46,50 @@ pub enum BadColumns {
     #[error("it has {found} rows, its frame says {expected}")]
     Rows { found: i64, expected: u32 },
     #[error(transparent)]
+    Packed(#[from] BadPacked),
+    #[error(transparent)]
     Arrow(#[from] ArrowError),
 }
 
-/// Column bytes that the records of one call may still unpack to.
+/// Bytes that the records of one call may still unpack to.
 #[derive(Debug)]
-pub struct Room(usize);
+pub struct Room {
+    columns: usize,
+    /// Whole streams, which hold a little more than the columns in them.
+    streams: usize,
+}
 
 impl Default for Room {
     fn default() -> Self {
-        Self(MAX_CALL_COLUMN_BYTES)
+        Self {
+            columns: MAX_CALL_COLUMN_BYTES,
+            streams: 2 * MAX_CALL_COLUMN_BYTES,
+        }
     }
 }
 
 impl Room {
     fn take(&mut self, bytes: usize) -> Result<(), BadColumns> {
-        self.0 = self.0.checked_sub(bytes).ok_or(BadColumns::TooLarge)?;
+        self.columns = self.columns.checked_sub(bytes).ok_or(BadColumns::TooLarge)?;
         Ok(())
+    }
+
+    /// A record's body as a stream.
+    fn unpack(&mut self, body: Bytes) -> Result<Bytes, BadColumns> {
+        if is_packed(&body) {
+            let bytes = unpacked_bytes(&body)?;
+            self.streams = self.streams.checked_sub(bytes).ok_or(BadColumns::TooLarge)?;
+        }
+        Ok(unpack(body)?)
     }
 }
 
-/// The batch of `rows` rows in a stream: a schema, dictionaries, and one batch.
+/// The batch of `rows` rows in a record's body: a stream of a schema, dictionaries, and one batch.
 ///
 /// # Errors
 /// [`BadColumns`]; never panics on any input.
-pub fn read(stream: Bytes, rows: u32, room: &mut Room) -> Result<RecordBatch, BadColumns> {
-    let mut rest = Buffer::from(stream);
+pub fn read(body: Bytes, rows: u32, room: &mut Room) -> Result<RecordBatch, BadColumns> {
+    let mut rest = Buffer::from(room.unpack(body)?);
     let schema = read_schema(&mut rest)?;
     let mut dictionaries = HashMap::new();
     loop {
@@ -349,6 +368,7 @@ mod tests {
     use arrow_array::{BooleanArray, Decimal256Array, FixedSizeBinaryArray, TimestampMicrosecondArray};
     use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
     use arrow_ipc::{CompressionType, MetadataVersion};
+    use sluice_common::packed::pack;
 
     const ROWS: u32 = 20;
 
@@ -397,14 +417,18 @@ mod tests {
         writer.into_inner().expect("written to memory")
     }
 
+    /// As earlier builds packed it, each buffer for itself, among the others.
+    fn streams() -> [Vec<u8>; 3] {
+        [stream(false), stream(true), pack(stream(false)).to_vec()]
+    }
+
     fn of(stream: &[u8]) -> Result<RecordBatch, BadColumns> {
         read(Bytes::copy_from_slice(stream), ROWS, &mut Room::default())
     }
 
     #[test]
     fn columns_come_out_as_they_went_in_wherever_they_lie_in_memory() {
-        for packed in [false, true] {
-            let stream = stream(packed);
+        for stream in streams() {
             for shift in [0, 1, 4] {
                 let moved = Bytes::from([&vec![0; shift], &stream[..]].concat()).slice(shift..);
                 assert_eq!(read(moved, ROWS, &mut Room::default()).expect("sound"), batch());
@@ -425,7 +449,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_is_cut_anywhere_is_refused_or_lacks_nothing() {
-        for stream in [stream(false), stream(true)] {
+        for stream in streams() {
             for end in 0..stream.len() {
                 if let Ok(read) = of(&stream[..end]) {
                     assert_eq!(read, batch(), "cut at {end}");
@@ -436,7 +460,7 @@ mod tests {
 
     #[test]
     fn no_byte_that_is_wrong_makes_it_panic_or_hold_other_rows_than_are_said() {
-        for stream in [stream(false), stream(true)] {
+        for stream in streams() {
             for at in 0..stream.len() {
                 for wrong in [0, 1, 7, 0x40, 0x7f, 0x80, 0xff] {
                     let mut broken = stream.clone();
@@ -465,13 +489,22 @@ mod tests {
 
     #[test]
     fn the_records_of_a_call_share_its_room() {
-        let stream = Bytes::from(stream(true));
-        let mut room = Room::default();
-        read(stream.clone(), ROWS, &mut room).expect("sound");
-        let taken = MAX_CALL_COLUMN_BYTES - room.0;
-        let mut room = Room(2 * taken - 1);
-        read(stream.clone(), ROWS, &mut room).expect("there is room for one");
-        assert!(matches!(read(stream, ROWS, &mut room), Err(BadColumns::TooLarge)));
+        let all = Room::default();
+        for stream in streams().map(Bytes::from) {
+            let mut room = Room::default();
+            read(stream.clone(), ROWS, &mut room).expect("sound");
+            let columns = 2 * (all.columns - room.columns) - 1;
+            // What was not packed whole takes none of it.
+            let streams = (2 * (all.streams - room.streams)).saturating_sub(1);
+            let (ample, tight) = (all.streams, streams);
+            for (columns, streams) in [(columns, ample), (all.columns, tight)] {
+                let mut room = Room { columns, streams };
+                read(stream.clone(), ROWS, &mut room).expect("there is room for one");
+                let second = read(stream.clone(), ROWS, &mut room);
+                let is_short = columns < all.columns || is_packed(&stream);
+                assert_eq!(matches!(second, Err(BadColumns::TooLarge)), is_short);
+            }
+        }
     }
 
     #[test]

@@ -9,17 +9,16 @@
 
 use super::Pending;
 use arrow_array::{Array, ArrayRef, RecordBatch};
-use arrow_ipc::CompressionType;
 use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use arrow_schema::{ArrowError, DataType};
 use sluice_common::dictionary;
 use sluice_common::limits::{MAX_RECORD_BYTES, MAX_RECORD_ROWS};
+use sluice_common::packed;
 use sluice_common::record::{RecordContent, RequestSpan, SPAN_BYTES};
 use std::sync::Arc;
 
-/// Column bytes below which compression does not pay: each buffer of each column would cost a table
-/// set-up of some microseconds.
-const COMPRESS_FROM: usize = 8 * 1024;
+/// What a stream is longer than its columns: its schema, and what says where each buffer lies.
+const FRAMING_BYTES: usize = 4 * 1024;
 /// Column bytes of one record: its limit, less what meta and Arrow's own framing may take.
 const PACK_BYTES: usize = MAX_RECORD_BYTES - 128 * 1024;
 
@@ -189,7 +188,7 @@ impl Draft {
             body: if self.keys.is_empty() {
                 bytes::Bytes::new()
             } else {
-                ipc(&self.batch)?.into()
+                packed::pack(ipc(&self.batch)?)
             },
         })
     }
@@ -263,12 +262,9 @@ fn clip(span: &RequestSpan, from: usize, to: usize, all: usize) -> Option<Reques
 /// # Errors
 /// Where Arrow refuses the batch.
 pub(super) fn ipc(batch: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
-    let size = column_bytes(batch)?;
-    let compression = (size >= COMPRESS_FROM).then_some(CompressionType::LZ4_FRAME);
-    let options = IpcWriteOptions::try_new(8, false, arrow_ipc::MetadataVersion::V5)?
-        .try_with_compression(compression)?;
-    let mut writer =
-        StreamWriter::try_new_with_options(Vec::with_capacity(size / 2), &batch.schema(), options)?;
+    let options = IpcWriteOptions::try_new(8, false, arrow_ipc::MetadataVersion::V5)?;
+    let room = Vec::with_capacity(column_bytes(batch)? + FRAMING_BYTES);
+    let mut writer = StreamWriter::try_new_with_options(room, &batch.schema(), options)?;
     writer.write(batch)?;
     writer.into_inner()
 }

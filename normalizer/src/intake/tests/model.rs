@@ -5,6 +5,7 @@ use crate::intake::build_records;
 use arrow_ipc::reader::StreamReader;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
+use sluice_common::packed::unpack;
 
 const FIELDS: &str = "{name: s, type: nullable(string)}, {name: l, type: nullable(low_cardinality(string))}, \
     {name: b, type: nullable(bool)}, {name: i8, type: nullable(int8)}, {name: i16, type: nullable(int16)}, \
@@ -325,7 +326,8 @@ proptest! {
         let records = build_records(parsed.pending).expect("records");
         let mut rows = Vec::new();
         for (content, _) in &records {
-            let reader = StreamReader::try_new(&content.body[..], None).expect("a stream");
+            let stream = unpack(content.body.clone()).expect("a sound body");
+            let reader = StreamReader::try_new(&stream[..], None).expect("a stream");
             reader.for_each(|batch| rows.extend(table(&batch.expect("readable"))));
         }
         prop_assert_eq!(rows, good);

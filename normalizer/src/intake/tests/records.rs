@@ -5,12 +5,14 @@ use crate::intake::encode::{EncodeError, build_records, build_within};
 use arrow_ipc::reader::StreamReader;
 use proptest::prelude::*;
 use sluice_common::limits::{MAX_RECORD_BYTES, MAX_RECORD_ROWS, TARGET_RECORD_BYTES};
+use sluice_common::packed::unpack;
 use sluice_common::record::RecordContent;
 
 type Built = Vec<(RecordContent, Vec<usize>)>;
 
 fn decode(content: &RecordContent) -> RecordBatch {
-    let mut reader = StreamReader::try_new(&content.body[..], None).expect("a stream");
+    let stream = unpack(content.body.clone()).expect("a sound body");
+    let mut reader = StreamReader::try_new(&stream[..], None).expect("a stream");
     let batch = reader.next().expect("a batch").expect("readable");
     assert!(reader.next().is_none(), "one batch a record");
     assert_eq!(batch.num_rows(), content.rows());
