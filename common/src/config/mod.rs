@@ -34,7 +34,7 @@ pub use consume::{Beginning, Consume};
 pub use dataset::{Batch, Dataset, DedupKey, EpochUnit, Field, RequiredIf, TimeBounds, Unit, UnknownFields};
 pub use expiry::Expiry;
 pub use field_type::{EnumValues, FieldType, Kind};
-pub use kafka::{Kafka, Publish};
+pub use kafka::{Compression, Kafka, Publish};
 pub use load::{ConfigError, Loaded, Problem};
 pub use overrides::{FieldOverride, Override};
 pub use partition::PartitionBy;

@@ -103,6 +103,7 @@ impl<'s> Copies<'s> {
             partition: 0,
             template: Arc::new(template),
             batch: RecordBatch::try_new(Arc::clone(&COLUMNS), columns)?,
+            is_part: false,
             keys: vec![0; self.kept.len()],
             fingerprints: Vec::new(),
             span: RequestSpan { rows, ..span },

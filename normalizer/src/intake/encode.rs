@@ -120,14 +120,23 @@ fn same_template(a: &Pending, b: &Pending) -> bool {
 
 fn join(group: &[Pending], pack: &[usize]) -> Result<Draft, EncodeError> {
     let first = &group[pack[0]];
-    let with_rows = pack.iter().filter(|at| !group[**at].keys.is_empty());
-    let batches: Vec<&RecordBatch> = with_rows.map(|at| &group[*at].batch).collect();
+    let with_rows: Vec<&Pending> = pack
+        .iter()
+        .map(|at| &group[*at])
+        .filter(|one| !one.keys.is_empty())
+        .collect();
+    let key = &first.template.inner_key;
+    let batch = match with_rows[..] {
+        [] => first.batch.clone(),
+        [only] if only.is_part => compacted(&only.batch, key)?,
+        [only] => only.batch.clone(),
+        _ => {
+            let batches: Vec<&RecordBatch> = with_rows.iter().map(|one| &one.batch).collect();
+            join_batches(&batches, key)?
+        }
+    };
     let mut draft = Draft {
-        batch: if batches.is_empty() {
-            first.batch.clone()
-        } else {
-            join_batches(&batches, &first.template.inner_key)?
-        },
+        batch,
         keys: Vec::new(),
         fingerprints: Vec::new(),
         spans: Vec::with_capacity(pack.len()),
@@ -147,9 +156,6 @@ fn join(group: &[Pending], pack: &[usize]) -> Result<Draft, EncodeError> {
 }
 
 fn join_batches(batches: &[&RecordBatch], key: &[u8; 16]) -> Result<RecordBatch, ArrowError> {
-    if let [only] = batches {
-        return Ok((*only).clone());
-    }
     let schema = batches[0].schema();
     let columns = (0..schema.fields().len()).map(|column| {
         let parts: Vec<ArrayRef> = batches
@@ -165,8 +171,14 @@ fn join_batches(batches: &[&RecordBatch], key: &[u8; 16]) -> Result<RecordBatch,
     RecordBatch::try_new(Arc::clone(&schema), columns.collect::<Result<_, _>>()?)
 }
 
-/// The column with a dictionary that holds only what its rows use.
-pub(super) fn compact(column: ArrayRef, key: &[u8; 16]) -> Result<ArrayRef, ArrowError> {
+/// The batch with dictionaries that hold only what its rows use.
+fn compacted(batch: &RecordBatch, key: &[u8; 16]) -> Result<RecordBatch, ArrowError> {
+    let columns = batch.columns().iter();
+    let columns = columns.map(|column| compact(Arc::clone(column), key));
+    RecordBatch::try_new(batch.schema(), columns.collect::<Result<_, _>>()?)
+}
+
+fn compact(column: ArrayRef, key: &[u8; 16]) -> Result<ArrayRef, ArrowError> {
     if is_dictionary(&column) {
         return dictionary::join(std::slice::from_ref(&column), key);
     }
@@ -210,16 +222,13 @@ impl Draft {
     /// Rows `from..to`, with dictionaries that hold only what these use.
     fn part(&self, from: usize, to: usize, key: &[u8; 16]) -> Result<Self, EncodeError> {
         let rows = self.keys.len();
-        let batch = self.batch.slice(from, to - from);
-        let columns = batch.columns().iter();
-        let columns = columns.map(|column| compact(Arc::clone(column), key));
         let prints = if self.fingerprints.is_empty() {
             &[][..]
         } else {
             &self.fingerprints[from..to]
         };
         Ok(Self {
-            batch: RecordBatch::try_new(batch.schema(), columns.collect::<Result<_, _>>()?)?,
+            batch: compacted(&self.batch.slice(from, to - from), key)?,
             keys: self.keys[from..to].to_vec(),
             fingerprints: prints.to_vec(),
             spans: self

@@ -105,6 +105,8 @@ pub struct Pending {
     /// Rows of equal templates may share a record.
     pub template: Arc<RecordTemplate>,
     pub batch: RecordBatch,
+    /// Whether these are some rows of more: dictionaries may hold what only the others use.
+    pub is_part: bool,
     /// One a row.
     pub keys: Vec<u128>,
     /// One a row where the identity is the `Idempotency-Key`, else empty.

@@ -353,6 +353,7 @@ impl<'s, 'r> Run<'s, 'r> {
             partition: 0,
             template: Arc::clone(&self.template),
             batch,
+            is_part: false,
             span: RequestSpan {
                 rows: u32::try_from(open.keys.len()).unwrap_or(u32::MAX),
                 ..self.span
@@ -380,6 +381,7 @@ impl<'s, 'r> Run<'s, 'r> {
             partition: 0,
             template: Arc::clone(&self.template),
             batch: RecordBatch::new_empty(Arc::clone(self.schema.arrow_schema())),
+            is_part: false,
             keys: Vec::new(),
             fingerprints: Vec::new(),
             span: whole,

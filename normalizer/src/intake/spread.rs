@@ -6,7 +6,6 @@
 //! them.
 
 use super::Pending;
-use super::encode::compact;
 use arrow_array::{RecordBatch, UInt32Array};
 use arrow_schema::ArrowError;
 use sluice_common::ids::{RequestId, TenantId};
@@ -124,7 +123,11 @@ impl Spread {
             spread.push(one);
             return Ok(());
         }
+        // All columns are taken once, and each partition has a stretch of them.
+        let order: Vec<u32> = rows.iter().flat_map(|(_, rows)| rows.iter().copied()).collect();
+        let batch = arrow_select::take::take_record_batch(&one.batch, &UInt32Array::from(order))?;
         let (mut taken, mut rejected) = (one.span.taken, one.span.rejected);
+        let mut from = 0;
         for (partition, rows) in rows {
             let span = RequestSpan {
                 rows: u32::try_from(rows.len()).unwrap_or(u32::MAX),
@@ -132,7 +135,9 @@ impl Spread {
                 rejected: std::mem::take(&mut rejected),
                 ..one.span
             };
-            spread.push(some_rows(&one, partition, span, rows)?);
+            let stretch = batch.slice(from, rows.len());
+            from += rows.len();
+            spread.push(some_rows(&one, partition, span, (&rows, stretch)));
         }
         Ok(())
     }
@@ -143,28 +148,20 @@ fn some_rows(
     one: &Pending,
     partition: u16,
     span: RequestSpan,
-    rows: Vec<u32>,
-) -> Result<Pending, ArrowError> {
+    (rows, batch): (&[u32], RecordBatch),
+) -> Pending {
     let at = |row: &u32| *row as usize;
-    let keys = rows.iter().map(|row| one.keys[at(row)]).collect();
     let prints = rows
         .iter()
         .filter_map(|row| one.fingerprints.get(at(row)).copied());
-    let fingerprints = prints.collect();
-    let bytes = one.bytes * rows.len() / one.keys.len().max(1);
-    let rows = UInt32Array::from(rows);
-    let columns = one.batch.columns().iter().map(|column| {
-        let taken = arrow_select::take::take(column, &rows, None)?;
-        compact(taken, &one.template.inner_key)
-    });
-    let columns = columns.collect::<Result<_, _>>()?;
-    Ok(Pending {
+    Pending {
         partition,
         template: Arc::clone(&one.template),
-        batch: RecordBatch::try_new(one.batch.schema(), columns)?,
-        keys,
-        fingerprints,
+        batch,
+        is_part: true,
+        keys: rows.iter().map(|row| one.keys[at(row)]).collect(),
+        fingerprints: prints.collect(),
         span,
-        bytes,
-    })
+        bytes: one.bytes * rows.len() / one.keys.len().max(1),
+    }
 }

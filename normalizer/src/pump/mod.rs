@@ -20,6 +20,7 @@ mod recover;
 pub mod retries;
 mod room;
 pub mod servers;
+mod turns;
 mod under_way;
 
 use crate::dedup::{Dedup, DedupError};
@@ -27,8 +28,8 @@ use crate::grant::{Load, Meter};
 use crate::log::Partition;
 use crate::owned::Work;
 use crate::parked::driver::Drivers;
-use crate::progress::store::{Store, StoreError};
-use crate::progress::{Intent, Marks, Progress};
+use crate::progress::Progress;
+use crate::progress::store::Store;
 use crate::publish::Publisher;
 use crate::runtime::{block_in_place, sleep};
 use batching::{Settings, SharedSettings};
@@ -42,12 +43,11 @@ use range::{ClosedRange, OpenRange, sends};
 use retries::Retries;
 use servers::Servers;
 use sluice_common::clock::SharedClock;
-use sluice_common::failpoint::{self, Point, Safety};
+use sluice_common::failpoint::Point;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::{LOG_READ_BYTES, VERIFY_ONE_IN};
 use sluice_common::metrics::{Counter, Histogram, Metrics};
 use sluice_common::record::Record;
-use sluice_common::servers::ServerId;
 use sluice_common::shutdown::Stop;
 use sluice_common::wire::sink::RangeRecord;
 use std::collections::BTreeMap;
@@ -325,11 +325,9 @@ impl Pump {
     /// Open → declared, where the range is due and none is under way. A range of repeats alone sends its
     /// rows of the books.
     fn send_if_ripe(&mut self) -> Result<(), PumpError> {
-        let now = self.clock.now_ms();
         let due = self
-            .next
-            .ripe_in(now)
-            .is_some_and(|wait| wait == 0 || self.stop.is_cancelled());
+            .due_in()
+            .is_some_and(|wait| wait.is_zero() || self.stop.is_cancelled());
         if self.under_way.is_some() || !due || self.leaves() {
             return Ok(());
         }
@@ -342,6 +340,7 @@ impl Pump {
         // Dedup may wait for room: then it is not full, and more stands behind it all the same.
         closed.full |= closed.range.b < *self.log.durable_end().borrow();
         self.declare(&closed, &server)?;
+        self.pace.turns.begin(self.log.number(), self.clock.now_ms());
         let sent = closed.records.iter().filter(|one| sends(one));
         self.pace.written(sent.map(|one| &one.record.meta.table));
         let verify = is_verified(self.ranges);
@@ -350,34 +349,27 @@ impl Pump {
         Ok(())
     }
 
-    fn declare(&self, closed: &ClosedRange, server: &ServerId) -> Result<(), StoreError> {
-        let intent = Intent {
-            range: closed.range,
-            proof: closed.proof,
-            server: Some(server.clone()),
-            marks: Marks::default(),
-        };
-        block_in_place(|| {
-            let mut store = self.store.lock();
-            store.pass(Point::IntentPersist)?;
-            if failpoint::is_on(Safety::Intent) {
-                let state = store.state().clone();
-                store.write(Progress {
-                    intent: Some(intent),
-                    ..state
-                })?;
+    /// How long until the next range has to go out, where there is one: until it is old enough, and then as long as those
+    /// of other partitions go first.
+    fn due_in(&self) -> Option<Duration> {
+        let now = self.clock.now_ms();
+        let wait = match self.next.ripe_in(now)? {
+            0 => {
+                let (patience, longest) = self.next.patience(now);
+                self.pace
+                    .turns
+                    .wait(self.log.number(), now, longest)
+                    .min(patience)
             }
-            store.pass(Point::IntentPersisted)
-        })
+            wait => wait,
+        };
+        Some(Duration::from_millis(wait))
     }
 
     /// Waits for whatever comes first: more records, the range's age, its settling, the stop.
     async fn wait(&mut self, durable: &mut watch::Receiver<Offset>) -> Result<(), PumpError> {
         let stopping = self.stop.is_cancelled();
-        let ripe = self
-            .next
-            .ripe_in(self.clock.now_ms())
-            .map_or(IDLE, Duration::from_millis);
+        let due = self.due_in().unwrap_or(IDLE);
         let room = !self.next.is_full();
         if let Some((_, task)) = &mut self.under_way {
             let settled = tokio::select! {
@@ -398,7 +390,7 @@ impl Pump {
             biased;
             _ = durable.changed() => {}
             () = self.stop.cancelled() => {}
-            () = sleep(ripe.min(IDLE)) => {}
+            () = sleep(due.min(IDLE)) => {}
         }
         Ok(())
     }
@@ -408,6 +400,7 @@ impl Pump {
         let Some((closed, _)) = self.under_way.take() else {
             return Ok(());
         };
+        self.pace.turns.end(self.log.number(), *now);
         let here = closed
             .records
             .iter()

@@ -5,6 +5,7 @@
 //! so that freshness is worse by a bounded part, and no insert is refused.
 
 use super::batching::SharedSettings;
+use super::turns::Turns;
 use crate::runtime::sleep;
 use parking_lot::Mutex;
 use sluice_common::ids::Name;
@@ -42,14 +43,17 @@ struct State {
     shown: BTreeSet<Name>,
 }
 
-/// The pace of all tables. Cloning shares it.
+/// The pace of all tables, and of all partitions that are worked on here. Cloning shares it.
 #[derive(Debug, Clone, Default)]
-pub struct Pace(Arc<Mutex<State>>);
+pub struct Pace {
+    tables: Arc<Mutex<State>>,
+    pub(super) turns: Turns,
+}
 
 impl Pace {
     /// Rows go to these tables now.
     pub fn written<'a>(&self, tables: impl Iterator<Item = &'a Name>) {
-        let mut state = self.0.lock();
+        let mut state = self.tables.lock();
         for table in tables {
             if !state.written.contains(table) && state.written.len() < PARTS_TABLES {
                 state.written.insert(table.clone());
@@ -60,7 +64,7 @@ impl Pace {
     /// By how much a range with rows of `table` may grow longer: 1 to [`PACE_MAX`].
     #[must_use]
     pub fn of(&self, table: &Name) -> f64 {
-        let state = self.0.lock();
+        let state = self.tables.lock();
         state
             .seen
             .get(table)
@@ -70,13 +74,13 @@ impl Pace {
     /// The slowest pace in force.
     #[must_use]
     pub fn slowest(&self) -> f64 {
-        let state = self.0.lock();
+        let state = self.tables.lock();
         let factors = state.seen.values().map(|(parts, delay)| factor(*parts, *delay));
         factors.fold(1.0, f64::max)
     }
 
     fn saw(&self, asked: &BTreeSet<Name>, lines: Vec<PartsLine>) {
-        let mut state = self.0.lock();
+        let mut state = self.tables.lock();
         // What was dropped, or is not told any more, is as well as new.
         state.seen.retain(|table, _| !asked.contains(table));
         for line in lines {
@@ -86,7 +90,7 @@ impl Pace {
 
     /// The tables to be asked for: written since, and those that are not at ease.
     fn due(&self) -> BTreeSet<Name> {
-        let mut state = self.0.lock();
+        let mut state = self.tables.lock();
         let mut due = std::mem::take(&mut state.written);
         let slowed = state
             .seen
@@ -99,13 +103,13 @@ impl Pace {
     /// Shows tables that were not shown yet.
     fn show(&self, metrics: &Metrics, tables: &[Name]) {
         for table in tables {
-            if !self.0.lock().shown.insert(table.clone()) {
+            if !self.tables.lock().shown.insert(table.clone()) {
                 continue;
             }
             let labels: &[_] = &[("table", table.as_str())];
             let (pace, name) = (self.clone(), table.clone());
             metrics.watch(Gauge::PartsRatio, labels, move || {
-                pace.0
+                pace.tables
                     .lock()
                     .seen
                     .get(&name)

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 
 /// How old a range grows for the sake of a table with many parts, where its datasets do not say longer.
 const MAX_PACED_AGE_MS: u64 = 10_000;
+/// How much older than configured it grows at most while other partitions' inserts go first.
+const MAX_TURN_MS: u64 = 1_000;
 
 /// Records `[a, b)` with their fates, not yet declared.
 #[derive(Debug)]
@@ -182,6 +184,19 @@ impl OpenRange {
         })
     }
 
+    /// Milliseconds that it may grow on once it is ripe, for the sake of larger inserts, and how many of them behind any one
+    /// of another partition: not at all where it is full, or where the clock was stepped back.
+    #[must_use]
+    pub fn patience(&self, now: UnixMs) -> (u64, u64) {
+        let more = self.max_age.min(MAX_TURN_MS);
+        let oldest = self.ripe_at.max(self.hold_until).saturating_add(more);
+        let patience = match oldest.saturating_sub(now) {
+            wait if self.is_full() || wait > more => 0,
+            wait => wait,
+        };
+        (patience, more / 2)
+    }
+
     /// Closes it.
     #[must_use]
     pub fn close(self) -> ClosedRange {
@@ -234,6 +249,23 @@ mod tests {
     use crate::sim::append::kept;
 
     const BEGUN: UnixMs = 1_700_000_000_000;
+
+    #[test]
+    fn a_ripe_range_grows_on_for_as_long_again_and_a_full_one_does_not() {
+        let mut range = OpenRange::at(0);
+        range.push(kept((0, BEGUN), 60_000), (&Batching::default(), 1.0), BEGUN);
+        let patience = |range: &OpenRange, age: u64| {
+            let (patience, longest) = range.patience(BEGUN + age);
+            assert_eq!(longest, 250);
+            patience
+        };
+        for (age, wait) in [(500, 500), (750, 250), (1_000, 0), (2_000, 0)] {
+            assert_eq!(patience(&range, age), wait, "{age} ms old");
+        }
+        assert_eq!(range.patience(0).0, 0, "the clock was stepped back");
+        range.push(kept((1, BEGUN), 60_000), (&Batching::default(), 1.0), BEGUN);
+        assert_eq!(patience(&range, 500), 0, "it is full");
+    }
 
     #[test]
     fn a_range_of_a_table_with_many_parts_grows_larger_and_older_and_never_too_old() {

@@ -4,9 +4,13 @@
 use super::Pump;
 use super::drive::{DriveError, Outcome, Start};
 use super::range::ClosedRange;
+use crate::progress::store::StoreError;
+use crate::progress::{Intent, Marks, Progress};
+use crate::runtime::block_in_place;
 use futures_util::TryFutureExt as _;
 use futures_util::future::try_join;
 use sluice_common::clock::UnixMs;
+use sluice_common::failpoint::{self, Point, Safety};
 use sluice_common::servers::ServerId;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
@@ -19,6 +23,28 @@ pub(super) type UnderWay = (Arc<ClosedRange>, JoinHandle<Result<Settled, DriveEr
 pub(super) type Settled = (Outcome, UnixMs);
 
 impl Pump {
+    /// Closed → declared.
+    pub(super) fn declare(&self, closed: &ClosedRange, server: &ServerId) -> Result<(), StoreError> {
+        let intent = Intent {
+            range: closed.range,
+            proof: closed.proof,
+            server: Some(server.clone()),
+            marks: Marks::default(),
+        };
+        block_in_place(|| {
+            let mut store = self.store.lock();
+            store.pass(Point::IntentPersist)?;
+            if failpoint::is_on(Safety::Intent) {
+                let state = store.state().clone();
+                store.write(Progress {
+                    intent: Some(intent),
+                    ..state
+                })?;
+            }
+            store.pass(Point::IntentPersisted)
+        })
+    }
+
     /// Declared → settled and published.
     pub(super) fn settle(&mut self, closed: Arc<ClosedRange>, start: Start, server: ServerId) {
         let settling = self.driver.clone().settle(Arc::clone(&closed), start, server);

@@ -3,7 +3,7 @@
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::BaseConsumer;
-use sluice_common::config::{Loaded, LogKind};
+use sluice_common::config::{Compression, Loaded, LogKind};
 use sluice_common::failpoint::{self, Bound};
 use sluice_common::limits::{KAFKA_APPEND_DEADLINE, KAFKA_FETCH_BYTES, LOG_QUEUE_BYTES, LOG_QUEUE_MESSAGES};
 use sluice_common::record::MAX_FRAME_BYTES;
@@ -18,8 +18,11 @@ const KEPT_BEYOND_WINDOW_MS: u64 = 72 * 3_600 * 1_000;
 pub(super) const MESSAGE_BYTES: usize = MAX_FRAME_BYTES + 1_024;
 /// How long the producer waits for more of a batch: records come in groups already.
 const LINGER: Duration = Duration::from_millis(1);
-/// How long a broker that has nothing new keeps a question.
-const FETCH_WAIT: Duration = Duration::from_millis(250);
+/// How long a broker that has less than [`FETCH_BYTES`] keeps a question: well below the age at which ranges go out, which
+/// counts from the append.
+const FETCH_WAIT: Duration = Duration::from_millis(100);
+/// What is worth an answer: each costs both sides as much as some hundred records.
+const FETCH_BYTES: usize = 128 * 1_024;
 
 /// What the log's clients are made of.
 #[derive(Debug, Clone)]
@@ -86,13 +89,12 @@ impl LogClients {
 
     /// One that appends to the log, or to the topic beside it.
     pub(super) fn producer(&self) -> ClientConfig {
-        let kafka = &self.target.kafka;
         let append_ms = failpoint::shrunk(Bound::AppendMs, KAFKA_APPEND_DEADLINE.as_millis() as u64);
         let mut config = self.target.client();
         for (key, value) in [
             ("acks", "all".into()),
             ("enable.idempotence", "true".into()),
-            ("compression.type", kafka.compression.name().into()),
+            ("compression.type", self.compression().name().into()),
             // A batch is never larger than the topics take: they are checked for as much.
             ("message.max.bytes", MESSAGE_BYTES.to_string()),
             ("batch.size", MESSAGE_BYTES.to_string()),
@@ -110,6 +112,14 @@ impl LogClients {
         config
     }
 
+    /// Of batches of records, which are packed with LZ4 already: once more only by what packs tighter.
+    fn compression(&self) -> Compression {
+        match self.target.kafka.compression {
+            tighter @ (Compression::Gzip | Compression::Zstd) => tighter,
+            Compression::None | Compression::Snappy | Compression::Lz4 => Compression::None,
+        }
+    }
+
     /// One that reads partitions that it names itself. It may ask for the group's offsets, and commits none.
     pub(super) fn reader(&self) -> ClientConfig {
         let mut config = self.target.consumer();
@@ -121,6 +131,7 @@ impl LogClients {
             ),
             ("fetch.max.bytes", KAFKA_FETCH_BYTES.to_string()),
             ("fetch.wait.max.ms", ms(FETCH_WAIT)),
+            ("fetch.min.bytes", FETCH_BYTES.to_string()),
             ("fetch.error.backoff.ms", "100".into()),
         ] {
             config.set(key, value);
