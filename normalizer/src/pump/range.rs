@@ -17,8 +17,10 @@ use std::collections::BTreeMap;
 
 /// How old a range grows for the sake of a table with many parts, where its datasets do not say longer.
 const MAX_PACED_AGE_MS: u64 = 10_000;
-/// How much older than configured it grows at most while other partitions' inserts go first.
-const MAX_TURN_MS: u64 = 1_000;
+/// How much older than configured it grows at most while other partitions' inserts go first: so many times what is
+/// configured, and so many milliseconds.
+const MAX_TURNS: u64 = 3;
+const MAX_TURN_MS: u64 = 1_500;
 
 /// Records `[a, b)` with their fates, not yet declared.
 #[derive(Debug)]
@@ -188,13 +190,13 @@ impl OpenRange {
     /// of another partition: not at all where it is full, or where the clock was stepped back.
     #[must_use]
     pub fn patience(&self, now: UnixMs) -> (u64, u64) {
-        let more = self.max_age.min(MAX_TURN_MS);
+        let more = self.max_age.saturating_mul(MAX_TURNS).min(MAX_TURN_MS);
         let oldest = self.ripe_at.max(self.hold_until).saturating_add(more);
         let patience = match oldest.saturating_sub(now) {
             wait if self.is_full() || wait > more => 0,
             wait => wait,
         };
-        (patience, more / 2)
+        (patience, self.max_age.min(MAX_TURN_MS))
     }
 
     /// Closes it.
@@ -251,15 +253,15 @@ mod tests {
     const BEGUN: UnixMs = 1_700_000_000_000;
 
     #[test]
-    fn a_ripe_range_grows_on_for_as_long_again_and_a_full_one_does_not() {
+    fn a_ripe_range_may_grow_on_for_a_while_and_a_full_one_may_not() {
         let mut range = OpenRange::at(0);
         range.push(kept((0, BEGUN), 60_000), (&Batching::default(), 1.0), BEGUN);
         let patience = |range: &OpenRange, age: u64| {
             let (patience, longest) = range.patience(BEGUN + age);
-            assert_eq!(longest, 250);
+            assert_eq!(longest, 500);
             patience
         };
-        for (age, wait) in [(500, 500), (750, 250), (1_000, 0), (2_000, 0)] {
+        for (age, wait) in [(500, 1_500), (1_750, 250), (2_000, 0), (3_000, 0)] {
             assert_eq!(patience(&range, age), wait, "{age} ms old");
         }
         assert_eq!(range.patience(0).0, 0, "the clock was stepped back");

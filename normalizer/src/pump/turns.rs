@@ -2,17 +2,18 @@
 //!
 //! What ClickHouse takes for a row hangs on how many come with it: each insert makes a part, and parts are merged. One
 //! partition sends its ranges one after another; several would send as many more, each so much smaller. So a range that
-//! is old enough, and could grow on, waits while another partition's insert has just begun: the longer inserts take, the
-//! longer, up to a half of the age at which ranges go out, and never until it is twice as old.
+//! is old enough, and could grow on, waits while another partition's insert has begun of late: the longer inserts take,
+//! the longer, up to the age at which ranges go out, so that there are no more of them than of one partition. How old it
+//! may grow by that is bounded ([`OpenRange::patience`](super::range::OpenRange::patience)).
 
 use parking_lot::Mutex;
 use sluice_common::clock::UnixMs;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// For each millisecond that inserts take they are so many apart: ClickHouse merges what they wrote meanwhile, and answers
-/// queries.
-const APART: u64 = 4;
+/// For each millisecond that inserts take they are so many apart: ClickHouse merges what they wrote several times over, and
+/// answers queries. Where they are cheap, ranges wait for less than a tenth of a second.
+const APART: u64 = 10;
 
 #[derive(Debug, Default)]
 struct State {
@@ -55,7 +56,7 @@ impl Turns {
 mod tests {
     use super::*;
 
-    const LONGEST: u64 = 250;
+    const LONGEST: u64 = 500;
 
     #[test]
     fn inserts_of_several_partitions_are_apart_by_what_they_take_and_no_more_than_they_may() {
@@ -63,7 +64,7 @@ mod tests {
         assert_eq!(turns.wait(1, 0, LONGEST), 0, "nothing was sent yet");
         turns.begin(0, 1_000);
         assert_eq!(turns.wait(1, 1_000, LONGEST), 0, "nobody knows what it takes");
-        for (took, apart) in [(10, 40), (50, 200), (1_000, 250)] {
+        for (took, apart) in [(10, 100), (40, 400), (1_000, 500)] {
             turns.begin(0, 1_000);
             turns.end(0, 1_000 + took);
             turns.begin(0, 3_000);
@@ -72,8 +73,8 @@ mod tests {
             assert_eq!(turns.wait(0, 3_000, LONGEST), 0, "its own");
         }
         turns.begin(1, 3_100);
-        assert_eq!(turns.wait(0, 3_100, LONGEST), 250, "the other's");
-        assert_eq!(turns.wait(2, 3_300, LONGEST), 50, "after the last one");
+        assert_eq!(turns.wait(0, 3_100, LONGEST), 500, "the other's");
+        assert_eq!(turns.wait(2, 3_300, LONGEST), 300, "after the last one");
         turns.end(0, 500);
         assert_eq!(turns.wait(2, 3_100, LONGEST), 0, "a clock that was stepped back");
     }
