@@ -57,16 +57,17 @@ impl Spread {
         u16::try_from(place).unwrap_or_default()
     }
 
-    fn place(self, tenant: &TenantId, hash: u64) -> u16 {
+    /// A place among a tenant's partitions, which begin with `first`.
+    fn place(self, first: u16, hash: u64) -> u16 {
         let (all, some) = (u64::from(self.partitions), u64::from(self.of_a_tenant));
-        let place = (u64::from(self.first(tenant)) + hash % some) % all;
+        let place = (u64::from(first) + hash % some) % all;
         u16::try_from(place).unwrap_or_default()
     }
 
     /// The partition of an event with this hash of its key. Dedup tells keys apart by all of it; this takes the half that
     /// it does not look at first.
-    fn of_key(self, tenant: &TenantId, key: u128) -> u16 {
-        self.place(tenant, (key >> 64) as u64)
+    fn of_key(self, first: u16, key: u128) -> u16 {
+        self.place(first, (key >> 64) as u64)
     }
 
     fn of_request(self, tenant: &TenantId, request: RequestId, idempotency_key: Option<&str>) -> u16 {
@@ -74,7 +75,7 @@ impl Spread {
             Some(key) => xxh3_64(key.as_bytes()),
             None => xxh3_64(&request.0.to_le_bytes()),
         };
-        self.place(tenant, hash)
+        self.place(self.first(tenant), hash)
     }
 
     /// Gives each row of a request to its partition. What counts the request whole stays with its first rows.
@@ -100,7 +101,7 @@ impl Spread {
             }
             let key = idempotency_key.filter(|_| template.identity == Identity::IdempotencyKey);
             one.partition = match one.keys.first() {
-                Some(first) if has_key => self.of_key(tenant, *first),
+                Some(first) if has_key => self.of_key(self.first(tenant), *first),
                 Some(_) | None => self.of_request(tenant, one.span.request, key),
             };
             spread.push(one);
@@ -110,9 +111,10 @@ impl Spread {
 
     fn by_key(self, mut one: Pending, spread: &mut Vec<Pending>) -> Result<(), ArrowError> {
         let template = Arc::clone(&one.template);
+        let first = self.first(&template.tenant);
         let mut rows: Vec<(u16, Vec<u32>)> = Vec::new();
         for (row, key) in (0..).zip(&one.keys) {
-            let place = self.of_key(&template.tenant, *key);
+            let place = self.of_key(first, *key);
             match rows.iter_mut().find(|(partition, _)| *partition == place) {
                 Some((_, rows)) => rows.push(row),
                 None => rows.push((place, vec![row])),

@@ -340,7 +340,9 @@ impl Pump {
         // Dedup may wait for room: then it is not full, and more stands behind it all the same.
         closed.full |= closed.range.b < *self.log.durable_end().borrow();
         self.declare(&closed, &server)?;
-        self.pace.turns.begin(self.log.number(), self.clock.now_ms());
+        self.pace
+            .turns
+            .begin(self.log.number(), self.clock.now_ms(), closed.proof.rows);
         let sent = closed.records.iter().filter(|one| sends(one));
         self.pace.written(sent.map(|one| &one.record.meta.table));
         let verify = is_verified(self.ranges);
@@ -400,7 +402,6 @@ impl Pump {
         let Some((closed, _)) = self.under_way.take() else {
             return Ok(());
         };
-        self.pace.turns.end(self.log.number(), *now);
         let here = closed
             .records
             .iter()
