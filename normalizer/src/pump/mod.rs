@@ -42,7 +42,7 @@ use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
 use retries::Retries;
 use servers::Servers;
-use sluice_common::clock::SharedClock;
+use sluice_common::clock::{SharedClock, UnixMs};
 use sluice_common::failpoint::Point;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::{LOG_READ_BYTES, VERIFY_ONE_IN};
@@ -90,6 +90,8 @@ pub struct Pump {
     next: OpenRange,
     under_way: Option<UnderWay>,
     pace: Pace,
+    /// When the next range goes out, once it is ripe.
+    turn: Option<UnixMs>,
     ranges: u64,
     /// The last trouble of the dedup state that was logged.
     told: Option<String>,
@@ -166,6 +168,7 @@ impl Pump {
             next,
             under_way: None,
             pace,
+            turn: None,
             ranges: 0,
             told: None,
         }
@@ -325,10 +328,11 @@ impl Pump {
     /// Open → declared, where the range is due and none is under way. A range of repeats alone sends its
     /// rows of the books.
     fn send_if_ripe(&mut self) -> Result<(), PumpError> {
-        let due = self
-            .due_in()
-            .is_some_and(|wait| wait.is_zero() || self.stop.is_cancelled());
-        if self.under_way.is_some() || !due || self.leaves() {
+        if self.under_way.is_some() || self.leaves() {
+            return Ok(());
+        }
+        let stopping = self.stop.is_cancelled();
+        if !self.due_in().is_some_and(|wait| wait.is_zero() || stopping) {
             return Ok(());
         }
         // Known since the recovery.
@@ -340,9 +344,9 @@ impl Pump {
         // Dedup may wait for room: then it is not full, and more stands behind it all the same.
         closed.full |= closed.range.b < *self.log.durable_end().borrow();
         self.declare(&closed, &server)?;
-        self.pace
-            .turns
-            .begin(self.log.number(), self.clock.now_ms(), closed.proof.rows);
+        self.turn = None;
+        let (number, rows) = (self.log.number(), closed.proof.rows);
+        self.pace.turns.begin(number, self.clock.now_ms(), rows);
         let sent = closed.records.iter().filter(|one| sends(one));
         self.pace.written(sent.map(|one| &one.record.meta.table));
         let verify = is_verified(self.ranges);
@@ -351,17 +355,16 @@ impl Pump {
         Ok(())
     }
 
-    /// How long until the next range has to go out, where there is one: until it is old enough, and then as long as those
-    /// of other partitions go first.
-    fn due_in(&self) -> Option<Duration> {
+    /// How long until the next range has to go out, where there is one: until it is old enough, and has its turn among
+    /// those of other partitions.
+    fn due_in(&mut self) -> Option<Duration> {
         let now = self.clock.now_ms();
         let wait = match self.next.ripe_in(now)? {
             0 => {
-                let (patience, longest) = self.next.patience(now);
-                self.pace
-                    .turns
-                    .wait(self.log.number(), now, longest)
-                    .min(patience)
+                let (patience, turns) = (self.next.patience(now), &self.pace.turns);
+                let number = self.log.number();
+                let turn = *self.turn.get_or_insert_with(|| turns.take(number, now, patience));
+                turn.saturating_sub(now).min(patience.left)
             }
             wait => wait,
         };
@@ -371,7 +374,6 @@ impl Pump {
     /// Waits for whatever comes first: more records, the range's age, its settling, the stop.
     async fn wait(&mut self, durable: &mut watch::Receiver<Offset>) -> Result<(), PumpError> {
         let stopping = self.stop.is_cancelled();
-        let due = self.due_in().unwrap_or(IDLE);
         let room = !self.next.is_full();
         if let Some((_, task)) = &mut self.under_way {
             let settled = tokio::select! {
@@ -388,6 +390,7 @@ impl Pump {
         if stopping {
             return Ok(());
         }
+        let due = self.due_in().unwrap_or(IDLE);
         tokio::select! {
             biased;
             _ = durable.changed() => {}

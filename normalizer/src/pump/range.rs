@@ -44,6 +44,17 @@ pub struct OpenRange {
     full: bool,
 }
 
+/// How long a range may grow on, in ms.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// From now on: not at all where it is full, or where the clock was stepped back.
+    pub left: u64,
+    /// The age at which it was ripe, or what counts of it.
+    pub age: u64,
+    /// How old it may grow.
+    pub oldest: u64,
+}
+
 #[derive(Debug, Default, Clone, Copy)]
 struct Load {
     rows: u64,
@@ -186,17 +197,21 @@ impl OpenRange {
         })
     }
 
-    /// Milliseconds that it may grow on once it is ripe, for the sake of larger inserts, and how many of them behind any one
-    /// of another partition: not at all where it is full, or where the clock was stepped back.
+    /// How long it may grow on once it is ripe, for the sake of larger inserts.
     #[must_use]
-    pub fn patience(&self, now: UnixMs) -> (u64, u64) {
+    pub fn patience(&self, now: UnixMs) -> Patience {
         let more = self.max_age.saturating_mul(MAX_TURNS).min(MAX_TURN_MS);
-        let oldest = self.ripe_at.max(self.hold_until).saturating_add(more);
-        let patience = match oldest.saturating_sub(now) {
+        let end = self.ripe_at.max(self.hold_until).saturating_add(more);
+        let left = match end.saturating_sub(now) {
             wait if self.is_full() || wait > more => 0,
             wait => wait,
         };
-        (patience, self.max_age.min(MAX_TURN_MS))
+        let age = self.max_age.min(MAX_TURN_MS);
+        Patience {
+            left,
+            age,
+            oldest: age + more,
+        }
     }
 
     /// Closes it.
@@ -257,14 +272,14 @@ mod tests {
         let mut range = OpenRange::at(0);
         range.push(kept((0, BEGUN), 60_000), (&Batching::default(), 1.0), BEGUN);
         let patience = |range: &OpenRange, age: u64| {
-            let (patience, longest) = range.patience(BEGUN + age);
-            assert_eq!(longest, 500);
-            patience
+            let patience = range.patience(BEGUN + age);
+            assert_eq!((patience.age, patience.oldest), (500, 2_000));
+            patience.left
         };
         for (age, wait) in [(500, 1_500), (1_750, 250), (2_000, 0), (3_000, 0)] {
             assert_eq!(patience(&range, age), wait, "{age} ms old");
         }
-        assert_eq!(range.patience(0).0, 0, "the clock was stepped back");
+        assert_eq!(range.patience(0).left, 0, "the clock was stepped back");
         range.push(kept((1, BEGUN), 60_000), (&Batching::default(), 1.0), BEGUN);
         assert_eq!(patience(&range, 500), 0, "it is full");
     }
