@@ -42,7 +42,7 @@ use parking_lot::Mutex;
 use range::{ClosedRange, OpenRange, sends};
 use retries::Retries;
 use servers::Servers;
-use sluice_common::clock::{SharedClock, UnixMs};
+use sluice_common::clock::SharedClock;
 use sluice_common::failpoint::Point;
 use sluice_common::ids::{Name, Offset};
 use sluice_common::limits::{LOG_READ_BYTES, VERIFY_ONE_IN};
@@ -90,8 +90,6 @@ pub struct Pump {
     next: OpenRange,
     under_way: Option<UnderWay>,
     pace: Pace,
-    /// When the next range goes out, once it is ripe.
-    turn: Option<UnixMs>,
     ranges: u64,
     /// The last trouble of the dedup state that was logged.
     told: Option<String>,
@@ -168,7 +166,6 @@ impl Pump {
             next,
             under_way: None,
             pace,
-            turn: None,
             ranges: 0,
             told: None,
         }
@@ -344,7 +341,6 @@ impl Pump {
         // Dedup may wait for room: then it is not full, and more stands behind it all the same.
         closed.full |= closed.range.b < *self.log.durable_end().borrow();
         self.declare(&closed, &server)?;
-        self.turn = None;
         let (number, rows) = (self.log.number(), closed.proof.rows);
         self.pace.turns.begin(number, self.clock.now_ms(), rows);
         let sent = closed.records.iter().filter(|one| sends(one));
@@ -363,7 +359,10 @@ impl Pump {
             0 => {
                 let (patience, turns) = (self.next.patience(now), &self.pace.turns);
                 let number = self.log.number();
-                let turn = *self.turn.get_or_insert_with(|| turns.take(number, now, patience));
+                let turn = *self
+                    .next
+                    .turn
+                    .get_or_insert_with(|| turns.take(number, now, patience));
                 turn.saturating_sub(now).min(patience.left)
             }
             wait => wait,

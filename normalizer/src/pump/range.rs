@@ -41,6 +41,8 @@ pub struct OpenRange {
     hold_until: UnixMs,
     /// By how much it may grow larger and older than configured.
     pace: f64,
+    /// When it goes out, once it is ripe; whoever gives turns says it.
+    pub turn: Option<UnixMs>,
     full: bool,
 }
 
@@ -92,6 +94,7 @@ impl OpenRange {
             max_age: u64::MAX,
             hold_until: 0,
             pace: 1.0,
+            turn: None,
             full: false,
         }
     }
