@@ -326,7 +326,7 @@ pub const REPLAY_RANGE_ROWS: usize = 100_000;
 /// Records of one range of a replay, those that it does not want included: what is known of their rows fits one answer.
 pub const REPLAY_RANGE_RECORDS: u64 = 10_000;
 /// While the live backlog is older, a replay waits.
-pub const REPLAY_BACKLOG_AGE: Duration = Duration::from_secs(2);
+pub const REPLAY_BACKLOG_AGE: Duration = Duration::from_secs(4);
 /// For so long a replay waits for rows that were set aside and are going in.
 pub const REPLAY_ASIDE_PATIENCE: Duration = Duration::from_secs(20);
 /// After so much trouble with one range, or with what was under way at a promotion, a replay stops and says why.

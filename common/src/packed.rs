@@ -11,6 +11,8 @@ use std::cell::RefCell;
 const MARK: [u8; 4] = *b"SLZ4";
 /// The mark, and how long the stream was.
 const HEAD_BYTES: usize = 8;
+/// What a thread keeps for the next stream: a record's, which are rarely longer.
+const KEPT_BYTES: usize = 2 * 1_024 * 1_024;
 /// LZ4 makes no more of a byte.
 const MOST_OF_A_BYTE: usize = 255;
 /// What begins a block of LZ4 may stand for a little more than its own bytes would.
@@ -43,10 +45,14 @@ pub fn pack(stream: Vec<u8>) -> Bytes {
         room[..4].copy_from_slice(&MARK);
         room[4..HEAD_BYTES].copy_from_slice(&length.to_le_bytes());
         let packed = compress_into_with_table(&stream, &mut room[HEAD_BYTES..], table);
-        match packed.map(|packed| HEAD_BYTES + packed) {
+        let body = match packed.map(|packed| HEAD_BYTES + packed) {
             Ok(packed) if packed < stream.len() => Bytes::copy_from_slice(&room[..packed]),
             Ok(_) | Err(_) => stream.into(),
+        };
+        if room.len() > KEPT_BYTES {
+            *room = Vec::new();
         }
+        body
     })
 }
 

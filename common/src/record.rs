@@ -19,7 +19,7 @@
 //! 52  u32  meta length            (JSON of RecordMeta)
 //! 56  u32  request spans          (count, 56 bytes each)
 //! 60  u32  body length            (one Arrow IPC stream: schema, dictionaries, one batch; as it is, or packed: `packed`)
-//! 64  u32  column bytes: the rows' size in memory, before compression
+//! 64  u32  column bytes: what the rows take in memory: the body, once it is unpacked
 //! 68  u32  zero
 //! 72  meta | spans | keys (16 each) | fingerprints (4 each, if flagged) | body | zero padding
 //! ```

@@ -191,17 +191,18 @@ fn is_dictionary(column: &ArrayRef) -> bool {
 
 impl Draft {
     fn encode(&self, meta: bytes::Bytes) -> Result<RecordContent, EncodeError> {
+        let stream = match self.keys[..] {
+            [] => Vec::new(),
+            _ => ipc(&self.batch)?,
+        };
         Ok(RecordContent {
             meta,
             spans: self.spans.iter().map(|(span, _)| *span).collect(),
             keys: self.keys.clone(),
             fingerprints: self.fingerprints.clone(),
-            column_bytes: u32::try_from(column_bytes(&self.batch)?).unwrap_or(u32::MAX),
-            body: if self.keys.is_empty() {
-                bytes::Bytes::new()
-            } else {
-                packed::pack(ipc(&self.batch)?)
-            },
+            // All of the stream, with its schema and dictionaries: whoever reads the columns holds it unpacked.
+            column_bytes: u32::try_from(stream.len()).unwrap_or(u32::MAX),
+            body: packed::pack(stream),
         })
     }
 
@@ -272,13 +273,13 @@ fn clip(span: &RequestSpan, from: usize, to: usize, all: usize) -> Option<Reques
 /// Where Arrow refuses the batch.
 pub(super) fn ipc(batch: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
     let options = IpcWriteOptions::try_new(8, false, arrow_ipc::MetadataVersion::V5)?;
-    let room = Vec::with_capacity(column_bytes(batch)? + FRAMING_BYTES);
+    let room = Vec::with_capacity(column_bytes(batch)?.min(PACK_BYTES) + FRAMING_BYTES);
     let mut writer = StreamWriter::try_new_with_options(room, &batch.schema(), options)?;
     writer.write(batch)?;
     writer.into_inner()
 }
 
-/// What the rows of a batch take before compression, whatever its buffers have room for.
+/// What the rows of a batch take, whatever its buffers have room for; more where they are a part of lists or maps.
 fn column_bytes(batch: &RecordBatch) -> Result<usize, ArrowError> {
     let columns = batch.columns().iter();
     columns

@@ -17,7 +17,7 @@ use std::path::Path;
 /// Producers that end in one run.
 const ENDS: usize = 12;
 /// An event's id, which its request to the brokers has among its bytes.
-const HELD: &str = "the-event-whose-answer-is-held";
+const HELD: &str = "zQ7~wK4_xJ9^vB2";
 /// What the normalizer's log says of each.
 const ENDED: &str = "the producer of the log has ended; another one goes on";
 
