@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::Method;
 use ingestctl::http::{Ask, Http};
+use ingestctl::picture::scrape::{Histogram, Scrape};
 use sluice_common::process::Failure;
 use std::time::Duration;
 
@@ -46,6 +47,14 @@ impl Admin {
             text.push('\n');
         }
         Ok(Metrics(text))
+    }
+
+    /// A distribution since the start, over all of them.
+    ///
+    /// # Errors
+    /// As [`Self::metrics`].
+    pub async fn histogram(&self, name: &str) -> Result<Histogram, Failure> {
+        Ok(Scrape::parse(&self.metrics().await?.0).histogram(name))
     }
 
     /// What is in the log and not in ClickHouse yet.

@@ -158,10 +158,10 @@ async fn on(system: &mut System, millions: u64, load: Load) -> Result<LiveKeys, 
 
 /// Sends until the log has so many records: a state that knows keys has decided as many.
 async fn make_room(system: &System, records: u64) -> Result<(), Failure> {
-    let target = Target::events(
+    let target = [Target::events(
         system.edge.clone().unwrap_or_default(),
         Tenant::free(TENANT).key(),
-    );
+    )];
     let (mut run, mut stored) = (BEFORE, 0);
     while stored < records {
         let load = Load {

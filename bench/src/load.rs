@@ -60,6 +60,8 @@ pub struct Load {
     pub distinct: Option<u64>,
     /// Whether a reader asks for events of its own meanwhile, for freshness: it takes ClickHouse a share of a core.
     pub probed: bool,
+    /// Whose they are: connections are these tenants' in turn.
+    pub tenants: u32,
 }
 
 impl Load {
@@ -75,6 +77,7 @@ impl Load {
             now_ms: SystemClock.now_ms(),
             distinct: None,
             probed: true,
+            tenants: 1,
         }
     }
 
@@ -113,14 +116,14 @@ impl Ledger {
     }
 }
 
-/// Sends until the time is over and each connection has its last answer. `acknowledged` is moved on
-/// as answers come.
+/// Sends until the time is over and each connection has its last answer; connections go to the targets in turn.
+/// `acknowledged` is moved on as answers come.
 ///
 /// # Errors
 /// Where a request is not acknowledged within a minute of attempts.
-pub async fn send(load: Load, target: &Target, acknowledged: Rc<Cell<u64>>) -> Result<Ledger, Failure> {
+pub async fn send(load: Load, targets: &[Target], acknowledged: Rc<Cell<u64>>) -> Result<Ledger, Failure> {
     let mut senders = Vec::new();
-    for number in 0..load.connections {
+    for (number, target) in (0..load.connections).zip(targets.iter().cycle()) {
         senders.push(Sender {
             body: Body::render(load.run, number, load.events_per_request, load.now_ms),
             connection: None,

@@ -92,7 +92,7 @@ struct RunArgs {
     /// Events per second over all connections; without it, as many as are taken.
     #[arg(long)]
     rate: Option<u32>,
-    /// Without the reader that measures freshness, which takes ClickHouse a share of a core.
+    /// Without the reader that measures freshness, which takes ClickHouse a share of a core: it is what Sluice says itself.
     #[arg(long)]
     no_probes: bool,
     #[arg(long, value_enum, default_value = "all-in-one")]

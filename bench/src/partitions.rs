@@ -33,6 +33,12 @@ pub struct PartitionsArgs {
     events_per_request: u32,
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     connections: u32,
+    /// Of so many tenants, whose connections take turns.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    tenants: u32,
+    /// `log.tenant_partitions`, where there are as many partitions; without it, the default.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    tenant_partitions: Option<u16>,
     /// `batch.max_age` for each partition, so that ranges of several hold as many events as those of one: 500ms makes it 2 s
     /// with four. Without it, it is the default with any number.
     #[arg(long)]
@@ -129,20 +135,28 @@ impl PartitionsArgs {
         )))
     }
 
+    /// The config of a log with so many partitions.
+    fn config(&self, partitions: u16, round: u32, kafka: &Kafka) -> Result<String, Failure> {
+        let datasets = match self.max_age_each {
+            Some(each) => aged(each.ms() * u64::from(partitions))?,
+            None => String::new(),
+        };
+        let of_a_tenant = self.tenant_partitions.map_or_else(String::new, |some| {
+            format!(", tenant_partitions: {}", some.min(partitions))
+        });
+        Ok(format!(
+            "kafka: {{brokers: [\"{}\"]}}\nlog: {{kind: kafka, topic: log-{partitions}-{round}, group: group-{partitions}-{round}, \
+             partitions: {partitions}{of_a_tenant}}}\n{datasets}",
+            kafka.brokers()
+        ))
+    }
+
     async fn one(&self, log: Option<u16>, round: u32, kafka: &Kafka) -> Result<Measured, Failure> {
-        let extra = log.map_or(Ok(String::new()), |partitions| -> Result<String, Failure> {
-            let datasets = match self.max_age_each {
-                Some(each) => aged(each.ms() * u64::from(partitions))?,
-                None => String::new(),
-            };
-            Ok(format!(
-                "kafka: {{brokers: [\"{}\"]}}\nlog: {{kind: kafka, topic: log-{partitions}-{round}, group: group-{partitions}-{round}, \
-                 partitions: {partitions}}}\n{datasets}",
-                kafka.brokers()
-            ))
+        let extra = log.map_or(Ok(String::new()), |partitions| {
+            self.config(partitions, round, kafka)
         })?;
-        let mut system =
-            System::start_with(Some(self.shape), &[Tenant::free(TENANT)], &self.dir, &extra).await?;
+        let tenants = run::tenants(self.tenants);
+        let mut system = System::start_with(Some(self.shape), &tenants, &self.dir, &extra).await?;
         let used = || kafka.pid().map(usage::of_tree).unwrap_or_default().cpu;
         let before = used();
         let events = self.events_per_request as usize;
@@ -150,6 +164,9 @@ impl PartitionsArgs {
             run: round,
             rate: self.rate,
             now_ms: SystemClock.now_ms(),
+            // A reader that asks all the time costs ClickHouse more the longer it waits for an event.
+            probed: false,
+            tenants: self.tenants,
             ..Load::new((events, self.connections), Duration::from_secs(self.seconds))
         };
         let report = run::measure(Way::Sluice(self.shape), load, &system).await;
@@ -194,10 +211,10 @@ async fn rebuild(system: &mut System, stored: u64) -> Result<f64, Failure> {
             _ => Ok(std::fs::remove_dir_all(data.join("dedup"))?),
         };
         system.restart(without).await?;
-        let target = Target::events(
+        let target = [Target::events(
             system.edge.clone().unwrap_or_default(),
             Tenant::free(TENANT).key(),
-        );
+        )];
         let one = Load {
             run: ONE_MORE + n,
             ..Load::new((1, 1), Duration::from_millis(1))

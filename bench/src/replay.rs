@@ -266,8 +266,8 @@ impl Bench<'_> {
         self.system.edge.clone().unwrap_or_default()
     }
 
-    fn target(&self) -> Target {
-        Target::events(self.edge(), self.key.clone())
+    fn target(&self) -> [Target; 1] {
+        [Target::events(self.edge(), self.key.clone())]
     }
 
     async fn drained(&self) -> Result<(), Failure> {

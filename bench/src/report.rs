@@ -85,8 +85,12 @@ impl Report {
         );
         line("stored events/s", format!("{:.0}", self.stored_per_second));
         line("ack p50 / p99, ms", pair(self.ack_p50_ms, self.ack_p99_ms));
+        let of = match self.probes {
+            0 => "Sluice's own".to_owned(),
+            probes => format!("{probes} probes"),
+        };
         line(
-            &format!("freshness p50 / p95, ms ({} probes)", self.probes),
+            &format!("freshness p50 / p95, ms ({of})"),
             pair(self.freshness_p50_ms, self.freshness_p95_ms),
         );
         line("refused, sent again", self.refused.to_string());

@@ -24,8 +24,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long merges may go on; what they use until then counts.
 const MERGES_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The tenant of a run.
+/// The tenant of a run, and the first one of a run with several.
 pub const TENANT: &str = "bench";
+
+/// So many tenants without limits.
+#[must_use]
+pub fn tenants(many: u32) -> Vec<Tenant> {
+    let more = (1..many).map(|n| Tenant::free(format!("{TENANT}-{n}")));
+    std::iter::once(Tenant::free(TENANT)).chain(more).collect()
+}
 
 /// What takes the events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,9 +121,12 @@ pub async fn run(way: Way, load: Load, dir: &Path) -> Result<Report, Failure> {
 /// As [`run`].
 pub async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Failure> {
     let http = Http::default();
-    let target = match &system.edge {
-        Some(edge) => Target::events(edge, Tenant::free(TENANT).key()),
-        None => direct(way, system, &http).await?,
+    let targets = match &system.edge {
+        Some(edge) => tenants(load.tenants)
+            .iter()
+            .map(|tenant| Target::events(edge, tenant.key()))
+            .collect(),
+        None => vec![direct(way, system, &http).await?],
     };
     let over = Rc::new(Cell::new(false));
     let probe = system.edge.clone().filter(|_| load.probed).map(|edge| {
@@ -131,17 +141,18 @@ pub async fn measure(way: Way, load: Load, system: &System) -> Result<Report, Fa
     });
     let before = system.usage();
     let begun = Instant::now();
-    let (ledger, seen) = send(way, load, &target, system).await?;
+    let (ledger, seen) = send(way, load, &targets, system).await?;
     let stored = load.stored(&ledger);
-    drain(&http, system, stored.iter().sum()).await?;
-    if load.distinct.is_some() {
+    if load.distinct.is_some() || !load.probed {
+        // Before ClickHouse is asked: each question reads all rows, and is paid with its CPU.
         decided(system).await?;
     }
+    drain(&http, system, stored.iter().sum()).await?;
     let stored_after = begun.elapsed();
     over.set(true);
     let freshness = match probe {
-        Some(probe) => timeout(DRAIN_DEADLINE, probe).await???,
-        None => Latency::default(),
+        Some(probe) => Freshness::seen(&timeout(DRAIN_DEADLINE, probe).await???),
+        None => Freshness::told(system).await?,
     };
     let merging = merges_end(&http, system).await?;
     let after = system.usage();
@@ -172,7 +183,7 @@ struct Seen {
 }
 
 /// Sends under a progress bar, and looks at our services meanwhile.
-async fn send(way: Way, load: Load, target: &Target, system: &System) -> Result<(Ledger, Seen), Failure> {
+async fn send(way: Way, load: Load, targets: &[Target], system: &System) -> Result<(Ledger, Seen), Failure> {
     let bar = ProgressBar::new(load.time.as_secs());
     if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {elapsed}/{len}s {msg}") {
         bar.set_style(style);
@@ -181,7 +192,7 @@ async fn send(way: Way, load: Load, target: &Target, system: &System) -> Result<
     let acknowledged = Rc::new(Cell::new(0));
     let mut seen = Seen::default();
     let admin = system.edge.as_ref().map(|_| Admin::new(&system.admin));
-    let sending = load::send(load, target, Rc::clone(&acknowledged));
+    let sending = load::send(load, targets, Rc::clone(&acknowledged));
     tokio::pin!(sending);
     let ledger = loop {
         match timeout(LOOK_EVERY, &mut sending).await {
@@ -311,9 +322,41 @@ async fn check(http: &Http, system: &System, stored: &[u64]) -> Result<(), Failu
     )))
 }
 
+/// From an acknowledgement to the moment a row can be queried, in milliseconds.
+#[derive(Debug)]
+struct Freshness {
+    p50_ms: Option<f64>,
+    p95_ms: Option<f64>,
+    probes: u64,
+}
+
+impl Freshness {
+    /// As a reader saw it.
+    fn seen(probes: &Latency) -> Self {
+        Self {
+            p50_ms: probes.percentile_ms(50),
+            p95_ms: probes.percentile_ms(95),
+            probes: probes.count(),
+        }
+    }
+
+    /// As Sluice says, from the append on; nothing without one.
+    async fn told(system: &System) -> Result<Self, Failure> {
+        let all = Admin::new(&system.admin)
+            .histogram("sluice_freshness_seconds")
+            .await?;
+        let ms = |quantile| all.quantile(quantile).map(|seconds| seconds * 1e3);
+        Ok(Self {
+            p50_ms: ms(0.5),
+            p95_ms: ms(0.95),
+            probes: 0,
+        })
+    }
+}
+
 struct Found {
     stored_after: Duration,
-    freshness: Latency,
+    freshness: Freshness,
     before: Vec<(&'static str, Usage)>,
     after: Vec<(&'static str, Usage)>,
     ready: Vec<Duration>,
@@ -343,9 +386,9 @@ fn told(way: Way, load: Load, ledger: &Ledger, found: &Found) -> Report {
         processes: processes.collect(),
         ack_p50_ms: ledger.latency.percentile_ms(50),
         ack_p99_ms: ledger.latency.percentile_ms(99),
-        freshness_p50_ms: found.freshness.percentile_ms(50),
-        freshness_p95_ms: found.freshness.percentile_ms(95),
-        probes: found.freshness.count(),
+        freshness_p50_ms: found.freshness.p50_ms,
+        freshness_p95_ms: found.freshness.p95_ms,
+        probes: found.freshness.probes,
         refused: ledger.refused,
         resident: found.seen.resident.clone(),
         backlog: found.seen.backlog.clone(),

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use sluice_common::config::PartitionBy;
 use sluice_common::fates::{Fate, Fates};
 use sluice_common::ids::LogId;
+use sluice_common::packed::unpack;
 use sluice_common::record::{HEADER_BYTES, Record};
 use sluice_common::wire::sink::RangeRecord;
 use sluice_sink_writer::block::{Sight, Sights, Source, build};
@@ -20,8 +21,14 @@ const BODY_LENGTH_AT: usize = 60;
 /// One stream of columns in place of a sound one.
 pub fn run(input: &[u8]) {
     let (choice, columns) = super::choice(input);
-    let sound = FRAME.get_or_init(sound);
-    let mut bytes = sound.clone();
+    if let Some(record) = with_columns(FRAME.get_or_init(sound), columns) {
+        built(record, choice);
+    }
+}
+
+/// The record of a frame with other columns; nothing where it is none.
+fn with_columns(sound: &[u8], columns: &[u8]) -> Option<Record> {
+    let mut bytes = sound.to_vec();
     let length = usize::try_from(u32::from_le_bytes(
         sound[BODY_LENGTH_AT..BODY_LENGTH_AT + 4]
             .try_into()
@@ -37,25 +44,36 @@ pub fn run(input: &[u8]) {
     super::put(&mut bytes, BODY_LENGTH_AT, columns.len());
     super::put(&mut bytes, 4, all);
     super::mend(&mut bytes, 8, 12);
-    let Ok(record) = Record::read(&Bytes::from(bytes)) else {
-        return;
-    };
-    built(record, choice);
+    Record::read(&Bytes::from(bytes)).ok()
 }
 
 /// A sound record, once it is known that such ones are built, packed or not.
 fn sound() -> Vec<u8> {
-    for text in ["y", &"y".repeat(9_000)] {
-        let record = Record::read(&Bytes::from(frame(text))).expect("sound");
+    let frame_of_y = frame("y");
+    for columns in [packed("y"), packed(&"y".repeat(9_000)), unpacked("y")] {
+        let record = with_columns(&frame_of_y, &columns).expect("sound");
         assert!(built(record, 0), "what intake writes is read");
     }
-    frame("y")
+    frame_of_y
 }
 
-/// The columns of a sound record with this text: what a fuzzer begins with.
-pub fn seed(text: &str) -> Vec<u8> {
+fn packed(text: &str) -> Bytes {
     let record = Record::read(&Bytes::from(frame(text))).expect("sound");
-    [&[0], record.body().as_ref()].concat()
+    record.body()
+}
+
+fn unpacked(text: &str) -> Bytes {
+    unpack(packed(text)).expect("sound")
+}
+
+/// Columns of sound records: what a fuzzer begins with, each with its name.
+pub fn seeds() -> [(&'static str, Vec<u8>); 3] {
+    let seed = |columns: Bytes| [&[0], columns.as_ref()].concat();
+    [
+        ("packed", seed(packed("y"))),
+        ("packed_long", seed(packed(&"y".repeat(9_000)))),
+        ("stream", seed(unpacked("y"))),
+    ]
 }
 
 fn body_at(frame: &[u8], body: &[u8], length: usize) -> usize {

@@ -21,9 +21,9 @@ pub fn write(dir: &Path) {
         fs::write(dir.join(target).join(name), bytes).expect("written");
     };
     let frame = rows::frame("y");
-    seed("arrow", "sound", &arrow::seed("y"));
-    // So long that intake packs it.
-    seed("arrow", "packed", &arrow::seed(&"y".repeat(9_000)));
+    for (name, bytes) in arrow::seeds() {
+        seed("arrow", name, &bytes);
+    }
     seed("record", "sound", &frame);
     seed("record", "requests_out_of_order", &requests_out_of_order(&frame));
     seed("files", "segment", &[&[1], frame.as_slice()].concat());

@@ -12,6 +12,11 @@ type Built = Vec<(RecordContent, Vec<usize>)>;
 
 fn decode(content: &RecordContent) -> RecordBatch {
     let stream = unpack(content.body.clone()).expect("a sound body");
+    assert_eq!(
+        content.column_bytes as usize,
+        stream.len(),
+        "what whoever reads it has to hold"
+    );
     let mut reader = StreamReader::try_new(&stream[..], None).expect("a stream");
     let batch = reader.next().expect("a batch").expect("readable");
     assert!(reader.next().is_none(), "one batch a record");

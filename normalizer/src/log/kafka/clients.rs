@@ -87,7 +87,14 @@ impl LogClients {
         made(&self.target.client(), LastWords::default())
     }
 
-    /// One that appends to the log, or to the topic beside it.
+    /// One that appends to the topics beside the log, of which nothing is packed yet.
+    pub(super) fn messages_producer(&self) -> ClientConfig {
+        let mut config = self.producer();
+        config.set("compression.type", self.target.kafka.compression.name());
+        config
+    }
+
+    /// One that appends to the log.
     pub(super) fn producer(&self) -> ClientConfig {
         let append_ms = failpoint::shrunk(Bound::AppendMs, KAFKA_APPEND_DEADLINE.as_millis() as u64);
         let mut config = self.target.client();

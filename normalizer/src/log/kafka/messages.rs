@@ -63,7 +63,7 @@ impl ProducerContext for Context {
 }
 
 fn producer(clients: &LogClients) -> Result<Producer, String> {
-    made(&clients.producer(), Context(LastWords::default()))
+    made(&clients.messages_producer(), Context(LastWords::default()))
 }
 
 impl Messages {
