@@ -115,7 +115,8 @@ fn built(record: Record, choice: u8) -> bool {
     let by = if choice & 8 == 0 { "none" } else { "toDate(t)" };
     let placement = Placement::configured(&PartitionBy::parse(by).unwrap_or_default());
     let name = record.meta.table.clone();
-    let table = Table::for_tests(names, placement);
+    let columns = names.iter().map(|name| ((*name).to_owned(), "String".to_owned()));
+    let table = Table::known(name.clone(), columns, placement);
     let sights = Sights::from([(name, Sight::Known(Arc::new(table)))]);
     let source = Source {
         log: LogId(1),

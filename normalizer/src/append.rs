@@ -1,13 +1,17 @@
 //! Group commit's first half: requests that wait together are built into records together, while the
 //! log is busy with the group before them.
 
+mod gather;
+
 use crate::grant::{Grant, Load};
 use crate::intake::{EncodeError, Pending, RecordTemplate, build_records};
 use crate::log::{AppendError, Log};
-use sluice_common::limits::{GROUP_COMMIT_BYTES, LOG_QUEUE_BYTES};
+use gather::{Crowd, gather};
+use sluice_common::limits::LOG_QUEUE_BYTES;
 use sluice_common::metered::{ByteBudget, BytePermit};
 use sluice_common::metrics::{Counter, Labels, Metrics};
 use sluice_common::record::RecordContent;
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +47,9 @@ struct Job {
     pending: Vec<Pending>,
     /// How many they are.
     count: usize,
+    bytes: usize,
+    /// Over how many partitions a dataset's rows of it are cut; of one that is not, none.
+    cut: usize,
     done: oneshot::Sender<Result<(), NotAppended>>,
     claim: Claim,
     deadline: Instant,
@@ -103,12 +110,16 @@ impl Appender {
     /// [`NotAppended`].
     pub async fn append(&self, pending: Vec<Pending>, deadline: Instant) -> Result<(), NotAppended> {
         let bytes = pending.iter().map(|one| one.bytes).sum();
+        let parts = pending.iter().filter(|one| one.is_part);
+        let cut: BTreeSet<u16> = parts.map(|one| one.partition).collect();
         let permit = self.budget.try_take(bytes);
         let permit = permit.ok_or_else(|| NotAppended::Full("rows are waiting for the log".into()))?;
         let (done, mut answer) = oneshot::channel();
         let claim = Claim::default();
         let job = Job {
             count: pending.len(),
+            bytes,
+            cut: cut.len(),
             pending,
             done,
             claim: claim.clone(),
@@ -132,15 +143,17 @@ impl Appender {
 
 async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<dyn Log>, grant: Grant, metrics: Metrics) {
     let in_flight = Arc::new(Semaphore::new(GROUPS_IN_FLIGHT));
+    let mut crowd = Crowd::default();
     while let Some(first) = waiting.recv().await {
         // While the log is busy more requests gather here: that is what makes a group.
         let Ok(place) = Arc::clone(&in_flight).acquire_owned().await else {
             return;
         };
-        let mut jobs = gather(first, &mut waiting, Instant::now());
+        let mut jobs = gather(first, &mut waiting, &mut crowd).await;
         if jobs.is_empty() {
             continue;
         }
+        let under_way = crowd.go(jobs.len());
         let pending: Vec<Pending> = jobs
             .iter_mut()
             .flat_map(|job| std::mem::take(&mut job.pending))
@@ -164,6 +177,7 @@ async fn build(mut waiting: mpsc::Receiver<Job>, log: Arc<dyn Log>, grant: Grant
                 Ok(outcomes) => outcomes,
                 Err(_) => appending.await,
             };
+            drop(under_way);
             let mut outcomes = outcomes.into_iter();
             for job in jobs {
                 let of_job = outcomes.by_ref().take(job.count);
@@ -246,26 +260,6 @@ fn together(parts: impl Iterator<Item = Outcome>) -> Outcome {
     }
 }
 
-/// Those that wait, as far as one group takes them, and nobody gave up.
-fn gather(first: Job, waiting: &mut mpsc::Receiver<Job>, now: Instant) -> Vec<Job> {
-    let mut jobs = Vec::new();
-    let (mut bytes, mut next) = (0, Some(first));
-    while let Some(job) = next {
-        if let Some(job) = job.begin(now) {
-            bytes += size(&job);
-            jobs.push(job);
-        }
-        next = (bytes < GROUP_COMMIT_BYTES)
-            .then(|| waiting.try_recv().ok())
-            .flatten();
-    }
-    jobs
-}
-
-fn size(job: &Job) -> usize {
-    job.pending.iter().map(|one| one.bytes).sum()
-}
-
 fn refusal(error: AppendError) -> NotAppended {
     match error {
         AppendError::Full { .. } | AppendError::Busy => NotAppended::Full(error.to_string()),
@@ -279,8 +273,15 @@ fn refusal(error: AppendError) -> NotAppended {
 
 #[cfg(test)]
 mod tests {
+    use super::gather::Gathering;
     use super::*;
     use std::time::Duration;
+
+    fn taken(first: Job, waiting: &mut mpsc::Receiver<Job>, now: Instant) -> Vec<Job> {
+        let mut group = Gathering::default();
+        group.take(first, waiting, now);
+        group.jobs
+    }
 
     fn appender() -> (Appender, mpsc::Receiver<Job>) {
         let (jobs, waiting) = mpsc::channel(4);
@@ -298,7 +299,7 @@ mod tests {
         );
         assert!(Instant::now() >= deadline);
         let job = waiting.recv().await.unwrap();
-        assert!(gather(job, &mut waiting, deadline - Duration::from_millis(10)).is_empty());
+        assert!(taken(job, &mut waiting, deadline - Duration::from_millis(10)).is_empty());
     }
 
     #[tokio::test]
@@ -311,11 +312,11 @@ mod tests {
         };
         let late = append();
         let job = waiting.recv().await.unwrap();
-        assert!(gather(job, &mut waiting, deadline).is_empty());
+        assert!(taken(job, &mut waiting, deadline).is_empty());
         assert_eq!(late.await.unwrap(), Err(NotAppended::TooLate));
         let begun = append();
         let job = waiting.recv().await.unwrap();
-        let mut jobs = gather(job, &mut waiting, deadline - Duration::from_millis(1));
+        let mut jobs = taken(job, &mut waiting, deadline - Duration::from_millis(1));
         tokio::time::sleep_until(deadline + Duration::from_millis(5)).await;
         jobs.pop().unwrap().done.send(Ok(())).unwrap();
         assert_eq!(

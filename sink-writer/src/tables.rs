@@ -57,7 +57,7 @@ pub enum DescribeError {
 
 impl Table {
     /// A table with columns of text.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     #[must_use]
     pub fn for_tests(columns: &[&str], placement: Placement) -> Self {
         let columns = columns

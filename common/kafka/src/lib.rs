@@ -4,30 +4,25 @@
 //! A crate of its own because librdkafka brings OpenSSL with it: the edge does without.
 
 mod native;
+mod words;
 
 pub use native::{TopicIds, certainly_not_there, may_end, member_id, topic_ids};
+pub use words::{Client, LastWords, Speaks};
 
-use parking_lot::Mutex;
-use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use sluice_common::config::{Brokers, Consume, Kafka, Loaded, Login};
 use sluice_common::limits::KAFKA_SESSION;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::time::Instant;
 
-/// How long what a connection said explains why nothing gets through.
-const SAID_FOR: Duration = Duration::from_secs(60);
 /// Longest pause before a broker that was lost is tried again, give or take a half. It doubles from 100 ms with each
 /// connection that did not last: by librdkafka's own 10 s, a broker that has come back would be left waiting for so long.
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 /// How long a consumer that has fetched as much as it may fetches nothing more. By librdkafka's own second, a reader that
 /// has taken all of it waits for most of that second; and one that stands still is woken as often as this.
 const FETCH_PAUSE: Duration = Duration::from_millis(50);
-/// Longest part of that which is told.
-const MAX_SAID_CHARS: usize = 300;
 
 /// How the brokers are reached, with all references resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,12 +149,16 @@ pub fn seat(config: &mut ClientConfig) {
 ///
 /// # Errors
 /// A sentence where librdkafka refuses the config, a file of TLS for one.
-pub fn made<C: ClientContext, T: FromClientConfigAndContext<C>>(
+pub fn made<C: Speaks, T: FromClientConfigAndContext<C> + Client<C>>(
     config: &ClientConfig,
     context: C,
 ) -> Result<T, String> {
-    let made = config.create_with_context(context);
-    made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))
+    let made: Result<T, _> = config.create_with_context(context);
+    let made = made.map_err(|error| format!("Kafka cannot be set up: {}", told(&error)))?;
+    let client = made.base();
+    let servers = config.get("bootstrap.servers").unwrap_or_default();
+    client.context().words().know(client, servers);
+    Ok(made)
 }
 
 /// A topic as the brokers tell of it.
@@ -200,49 +199,6 @@ pub fn look(
     };
     topics.iter().map(ask).collect()
 }
-
-/// What connections said last: a message that timed out says nothing of why.
-#[derive(Debug, Default)]
-pub struct LastWords(Mutex<Option<(Instant, String)>>);
-
-impl LastWords {
-    /// librdkafka's sentence, with what the connections said before.
-    pub fn why(&self, error: &KafkaError) -> String {
-        let said = self.0.lock().clone();
-        match said.filter(|(at, _)| at.elapsed() < SAID_FOR) {
-            Some((_, said)) => format!("{}; before that: {said}", told(error)),
-            None => told(error),
-        }
-    }
-}
-
-impl ClientContext for LastWords {
-    fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error
-            | RDKafkaLogLevel::Warning => tracing::debug!(fac, "kafka: {text}"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
-                tracing::trace!(fac, "kafka: {text}");
-            }
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // Whoever waits is told of what becomes of it, and says it once.
-        tracing::debug!(%error, reason, "kafka");
-        let is_vague = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
-        let mut said = self.0.lock();
-        if !is_vague || said.is_none() {
-            let reason = reason.chars().take(MAX_SAID_CHARS).collect();
-            *said = Some((Instant::now(), reason));
-        }
-    }
-}
-
-impl ConsumerContext for LastWords {}
 
 /// librdkafka's sentence.
 #[must_use]

@@ -159,6 +159,19 @@ pub fn member_id<C: ClientContext>(client: &Client<C>) -> Option<String> {
     }
 }
 
+/// Has a client know brokers that it does not know.
+///
+/// `client` is alive: this is called by whoever has it, or by librdkafka from within it.
+pub(crate) fn add_brokers(client: *mut native::rd_kafka_t, servers: &CStr) {
+    #[expect(unsafe_code, reason = "the binding has no such call")]
+    // SAFETY: as asked; the text is copied, and any thread may call it.
+    let known = unsafe { native::rd_kafka_brokers_add(client, servers.as_ptr()) };
+    tracing::debug!(
+        known,
+        "a client may have lost its brokers: it is given them again"
+    );
+}
+
 /// A point at which a test may have a client end: librdkafka says a fatal error of it, and it sends nothing more. In a
 /// build without failpoints it is nothing.
 #[cfg(not(feature = "failpoints"))]

@@ -20,7 +20,7 @@ use signature::TopicId;
 use sluice_common::ids::Name;
 use sluice_common::limits::{SOURCE_BATCH_MESSAGES, SOURCE_FETCH_BYTES, SOURCE_LINGER, SOURCE_QUEUE_BYTES};
 use sluice_common::metrics::Metrics;
-use sluice_kafka::{LastWords, made, seat, told};
+use sluice_kafka::{LastWords, Speaks, made, seat, told};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -158,6 +158,12 @@ impl ClientContext for Context {
     }
 }
 
+impl Speaks for Context {
+    fn words(&self) -> &LastWords {
+        &self.words
+    }
+}
+
 impl ConsumerContext for Context {
     fn rebalance(&self, base: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let done = if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
@@ -270,6 +276,7 @@ impl Consumer {
     /// # Errors
     /// Why the consumer is of no use any more.
     pub fn gather(&mut self) -> Result<Vec<Batch>, String> {
+        self.base.context().words.look_after();
         let mut gathering = Gathering::default();
         for held in std::mem::take(&mut self.held) {
             gathering.take(
@@ -333,6 +340,7 @@ impl Consumer {
     /// As [`Self::gather`].
     pub fn hold(&mut self) -> Result<(), String> {
         self.is_paused = true;
+        self.base.context().words.look_after();
         let ours = self.base.assignment().map_err(|error| told(&error))?;
         self.base.pause(&ours).map_err(|error| told(&error))?;
         match self.base.poll(Duration::ZERO) {

@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use sluice_common::limits::{PUBLISH_DEADLINE, PUBLISH_QUEUE_BYTES, PUBLISH_QUEUE_MESSAGES};
-use sluice_kafka::{LastWords, Target, made, told};
+use sluice_kafka::{LastWords, Speaks, Target, made, told};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -79,6 +79,12 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.error(error, reason);
+    }
+}
+
+impl Speaks for Context {
+    fn words(&self) -> &LastWords {
+        &self.0
     }
 }
 

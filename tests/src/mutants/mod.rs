@@ -96,7 +96,10 @@ impl Mutant {
     /// The folder of the package whose tests must fail.
     #[must_use]
     pub fn folder(&self) -> &str {
-        self.package.strip_prefix("sluice-").unwrap_or(&self.package)
+        match &*self.package {
+            "sluice-kafka" => "common/kafka",
+            package => package.strip_prefix("sluice-").unwrap_or(package),
+        }
     }
 
     /// Whether its rule, its sentence or one of its tests contains `word`; a rule in full, so that `R1` is not `R10`.

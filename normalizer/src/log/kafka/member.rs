@@ -18,7 +18,7 @@ use rdkafka::types::RDKafkaRespErr;
 use sluice_common::ids::LogId;
 use sluice_common::metrics::{Counter, Metrics};
 use sluice_common::shutdown::Stop;
-use sluice_kafka::{LastWords, made, member_id, told};
+use sluice_kafka::{LastWords, Speaks, made, member_id, told};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -118,6 +118,12 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.words.error(error, reason);
+    }
+}
+
+impl Speaks for Context {
+    fn words(&self) -> &LastWords {
+        &self.words
     }
 }
 
@@ -379,10 +385,11 @@ impl Inner {
     }
 
     fn answer(&self) {
+        let context = self.consumer.context();
+        context.words.look_after();
         let Some(Err(error)) = self.consumer.poll(POLL) else {
             return;
         };
-        let context = self.consumer.context();
         let reason = context.words.why(&error);
         if let KafkaError::MessageConsumptionFatal(_) = error {
             let mut lost = context.lost.0.lock();

@@ -8,7 +8,7 @@ use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use sluice_common::failpoint::Point;
 use sluice_common::limits::KAFKA_APPEND_DEADLINE;
-use sluice_kafka::{LastWords, made, may_end, told};
+use sluice_kafka::{LastWords, Speaks, made, may_end, told};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -46,6 +46,12 @@ struct Context(LastWords);
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.error(error, reason);
+    }
+}
+
+impl Speaks for Context {
+    fn words(&self) -> &LastWords {
+        &self.0
     }
 }
 

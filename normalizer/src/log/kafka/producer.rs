@@ -19,7 +19,7 @@ use sluice_common::failpoint::Point;
 use sluice_common::ids::LogId;
 use sluice_common::limits::{KAFKA_APPEND_DEADLINE, LOG_QUEUE_BYTES, SHUTDOWN_DEADLINE};
 use sluice_common::record::{Placement, RecordContent};
-use sluice_kafka::{LastWords, certainly_not_there, made, may_end, told};
+use sluice_kafka::{LastWords, Speaks, certainly_not_there, made, may_end, told};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -67,6 +67,12 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.error(error, reason);
+    }
+}
+
+impl Speaks for Context {
+    fn words(&self) -> &LastWords {
+        &self.0
     }
 }
 

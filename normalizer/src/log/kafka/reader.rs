@@ -311,6 +311,7 @@ impl Reader {
                     self.shared.tail.lock().said = Some(reason);
                 }
             }
+            consumer.context().look_after();
             match consumer.poll(POLL) {
                 Some(Ok(message)) => self.take(turn, &message),
                 Some(Err(error)) => self.failed(turn, &consumer, &error),
