@@ -18,7 +18,6 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 use std::ffi::CString;
-use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -102,7 +101,7 @@ impl Brokers {
         let mut trouble = self.trouble.lock();
         let trouble = trouble.get_or_insert_with(|| Trouble {
             tries: 0,
-            lasts: true,
+            lasts: false,
             next: Instant::now() + PAUSES[0],
         });
         trouble.lasts = true;
@@ -122,7 +121,7 @@ impl Brokers {
             Some(_) | None => *guard = None,
         }
         drop(guard);
-        if !ptr::eq(client, ptr::null()) {
+        if !client.is_null() {
             add_brokers(client, &self.servers.lock());
         }
     }

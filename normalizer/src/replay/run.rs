@@ -76,7 +76,7 @@ impl Replays {
         self.let_in(running).await?;
         loop {
             let Some(leg) = running.state.lock().leg().cloned() else {
-                return Ok(());
+                return running.wait_for_last().await;
             };
             self.awaited(running, leg.partition).await?;
             let source = self.source_of(running, leg.partition)?;
@@ -433,6 +433,15 @@ impl Running {
         #[expect(clippy::cast_precision_loss, reason = "a wait")]
         let worth = Duration::from_secs_f64(events as f64 / rate as f64);
         *self.debt.lock() = Some((begun, worth));
+    }
+
+    /// Its last range counts for the cap as the others do. Rows of a table that is being promoted wait meanwhile: that
+    /// goes on at once.
+    async fn wait_for_last(&self) -> Result<(), RunError> {
+        if self.state.lock().promotion.is_some() {
+            return Ok(());
+        }
+        self.wait(self.owed()).await
     }
 
     fn owed(&self) -> Duration {

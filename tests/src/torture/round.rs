@@ -4,6 +4,7 @@ use super::draw::{Disk, Draw, Fault, Full, Network};
 use super::figures::Figures;
 use super::letters::Retries;
 use crate::kafka::Kafka;
+use crate::oracle::copies::LogTopic;
 use crate::oracle::request::DATASETS;
 use crate::oracle::verdict::Verdict;
 use crate::oracle::{self, Oracle, Refusal};
@@ -44,6 +45,10 @@ pub async fn play(draw: &Draw) -> (Figures, Verdict) {
     };
     let deployment = plan(draw, kafka.as_ref()).start().await;
     let mut oracle = Oracle::new(&deployment, draw.seed);
+    oracle.log_topic = kafka.as_ref().map(|kafka| LogTopic {
+        brokers: kafka.brokers(),
+        topic: TOPIC,
+    });
     oracle.style = draw.style.clone();
     let mut round = Round {
         deployment,
@@ -95,9 +100,12 @@ fn plan(draw: &Draw, kafka: Option<&Kafka>) -> Plan {
     }
 }
 
+/// The topic of a log in Kafka.
+const TOPIC: &str = "torture";
+
 fn kafka_log(kafka: &Kafka) -> String {
     let brokers = kafka.brokers();
-    format!("kafka: {{brokers: [\"{brokers}\"]}}\nlog: {{kind: kafka, topic: torture}}\n")
+    format!("kafka: {{brokers: [\"{brokers}\"]}}\nlog: {{kind: kafka, topic: {TOPIC}}}\n")
 }
 
 fn hops(shape: Shape) -> &'static [Hop] {

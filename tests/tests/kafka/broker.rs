@@ -1,7 +1,7 @@
 //! The broker of a log in Kafka is killed, stands still, or its answer to an append is lost: nothing is acknowledged that
 //! is not there, what is refused never is, and a copy that a retry leaves in the log is dropped by the log's order.
 
-use super::log::{config, count, prepared, proxied_config, send, style};
+use super::log::{config, count, log_topic, prepared, proxied_config, send, style};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
@@ -31,6 +31,7 @@ async fn a_kafka_log_keeps_each_event_once_though_its_broker_is_killed_again_and
     let (deployment, _points) = prepared(&config(&kafka, ""), &[]).await;
     let mut oracle = Oracle::new(&deployment, seed);
     oracle.style = style();
+    oracle.log_topic = Some(log_topic(&kafka));
     let load = oracle.load(&deployment);
     for _ in 0..long_form("BROKER_KILLS", 5) {
         acknowledged(&oracle, &deployment).await;
@@ -54,6 +55,7 @@ async fn a_kafka_log_whose_broker_stands_still_past_the_append_deadline_acknowle
     let (deployment, _points) = prepared(&config(&kafka, ""), &[APPEND_MS]).await;
     let mut oracle = Oracle::new(&deployment, seed);
     oracle.style = style();
+    oracle.log_topic = Some(log_topic(&kafka));
     // First by itself, where it is known what was sent before the broker stood still; then under load.
     let unknown = standstill(&kafka, (&oracle, &deployment)).await;
     assert!(unknown > 0, "what was sent to it, and not answered, may be there");
@@ -203,6 +205,7 @@ async fn a_kafka_log_whose_answers_are_lost_again_and_again_under_load_keeps_eac
     let (deployment, _points) = prepared(&proxied_config(&kafka, ""), &[APPEND_MS]).await;
     let mut oracle = Oracle::new(&deployment, seed);
     oracle.style = style();
+    oracle.log_topic = Some(log_topic(&kafka));
     let load = oracle.load(&deployment);
     let lost = Act::Cut {
         way: Way::Back,
@@ -227,5 +230,6 @@ async fn a_kafka_log_whose_answers_are_lost_again_and_again_under_load_keeps_eac
     load.stop().await;
     let verdict = oracle.drained_verdict(&deployment).await;
     println!("{}", verdict.table());
+    println!("copies in the log: {:?}", log_topic(&kafka).copies());
     verdict.assert_clean();
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sluice_common::failpoint::{Bound, Point};
 use sluice_tests::failpoints::{Action, Case, Failpoints};
 use sluice_tests::kafka::{Kafka, WORKED_ON, partitions, works_on};
+use sluice_tests::oracle::copies::LogTopic;
 use sluice_tests::oracle::load::Style;
 use sluice_tests::oracle::{self, Oracle};
 use sluice_tests::{Deployment, Part, Plan, Shape, eventually, now_ms};
@@ -49,6 +50,12 @@ pub(super) async fn prepared(config: &str, bounds: &[(Bound, u64)]) -> (Deployme
     let started = Deployment::start_prepared(TENANTS, Shape::ThreeProcesses, config, prepare);
     let deployment = started.await;
     (deployment, points.expect("prepared"))
+}
+
+/// Where the log lies.
+pub fn log_topic(kafka: &Kafka) -> LogTopic {
+    let (brokers, topic) = (kafka.brokers(), "events-log");
+    LogTopic { brokers, topic }
 }
 
 pub(super) fn style() -> Style {
@@ -101,6 +108,7 @@ async fn a_kafka_log_keeps_each_event_once_whatever_is_killed() {
     let mut deployment = start(Shape::ThreeProcesses, &kafka, "").await;
     let mut oracle = Oracle::new(&deployment, seed);
     oracle.style = style();
+    oracle.log_topic = Some(log_topic(&kafka));
     let load = oracle.load(&deployment);
     for round in 0..15 {
         let victim = [
@@ -142,6 +150,7 @@ async fn a_kafka_log_s_partitions_move_between_normalizers_and_each_event_is_the
     }
     let mut oracle = Oracle::new(&deployment, seed);
     oracle.style = style();
+    oracle.log_topic = Some(log_topic(&kafka));
     let load = oracle.load(&deployment);
     // One leaves in order, and comes back.
     tokio::task::block_in_place(|| deployment.terminate(Part::SecondNormalizer));
