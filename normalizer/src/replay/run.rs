@@ -361,7 +361,7 @@ impl Replays {
     async fn pace(&self, running: &Running) -> Result<(), RunError> {
         running.wait(running.owed()).await?;
         // Rows of a table that is being promoted wait meanwhile: it must come to its end.
-        let promotes = running.state.lock().promotion.is_some();
+        let promotes = running.promotes();
         while !promotes && self.is_behind() {
             running.change(|state| state.told.reason = Some("the live path is behind: it goes first".into()));
             running.wait(LOOK).await?;
@@ -438,10 +438,14 @@ impl Running {
     /// Its last range counts for the cap as the others do. Rows of a table that is being promoted wait meanwhile: that
     /// goes on at once.
     async fn wait_for_last(&self) -> Result<(), RunError> {
-        if self.state.lock().promotion.is_some() {
+        if self.promotes() {
             return Ok(());
         }
         self.wait(self.owed()).await
+    }
+
+    fn promotes(&self) -> bool {
+        self.state.lock().promotion.is_some()
     }
 
     fn owed(&self) -> Duration {

@@ -1,7 +1,7 @@
 //! The oracle: it sends events, writes down what it was told of each, and holds the tables to it.
 //!
-//! - [`copies`]: records that a log in Kafka has more than once.
 //! - [`books`]: the books of a drained Sluice, held against its tables and against what was sent.
+//! - [`copies`]: records that a log in Kafka has more than once.
 //! - [`ledger`]: event → sent, acknowledged, refused, unknown; on disk and synced, so that it knows what it was
 //!   promised even where its own process dies.
 //! - [`request`]: one request and what its answer means to a client.
@@ -139,7 +139,7 @@ pub struct Oracle {
     pub memory_budget: u64,
     /// What was refused for a while: a dead letter of anything else is a breach.
     pub refusal: Option<Refusal>,
-    /// Where the log is one in Kafka: its topic.
+    /// The log's topic in Kafka, where answers of its brokers are lost: there alone may it have copies.
     pub log_topic: Option<LogTopic>,
     /// The command that runs the same again.
     pub replay: String,
@@ -320,8 +320,8 @@ impl Oracle {
             let received = received.get(tenant.as_str()).copied().unwrap_or_default();
             if !(least..=most).contains(&received.unsigned_abs().saturating_sub(copies)) {
                 complaints.push(format!(
-                    "{tenant}: the books say {received} events received, {copies} of them of copies in the log; {least} were acknowledged, {most} sent and \
-                     not refused"
+                    "{tenant}: the books say {received} events received, {copies} of them of copies in the log; {least} \
+                     were acknowledged, {most} sent and not refused"
                 ));
             }
         }

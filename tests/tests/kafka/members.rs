@@ -1,7 +1,7 @@
 //! Normalizers join the group of a log in Kafka and leave it again and again, in order or killed, before the group has
 //! settled; edges and sink-writers come and go meanwhile. Each event is in its table once.
 
-use super::log::{config, log_topic, style};
+use super::log::{config, style};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -81,7 +81,6 @@ async fn a_kafka_log_in_a_storm_of_rebalances_keeps_each_event_once() {
     settled(&deployment).await;
     let mut oracle = Oracle::new(&deployment, seed);
     oracle.style = style();
-    oracle.log_topic = Some(log_topic(&kafka));
     let load = oracle.load(&deployment);
     let (begun, turns) = (given(&deployment), long_form("REBALANCES", 18));
     for turn in 0..turns {

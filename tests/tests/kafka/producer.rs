@@ -1,7 +1,7 @@
 //! The producer of a log in Kafka has a fatal error, after which librdkafka sends nothing more with it: another one goes
 //! on in the same process, and each event is in its table once. The same of those behind the topics beside the log.
 
-use super::log::{config, count, log_topic, prepared, proxied_config, send, style};
+use super::log::{config, count, prepared, proxied_config, send, style};
 use super::seats::{ALL_REFUSED, EARLY_REFUSED, FATES, REFUSED, events_of_two_days, long_progress};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -41,7 +41,6 @@ async fn a_kafka_log_s_producers_that_end_under_load_are_replaced_and_cost_no_ev
     let process = deployment.service(Part::Normalizer).map(|one| one.pid());
     let mut oracle = Oracle::new(&deployment, seed);
     oracle.style = style();
-    oracle.log_topic = Some(log_topic(&kafka));
     let load = oracle.load(&deployment);
     for turn in 0..ENDS {
         let point = [Point::ProduceSend, Point::ProduceSent][turn % 2];

@@ -1,7 +1,7 @@
 //! Who has a partition of a log in Kafka, and with what progress: a member with a name of its own that was killed, or
 //! ended in order, has its partitions back, and what is too long for an offset's metadata is gone on with by another normalizer.
 
-use super::log::{config, log_topic, style};
+use super::log::{config, style};
 use serde_json::{Value, json};
 use sluice_common::failpoint::Point;
 use sluice_tests::failpoints::{Action, Case, Failpoints};
@@ -47,7 +47,6 @@ async fn a_kafka_log_s_named_member_that_starts_again_has_its_partitions_back_an
     let generation = kafka.generation("sluice").await;
     let mut oracle = Oracle::new(&deployment, seed);
     oracle.style = style();
-    oracle.log_topic = Some(log_topic(&kafka));
     let load = oracle.load(&deployment);
     let (one, two) = (Part::Normalizer, Part::SecondNormalizer);
     for (gone, other, in_order) in [

@@ -116,7 +116,7 @@ async fn a_replay_can_be_paused_goes_on_where_it_was_and_keeps_to_its_cap() {
     assert_eq!(told["written"], 480_000);
     // The cap holds for all that was left, whatever its ranges were.
     let (left, took) = (480_000 - written, resumed.elapsed());
-    let least = Duration::from_millis(left / 120);
+    let least = Duration::from_nanos(left * 1_000_000_000 / 120_000);
     assert!(took >= least, "{left} events in {took:?}, not {least:?}");
     assert_eq!(stand.diff(&id).await, Sums::equal(480_000));
 }
