@@ -20,6 +20,8 @@ use std::time::Duration;
 /// Longest pause before a broker that was lost is tried again, give or take a half. It doubles from 100 ms with each
 /// connection that did not last: by librdkafka's own 10 s, a broker that has come back would be left waiting for so long.
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// How often a client says which brokers it knows.
+const BROKERS_TOLD: Duration = Duration::from_secs(2);
 /// How long a consumer that has fetched as much as it may fetches nothing more. By librdkafka's own second, a reader that
 /// has taken all of it waits for most of that second; and one that stands still is woken as often as this.
 const FETCH_PAUSE: Duration = Duration::from_millis(50);
@@ -143,6 +145,12 @@ pub fn seat(config: &mut ClientConfig) {
         "heartbeat.interval.ms",
         (KAFKA_SESSION / 4).as_millis().to_string(),
     );
+}
+
+/// Has a client say which brokers it knows, again and again: see [`LastWords::heard`]. For those that live long and are
+/// polled: what nobody takes would be kept.
+pub fn watched(config: &mut ClientConfig) {
+    config.set("statistics.interval.ms", BROKERS_TOLD.as_millis().to_string());
 }
 
 /// A client of some kind.

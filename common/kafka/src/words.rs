@@ -5,7 +5,8 @@
 //! forgets whatever broker an answer does not name, and where it forgets them all it may never ask or connect again
 //! (confluentinc/librdkafka, issue 5301; seen with 2.12): a seat in the group, a producer, a reader would be of no use until
 //! a restart. So a client that says that all brokers are down, or whose questions are not answered, is given those of the
-//! config again, a few times. Where it knows them that changes nothing.
+//! config again, a few times. Where it knows them that changes nothing. One that asks nothing, as a seat does, says nothing
+//! of it either: its statistics do, which name each broker that it knows.
 
 use crate::native::add_brokers;
 use crate::told;
@@ -17,6 +18,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
+use rdkafka::statistics::Statistics;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
@@ -70,6 +72,15 @@ impl LastWords {
             Some((_, said)) => format!("{}; before that: {said}", told(error)),
             None => told(error),
         }
+    }
+
+    /// Whether the client knows any broker. Those are none that stand for the group's coordinator, or for none yet.
+    pub fn heard(&self, statistics: &Statistics) {
+        let is_real = |source: &str| matches!(source, "configured" | "learned");
+        if !statistics.brokers.values().any(|broker| is_real(&broker.source)) {
+            self.brokers.are_missed();
+        }
+        self.look_after();
     }
 
     /// Gives the client its brokers again, if it is time to. For whoever polls it, again and again.
@@ -154,6 +165,10 @@ impl ClientContext for LastWords {
             *said = Some((Instant::now(), reason));
         }
     }
+
+    fn stats(&self, statistics: Statistics) {
+        self.heard(&statistics);
+    }
 }
 
 impl ConsumerContext for LastWords {}
@@ -195,12 +210,13 @@ impl<C: ClientContext> Client<C> for AdminClient<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Target, made};
+    use crate::{Target, made, watched};
+    use rdkafka::ClientConfig;
     use sluice_common::config::Kafka;
     use std::io::{self, Read as _, Write as _};
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
     use std::thread::JoinHandle;
 
     const API_VERSIONS: u16 = 18;
@@ -212,6 +228,8 @@ mod tests {
     struct Broker {
         port: u16,
         tells: Arc<AtomicBool>,
+        /// How often it told of itself.
+        told: Arc<AtomicUsize>,
         over: Arc<AtomicBool>,
         thread: Option<JoinHandle<()>>,
     }
@@ -221,23 +239,34 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let port = listener.local_addr().unwrap().port();
             let (tells, over) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
-            let (told, done) = (Arc::clone(&tells), Arc::clone(&over));
+            let told = Arc::<AtomicUsize>::default();
+            let (does_tell, count, done) = (Arc::clone(&tells), Arc::clone(&told), Arc::clone(&over));
             let thread = std::thread::spawn(move || {
                 for connection in listener.incoming().flatten() {
                     if done.load(Ordering::Relaxed) {
                         return;
                     }
-                    let told = Arc::clone(&told);
-                    std::thread::spawn(move || serve(connection, port, &told));
+                    let (tells, told) = (Arc::clone(&does_tell), Arc::clone(&count));
+                    std::thread::spawn(move || serve(connection, port, (&tells, &told)));
                 }
             });
             let thread = Some(thread);
             Self {
                 port,
                 tells,
+                told,
                 over,
                 thread,
             }
+        }
+
+        /// A client of it.
+        fn client(&self, config: impl FnOnce(&mut ClientConfig)) -> BaseConsumer<LastWords> {
+            let mut of_its_own = self.target().client();
+            // librdkafka's own way out helps now and then.
+            of_its_own.set("metadata.recovery.strategy", "none");
+            config(&mut of_its_own);
+            made(&of_its_own, LastWords::default()).unwrap()
         }
 
         fn target(&self) -> Target {
@@ -263,7 +292,11 @@ mod tests {
     }
 
     /// Answers until the client goes.
-    fn serve(mut connection: TcpStream, port: u16, tells: &AtomicBool) -> io::Result<()> {
+    fn serve(
+        mut connection: TcpStream,
+        port: u16,
+        (tells, told): (&AtomicBool, &AtomicUsize),
+    ) -> io::Result<()> {
         loop {
             let mut size = [0; 4];
             connection.read_exact(&mut size)?;
@@ -273,7 +306,11 @@ mod tests {
             let mut answer = request[4..8].to_vec();
             answer.extend(match (number(0), number(2)) {
                 (API_VERSIONS, version) => versions(if version == 0 { 0 } else { UNSUPPORTED_VERSION }),
-                (METADATA, 1) => metadata(port, tells.load(Ordering::Relaxed)),
+                (METADATA, 1) => {
+                    let tells = tells.load(Ordering::Relaxed);
+                    told.fetch_add(usize::from(tells), Ordering::Relaxed);
+                    metadata(port, tells)
+                }
                 other => panic!("asked for {other:?}"),
             });
             let size = u32::try_from(answer.len()).unwrap();
@@ -315,10 +352,7 @@ mod tests {
     #[test]
     fn a_client_that_was_told_of_no_broker_finds_them_again() {
         let broker = Broker::start();
-        let mut config = broker.target().client();
-        // librdkafka's own way out helps now and then.
-        config.set("metadata.recovery.strategy", "none");
-        let client: BaseConsumer<LastWords> = made(&config, LastWords::default()).unwrap();
+        let client = broker.client(|_| ());
         let until = Instant::now() + Duration::from_secs(40);
         let answers = || {
             client.poll(Duration::ZERO);
@@ -331,5 +365,27 @@ mod tests {
         while !answers() {}
         broker.tells.store(true, Ordering::Relaxed);
         while !answers() {}
+    }
+
+    #[test]
+    fn a_client_that_asks_nothing_and_was_told_of_no_broker_finds_them_again() {
+        let broker = Broker::start();
+        let client = broker.client(watched);
+        let told = || broker.told.load(Ordering::Relaxed);
+        let until = Instant::now() + Duration::from_secs(40);
+        let ask = || client.fetch_metadata(None, Duration::from_millis(500));
+        while ask().is_err() {
+            assert!(Instant::now() < until, "it does not begin");
+        }
+        broker.tells.store(false, Ordering::Relaxed);
+        while ask().is_ok_and(|told| !told.brokers().is_empty()) {
+            assert!(Instant::now() < until, "it is not told of no broker");
+        }
+        broker.tells.store(true, Ordering::Relaxed);
+        let before = told();
+        while told() == before {
+            client.poll(Duration::from_millis(50));
+            assert!(Instant::now() < until, "it never asks again");
+        }
     }
 }

@@ -134,6 +134,7 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
+        self.words.heard(&statistics);
         let state = self.state.lock();
         let mut lags = self.shared.lags.lock();
         for (topic, known) in statistics.topics {

@@ -10,8 +10,9 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::statistics::Statistics;
 use sluice_common::limits::{PUBLISH_DEADLINE, PUBLISH_QUEUE_BYTES, PUBLISH_QUEUE_MESSAGES};
-use sluice_kafka::{LastWords, Speaks, Target, made, told};
+use sluice_kafka::{LastWords, Speaks, Target, made, told, watched};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -79,6 +80,10 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.error(error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.0.heard(&statistics);
     }
 }
 
@@ -230,6 +235,7 @@ fn config(target: &Target) -> ClientConfig {
     let ms = |duration: Duration| duration.as_millis().to_string();
     let most = kafka.max_message_bytes.0;
     let mut config = target.client();
+    watched(&mut config);
     for (key, value) in [
         ("acks", "all".into()),
         ("enable.idempotence", "true".into()),

@@ -7,7 +7,7 @@ use sluice_common::config::{Compression, Loaded, LogKind};
 use sluice_common::failpoint::{self, Bound};
 use sluice_common::limits::{KAFKA_APPEND_DEADLINE, KAFKA_FETCH_BYTES, LOG_QUEUE_BYTES, LOG_QUEUE_MESSAGES};
 use sluice_common::record::MAX_FRAME_BYTES;
-use sluice_kafka::{LastWords, Target, made, seat};
+use sluice_kafka::{LastWords, Target, made, seat, watched};
 use std::time::Duration;
 
 /// How long brokers have for one question.
@@ -98,6 +98,7 @@ impl LogClients {
     pub(super) fn producer(&self) -> ClientConfig {
         let append_ms = failpoint::shrunk(Bound::AppendMs, KAFKA_APPEND_DEADLINE.as_millis() as u64);
         let mut config = self.target.client();
+        watched(&mut config);
         for (key, value) in [
             ("acks", "all".into()),
             ("enable.idempotence", "true".into()),
@@ -150,6 +151,7 @@ impl LogClients {
     pub(super) fn member(&self) -> ClientConfig {
         let mut config = self.reader();
         seat(&mut config);
+        watched(&mut config);
         if let Some(instance) = &self.instance {
             config.set("group.instance.id", instance);
         }

@@ -6,6 +6,7 @@ use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::statistics::Statistics;
 use sluice_common::failpoint::Point;
 use sluice_common::limits::KAFKA_APPEND_DEADLINE;
 use sluice_kafka::{LastWords, Speaks, made, may_end, told};
@@ -46,6 +47,10 @@ struct Context(LastWords);
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.error(error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.0.heard(&statistics);
     }
 }
 

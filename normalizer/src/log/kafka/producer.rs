@@ -15,6 +15,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::statistics::Statistics;
 use sluice_common::failpoint::Point;
 use sluice_common::ids::LogId;
 use sluice_common::limits::{KAFKA_APPEND_DEADLINE, LOG_QUEUE_BYTES, SHUTDOWN_DEADLINE};
@@ -67,6 +68,10 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.error(error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.0.heard(&statistics);
     }
 }
 

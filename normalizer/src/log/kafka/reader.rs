@@ -26,6 +26,11 @@ use tokio::sync::watch;
 
 /// How long a message is waited for before somebody looks whether something else is asked for.
 const POLL: Duration = Duration::from_millis(50);
+/// For how long nothing may come before the brokers are asked whether they are there: a consumer that has lost all of its
+/// own gets nothing, and says nothing.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long they have to answer that: what comes meanwhile waits.
+const THERE_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a reader waits for records that are there.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the same is said of brokers that give nothing.
@@ -302,7 +307,7 @@ impl Reader {
                 }
             }
         };
-        let mut turn = 0;
+        let (mut turn, mut came) = (0, Instant::now());
         while let Some((now, wanted)) = self.room() {
             if let Some(offset) = wanted {
                 turn = now;
@@ -313,10 +318,24 @@ impl Reader {
             }
             consumer.context().look_after();
             match consumer.poll(POLL) {
-                Some(Ok(message)) => self.take(turn, &message),
+                Some(Ok(message)) => {
+                    self.take(turn, &message);
+                    came = Instant::now();
+                }
                 Some(Err(error)) => self.failed(turn, &consumer, &error),
+                None if came.elapsed() >= QUIET => {
+                    self.look_for_brokers(&consumer);
+                    came = Instant::now();
+                }
                 None => {}
             }
+        }
+    }
+
+    fn look_for_brokers(&self, consumer: &BaseConsumer<LastWords>) {
+        if let Err(error) = consumer.fetch_metadata(Some(&self.of.clients.topic), THERE_DEADLINE) {
+            let reason = consumer.context().why(&error);
+            tracing::debug!(reason, partition = self.of.number, "the log gives nothing now");
         }
     }
 
