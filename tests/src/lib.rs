@@ -23,7 +23,7 @@ pub use balance::books_balance;
 pub use client::{Answer, Client};
 pub use deployment::Deployment;
 pub use plan::{Hop, Part, Plan, Shape};
-pub use wait::{eventually, finally};
+pub use wait::{eventually, finally, within};
 
 /// Our clock, in ms.
 #[must_use]

@@ -21,17 +21,23 @@ pub async fn eventually<T>(what: &str, deadline: Duration, mut look: impl AsyncF
 pub async fn finally<T, E: Display>(
     what: &str,
     deadline: Duration,
-    mut look: impl AsyncFnMut() -> Result<T, E>,
+    look: impl AsyncFnMut() -> Result<T, E>,
 ) -> T {
+    within(deadline, look)
+        .await
+        .unwrap_or_else(|reason| panic!("{what} did not happen within {deadline:?}: {reason}"))
+}
+
+/// The same, for whoever has more to say of it than the last reason.
+///
+/// # Errors
+/// That reason, after `deadline`.
+pub async fn within<T, E>(deadline: Duration, mut look: impl AsyncFnMut() -> Result<T, E>) -> Result<T, E> {
     let until = Instant::now() + deadline;
     loop {
         match look().await {
-            Ok(found) => return found,
-            Err(reason) => assert!(
-                Instant::now() < until,
-                "{what} did not happen within {deadline:?}: {reason}"
-            ),
+            Err(_) if Instant::now() < until => tokio::time::sleep(PAUSE).await,
+            ended => return ended,
         }
-        tokio::time::sleep(PAUSE).await;
     }
 }

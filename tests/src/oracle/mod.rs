@@ -15,7 +15,7 @@ pub mod load;
 pub mod request;
 pub mod verdict;
 
-use crate::{Deployment, Part, eventually, finally};
+use crate::{Deployment, Part, eventually, within};
 use copies::LogTopic;
 use ledger::Ledger;
 use load::{Load, Style};
@@ -342,7 +342,7 @@ impl Oracle {
 pub async fn drained(deployment: &Deployment) {
     for part in deployment.normalizers() {
         let normalizer = deployment.admin(part);
-        finally("an empty backlog", DRAIN_DEADLINE, async || {
+        let done = within(DRAIN_DEADLINE, async || {
             let told = normalizer.get("/metrics").await;
             let told = told.map_err(|error| format!("{part:?}: {error}"))?;
             let names = ["sluice_log_backlog_bytes", "sluice_unsettled"];
@@ -356,6 +356,10 @@ pub async fn drained(deployment: &Deployment) {
             }
         })
         .await;
+        if let Err(reason) = done {
+            let words = deployment.last_words();
+            panic!("no empty backlog within {DRAIN_DEADLINE:?}: {reason}\n{words}");
+        }
     }
 }
 
